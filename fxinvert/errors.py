@@ -1,0 +1,37 @@
+"""The errors that fxinvert raises: one family, each naming what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+REPORT = "This is a fault in fxinvert; please report it with the message above."
+
+
+class FxInvertError(Exception):
+    """Root of every error raised on purpose by fxinvert."""
+
+
+class TraceError(FxInvertError):
+    """The model could not be captured, normalized or run as a graph."""
+
+
+class NoRuleError(FxInvertError):
+    """No inverse rule applies to a node that lies between what is asked for and the output."""
+
+
+class RuleError(FxInvertError):
+    """A rule is wrong: registered twice, raised, or returned something that is not an inverse."""
+
+
+class CutError(FxInvertError):
+    """A cut or a segment that was asked for does not exist in the graph."""
+
+
+class SolveError(FxInvertError):
+    """A linear system could not be solved at all (non-finite or contradictory input)."""
+
+
+class DataError(FxInvertError):
+    """Data, labels, files or settings given by the user do not fit."""
+
+
+class ExportMismatchError(FxInvertError):
+    """An exported file does not compute what the model computes."""

@@ -1,0 +1,161 @@
+"""Linear operators on batches: how a linear map acts, apart from how systems with it are solved.
+
+An operator maps `(B, *in_shape)` to `(B, *out_shape)`, row by row. `adjoint` is its transpose for the Euclidean
+inner product: ⟨A x, r⟩ = ⟨x, Aᵀ r⟩.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
+
+Shape = tuple[int, ...]
+
+_CONVOLUTION = {
+    1: (torch.nn.functional.conv1d, conv1d_input),
+    2: (torch.nn.functional.conv2d, conv2d_input),
+    3: (torch.nn.functional.conv3d, conv3d_input),
+}
+
+
+class LinearOperator(ABC):
+    """A linear map between batches of tensors."""
+
+    def __init__(self, in_shape: Sequence[int], out_shape: Sequence[int], like: Tensor) -> None:
+        self.in_shape: Shape = tuple(in_shape)
+        self.out_shape: Shape = tuple(out_shape)
+        self.dtype, self.device = like.dtype, like.device
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(outputs, inputs): the shape (m, n) of the matrix that the operator stands for."""
+        return math.prod(self.out_shape), math.prod(self.in_shape)
+
+    @abstractmethod
+    def apply(self, x: Tensor) -> Tensor:
+        """A x: `(B, *in_shape)` → `(B, *out_shape)`."""
+
+    @abstractmethod
+    def adjoint(self, r: Tensor) -> Tensor:
+        """Aᵀ r: `(B, *out_shape)` → `(B, *in_shape)`."""
+
+    @abstractmethod
+    def double(self) -> LinearOperator:
+        """The same operator in float64."""
+
+    def dense(self) -> Tensor:
+        """The `(m, n)` matrix, by applying the operator to the unit vectors of its smaller side."""
+        m, n = self.size
+        side, act, shape = (n, self.apply, self.in_shape) if n <= m else (m, self.adjoint, self.out_shape)
+        units = torch.eye(side, dtype=self.dtype, device=self.device).reshape(side, *shape)
+        columns = act(units).reshape(side, -1)
+        return columns.T if n <= m else columns
+
+
+class Dense(LinearOperator):
+    """y = W x for a matrix W `(m, n)`."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__(weight.shape[1:], weight.shape[:1], weight)
+        self.weight = weight
+
+    def apply(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T
+
+    def adjoint(self, r: Tensor) -> Tensor:
+        return r @ self.weight
+
+    def double(self) -> Dense:
+        return Dense(self.weight.double())
+
+    def dense(self) -> Tensor:
+        return self.weight
+
+
+class Diagonal(LinearOperator):
+    """y = s ⊙ x; the scale broadcasts to the shape of one sample."""
+
+    def __init__(self, scale: Tensor, shape: Sequence[int]) -> None:
+        super().__init__(shape, shape, scale)
+        self.scale = scale.expand(tuple(shape))
+
+    def apply(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+    def adjoint(self, r: Tensor) -> Tensor:
+        return r * self.scale
+
+    def double(self) -> Diagonal:
+        return Diagonal(self.scale.double(), self.in_shape)
+
+
+class Convolution(LinearOperator):
+    """Discrete convolution (cross-correlation, as in torch) in 1, 2 or 3 dimensions, zero padding.
+
+    Args:
+        weight: `(c_out, c_in / groups, *kernel)`.
+        in_shape: `(c_in, *spatial)`.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        in_shape: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> None:
+        self.weight = weight
+        self.options = {
+            "stride": tuple(stride),
+            "padding": tuple(padding),
+            "dilation": tuple(dilation),
+            "groups": groups,
+        }
+        spatial = [
+            (size + 2 * p - d * (k - 1) - 1) // s + 1
+            for size, k, s, p, d in zip(
+                in_shape[1:], weight.shape[2:], stride, padding, dilation, strict=True
+            )
+        ]
+        super().__init__(in_shape, (weight.shape[0], *spatial), weight)
+        self._forward, self._input_gradient = _CONVOLUTION[len(spatial)]
+
+    def apply(self, x: Tensor) -> Tensor:
+        return self._forward(x, self.weight, **self.options)
+
+    def adjoint(self, r: Tensor) -> Tensor:
+        return self._input_gradient((len(r), *self.in_shape), self.weight, r, **self.options)
+
+    def double(self) -> Convolution:
+        return Convolution(self.weight.double(), self.in_shape, **self.options)  # type: ignore[arg-type]
+
+
+class Function(LinearOperator):
+    """The linear part of an affine function, x ↦ f(x) − f(0); the adjoint comes from autograd."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], in_shape: Sequence[int], like: Tensor) -> None:
+        self.function = function
+        zero = torch.zeros(1, *in_shape, dtype=like.dtype, device=like.device)
+        self.offset = function(zero).detach()
+        super().__init__(in_shape, self.offset.shape[1:], like)
+
+    def apply(self, x: Tensor) -> Tensor:
+        return self.function(x) - self.offset
+
+    def adjoint(self, r: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = torch.zeros(len(r), *self.in_shape, dtype=r.dtype, device=r.device, requires_grad=True)
+            (gradient,) = torch.autograd.grad(self.function(x), x, r)
+        return gradient
+
+    def double(self) -> Function:
+        # the function may hold parameters of its own dtype, so it is evaluated there
+        function, dtype = self.function, self.dtype
+        return Function(lambda x: function(x.to(dtype)).double(), self.in_shape, self.offset.double())

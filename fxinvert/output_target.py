@@ -1,0 +1,190 @@
+"""Output targets: what the model's output should have been, given the labels.
+
+Each is a function of the outputs `(B, …)` and the labels. For classification the labels are class numbers; the class
+axis is the one that the labels lack: `(B, C)` with `(B,)`, `(B, C, H, W)` with `(B, H, W)`, `(B, T, C)` with `(B, T)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fxinvert.errors import DataError
+
+OutputTargetFunction = Callable[[Tensor, Tensor], Tensor]
+OutputTargetName = Literal[
+    "nearest", "margin", "cross_entropy", "max_assign", "one_hot", "regression", "soft"
+]
+
+
+def nearest(outputs: Tensor, labels: Tensor, margin: float | Tensor = 0.0) -> Tensor:
+    """Projection onto {the label's logit exceeds every other by at least `margin`}, exactly, in closed form.
+
+    With the label's logit lowered by the margin the set is {the label's logit is the largest}; its projection is pool
+    adjacent violators: the label's logit and the k largest others are replaced by their mean, for the smallest k whose
+    mean is not below the next one. A sample that satisfies the constraint keeps its output.
+
+    Args:
+        outputs: logits, class axis as described above.
+        labels: class numbers.
+        margin: in units of the logits; a number or a tensor that broadcasts to the labels.
+    """
+    logits, index, restore = _classes_last(outputs, labels)
+    own = logits.gather(-1, index) - _column(margin, labels)
+    others = logits.scatter(-1, index, -torch.inf)
+    ranked = others.sort(-1, descending=True).values
+    counts = torch.arange(1, logits.shape[-1] + 1, device=logits.device, dtype=logits.dtype)
+    # pooled[k]: mean of the label's logit and the k largest others
+    pooled = torch.cat([own, own + ranked[..., :-1].cumsum(-1)], -1) / counts
+    level = pooled.gather(-1, (pooled >= ranked).to(torch.uint8).argmax(-1, keepdim=True))
+    violated = own < ranked[..., :1]
+    target = torch.minimum(logits, level).scatter(-1, index, level + _column(margin, labels))
+    return restore(torch.where(violated, target, logits))
+
+
+def margin(outputs: Tensor, labels: Tensor, size: float | Literal["auto"] = "auto") -> Tensor:
+    """`nearest` with a margin. `"auto"`: for each sample, the spread (standard deviation) of its own logits.
+
+    The spread is the sample's own, so that its target does not depend on the rest of its batch.
+    """
+    if size != "auto":
+        return nearest(outputs, labels, size)
+    logits, _, _ = _classes_last(outputs, labels)
+    return nearest(outputs, labels, logits.std(-1))
+
+
+def cross_entropy(outputs: Tensor, labels: Tensor, step: float = 2.0) -> Tensor:
+    """o + c·(onehot − softmax(o)): for c = 2 the minimizer of a quadratic upper bound of the cross-entropy.
+
+    The Hessian of the cross-entropy in the logits is at most ½I (Böhning 1992), so that a least-squares fit to this
+    target cannot raise the loss of an affine last layer. A larger c over-relaxes.
+    """
+    logits, index, restore = _classes_last(outputs, labels)
+    wanted = torch.zeros_like(logits).scatter(-1, index, 1.0)
+    return restore(logits + step * (wanted - logits.softmax(-1)))
+
+
+def max_assign(outputs: Tensor, labels: Tensor) -> Tensor:
+    """The label's logit takes the largest value of the sample's logits; the others stay."""
+    logits, index, restore = _classes_last(outputs, labels)
+    return restore(logits.scatter(-1, index, logits.amax(-1, keepdim=True)))
+
+
+def one_hot(outputs: Tensor, labels: Tensor) -> Tensor:
+    """1 for the label's class, 0 for the others."""
+    logits, index, restore = _classes_last(outputs, labels)
+    return restore(torch.zeros_like(logits).scatter(-1, index, 1.0))
+
+
+def regression(outputs: Tensor, labels: Tensor) -> Tensor:
+    """The label itself, `(B, …)` as the output, or `(B,)` where the output is `(B, 1)`.
+
+    Raises:
+        DataError: the shapes differ.
+    """
+    if labels.shape != outputs.shape and labels.numel() == outputs.numel() and len(labels) == len(outputs):
+        labels = labels.reshape(outputs.shape)
+    if labels.shape != outputs.shape:
+        raise DataError(
+            f"labels of shape {tuple(labels.shape)} do not fit outputs of shape {tuple(outputs.shape)}: "
+            "for regression they are equal"
+        )
+    return labels.to(outputs.dtype)
+
+
+def soft(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Given logits, or probabilities (non-negative rows of sum 1), which are turned into logits of the same mean."""
+    target = regression(outputs, labels)
+    sums = target.sum(-1, keepdim=True)
+    probabilities = bool((target >= 0).all()) and bool(
+        torch.isclose(sums, torch.ones_like(sums), atol=1e-4).all()
+    )
+    if not probabilities:
+        return target
+    logits = target.clamp(min=1e-6).log()
+    return logits + (outputs - logits).mean(-1, keepdim=True)
+
+
+FUNCTIONS: dict[str, OutputTargetFunction] = {
+    "nearest": nearest,
+    "margin": margin,
+    "cross_entropy": cross_entropy,
+    "max_assign": max_assign,
+    "one_hot": one_hot,
+    "regression": regression,
+    "soft": soft,
+}
+
+
+@dataclass(frozen=True)
+class OutputTarget:
+    """A named output target; calling it gives the target of the model's output.
+
+    Attributes:
+        name: for tables and metadata.
+        function: `(outputs, labels) -> target`.
+    """
+
+    name: str
+    function: OutputTargetFunction
+
+    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        target = self.function(outputs, labels)
+        if not isinstance(target, Tensor) or target.shape != outputs.shape:
+            shape = tuple(target.shape) if isinstance(target, Tensor) else type(target).__name__
+            raise DataError(
+                f"output target {self.name!r} returned {shape}; the outputs have shape {tuple(outputs.shape)}"
+            )
+        return target.to(outputs.dtype)
+
+
+def output_target(choice: str | OutputTargetFunction) -> OutputTarget:
+    """The output target of that name, or one made of a callable.
+
+    Raises:
+        DataError: there is none of that name.
+    """
+    if isinstance(choice, OutputTarget):
+        return choice
+    if callable(choice):
+        return OutputTarget(getattr(choice, "__name__", "custom"), choice)
+    if choice not in FUNCTIONS:
+        raise DataError(f"unknown output target {choice!r}; known are {', '.join(FUNCTIONS)}, or a callable")
+    return OutputTarget(choice, FUNCTIONS[choice])
+
+
+def class_axis(outputs: Tensor, labels: Tensor) -> int:
+    """The axis of the outputs that holds the classes: the one that the labels lack.
+
+    Raises:
+        DataError: the labels are not class numbers for these outputs.
+    """
+    shape = tuple(outputs.shape)
+    if labels.dtype.is_floating_point or labels.dtype == torch.bool:
+        raise DataError(f"labels of type {labels.dtype}; class numbers are integers (int64)")
+    for axis in (1, outputs.dim() - 1):
+        if outputs.dim() > 1 and tuple(labels.shape) == shape[:axis] + shape[axis + 1 :]:
+            return axis
+    raise DataError(
+        f"labels of shape {tuple(labels.shape)} do not fit outputs of shape {shape}: class labels have the shape "
+        f"of the outputs without the class axis, here {(shape[0], *shape[2:])}"
+    )
+
+
+def _classes_last(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """Logits with the class axis last, the labels as an index of one column, and the way back."""
+    axis = class_axis(outputs, labels)
+    classes = outputs.shape[axis]
+    if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= classes):
+        raise DataError(
+            f"labels range from {int(labels.min())} to {int(labels.max())}; the model has {classes} classes, 0 to {classes - 1}"
+        )
+    return outputs.movedim(axis, -1), labels.long()[..., None], lambda value: value.movedim(-1, axis)
+
+
+def _column(value: float | Tensor, labels: Tensor) -> float | Tensor:
+    return value.expand(labels.shape)[..., None] if isinstance(value, Tensor) else value

@@ -1,0 +1,30 @@
+"""Inverse rules: how one op is inverted, and the registry that holds them."""
+
+from fxinvert.rules.affine import invert_affine, invert_by_autograd
+from fxinvert.rules.branches import Branch, falling, flat, invert_branches, rising
+from fxinvert.rules.certificate import Certificate, Inverse, Status
+from fxinvert.rules.op import FactorCache, Op
+from fxinvert.rules.registry import Kind, Rule, RuleSet, default_rules, inverse_rule, key_of
+from fxinvert.rules.trainable import Trainable
+
+__all__ = [
+    "Branch",
+    "Certificate",
+    "FactorCache",
+    "Inverse",
+    "Kind",
+    "Op",
+    "Rule",
+    "RuleSet",
+    "Status",
+    "Trainable",
+    "default_rules",
+    "falling",
+    "flat",
+    "inverse_rule",
+    "invert_affine",
+    "invert_branches",
+    "invert_by_autograd",
+    "key_of",
+    "rising",
+]

@@ -1,0 +1,63 @@
+"""The op as a rule sees it: what it was given, what it gave, and how it can be evaluated again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxinvert.linalg import SolveSettings
+
+
+class FactorCache:
+    """Keeps what was computed from an op's parameters until the parameters change."""
+
+    def __init__(self) -> None:
+        self._entries: dict[Any, tuple[tuple[Tensor, ...], Any]] = {}
+
+    def get(self, key: Any, parameters: tuple[Tensor, ...], build: Callable[[], Any]) -> Any:
+        """The value built for `key` with these parameter values; built anew when any value differs."""
+        known = self._entries.get(key)
+        if known is None or not all(map(torch.equal, known[0], parameters)):
+            known = tuple(p.detach().clone() for p in parameters), build()
+            self._entries[key] = known
+        return known[1]
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op of the graph, with the values it had in the forward pass.
+
+    Attributes:
+        key: the normalized name of the op, e.g. `"conv2d"`.
+        name: the node's name, for messages.
+        anchors: the inputs that depend on the model's input, by argument name, each `(B, …)`.
+        output: what the op made of the anchors, `(B, …)`.
+        parameters: tensors that do not depend on the model's input (weights, buffers, constants), by argument name.
+        attributes: every other argument, defaults filled in.
+        evaluate: the op as a function of the anchors, in the order of `anchors`, everything else held.
+        settings: how linear systems are solved.
+        cache: for factorizations.
+    """
+
+    key: str
+    name: str
+    anchors: Mapping[str, Tensor]
+    output: Tensor
+    parameters: Mapping[str, Tensor]
+    attributes: Mapping[str, Any]
+    evaluate: Callable[..., Tensor]
+    settings: SolveSettings = field(default_factory=SolveSettings)
+    cache: FactorCache = field(default_factory=FactorCache)
+
+    @property
+    def anchor(self) -> Tensor:
+        """The op's only anchor."""
+        (value,) = self.anchors.values()
+        return value
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return self.evaluate(*inputs)

@@ -1,0 +1,28 @@
+"""What every test gets: torch that is polite to its neighbours, and the same random numbers on every run."""
+
+import os
+
+# torch's OpenMP runtime reads this once, when it is loaded. Spinning threads make a shared machine ten times slower.
+os.environ["OMP_WAIT_POLICY"] = "passive"
+
+import hypothesis
+import pytest
+import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the workers are the parallelism
+
+# A test's verdict must not depend on how busy the machine is (deadline, too_slow) or on luck (derandomize).
+hypothesis.settings.register_profile(
+    "fxinvert",
+    deadline=None,
+    derandomize=True,
+    max_examples=25,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("fxinvert")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
