@@ -12,6 +12,9 @@ from fxinvert.errors import (
 )
 from fxinvert.inverse import InverseGraph, Reconstruction, invert
 from fxinvert.passes import trace
+from fxinvert.passes.partition import Plan, Segment, partition
+from fxinvert.post_training import post_train
+from fxinvert.result import PostTrainingResult
 from fxinvert.rules import RuleSet, default_rules, inverse_rule
 
 __version__ = "0.1.0"
@@ -24,12 +27,17 @@ __all__ = [
     "InverseGraph",
     "NoRuleError",
     "Reconstruction",
+    "Plan",
+    "PostTrainingResult",
     "RuleError",
     "RuleSet",
+    "Segment",
     "SolveError",
     "TraceError",
     "default_rules",
     "inverse_rule",
     "invert",
+    "partition",
+    "post_train",
     "trace",
 ]

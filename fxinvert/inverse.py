@@ -189,6 +189,11 @@ class InverseGraph:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
         return inverted.op(values[node], args, kwargs)
 
+    @property
+    def output_node(self) -> fx.Node:
+        """The forward node that gives the supervised output."""
+        return self._last
+
     def inverse_op(self, node: fx.Node) -> InverseOp:
         """The inverse graph's module for a forward node."""
         module = self.graph_module.get_submodule(f"{node.name}_inverse")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -188,3 +189,14 @@ def _classes_last(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Call
 
 def _column(value: float | Tensor, labels: Tensor) -> float | Tensor:
     return value.expand(labels.shape)[..., None] if isinstance(value, Tensor) else value
+
+
+def automatic(labels: Tensor) -> list[OutputTarget]:
+    """What `"auto"` chooses from, given some labels: for numbers regression, for classes the targets that differ in kind."""
+    if labels.dtype.is_floating_point:
+        return [output_target("regression")]
+    return [
+        output_target("cross_entropy"),
+        OutputTarget("cross_entropy, over-relaxed", partial(cross_entropy, step=6.0)),
+        output_target("margin"),
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -56,6 +57,11 @@ def capture(model: nn.Module, rules: RuleSet) -> fx.GraphModule:
                 "rule with @fxinvert.inverse_rule, which keeps it whole."
             ) from error
     return fx.GraphModule(tracer.root, graph, type(model).__name__)
+
+
+def attribute(module: nn.Module, target: str) -> Any:
+    """What a dotted name stands for: `"layer1.conv.weight"`."""
+    return functools.reduce(getattr, target.split("."), module)
 
 
 def describe(node: fx.Node) -> str:

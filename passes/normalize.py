@@ -24,7 +24,7 @@ from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.overrides import TorchFunctionMode
 
 from fxinvert.errors import TraceError
-from fxinvert.passes.capture import describe
+from fxinvert.passes.capture import attribute, describe
 from fxinvert.passes.spelling import is_in_place, to_aten
 from fxinvert.rules import RuleSet, key_of
 
@@ -158,10 +158,7 @@ class _Builder:
         return node
 
     def _attribute(self, target: str) -> fx.Node:
-        value = self.raw
-        for part in target.split("."):
-            value = getattr(value, part)
-        return self._annotated(self.graph.get_attr(target), value, target)
+        return self._annotated(self.graph.get_attr(target), attribute(self.raw, target), target)
 
     def parameter(self, tensor: Tensor) -> fx.Node | None:
         """A node that reads a parameter or buffer of the model, if the tensor is one."""

@@ -198,6 +198,12 @@ def chain(graph: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node | None]]:
         node = source
 
 
+def parameters_of(node: fx.Node) -> dict[str, str]:
+    """The names of the parameters and buffers that an op reads, by argument name."""
+    arguments = _arguments(node.target, node.args, node.kwargs)
+    return {k: str(n.target) for k, n in arguments.items() if isinstance(n, fx.Node) and n.op == "get_attr"}
+
+
 def measured(op: Op, target: Tensor, value: Tensor) -> Certificate:
     """The certificate of an answer that came without one, by evaluating the op on it."""
     residual = relative(op(value) - target, target)

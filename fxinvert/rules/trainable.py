@@ -9,6 +9,7 @@ Groups are independent problems and come first: `(groups, rows, columns)`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class Trainable(ABC):
         """An output-shaped value in the same rows: `(groups, B·positions, outputs)`."""
 
     @abstractmethod
-    def changes(self, op: Op, matrix: Tensor) -> dict[str, Tensor]:
+    def changes(self, parameters: Mapping[str, Tensor], matrix: Tensor) -> dict[str, Tensor]:
         """ΔΘ `(groups, outputs, inputs [+ 1])` as changes of the parameters, by argument name."""
 
 
@@ -42,8 +43,8 @@ class LinearWeights(Trainable):
     def outputs(self, op: Op, value: Tensor) -> Tensor:
         return value.flatten(0, -2)[None]
 
-    def changes(self, op: Op, matrix: Tensor) -> dict[str, Tensor]:
-        return _unpacked(op, matrix)
+    def changes(self, parameters: Mapping[str, Tensor], matrix: Tensor) -> dict[str, Tensor]:
+        return _unpacked(parameters, matrix)
 
 
 class ConvolutionWeights(Trainable):
@@ -62,8 +63,8 @@ class ConvolutionWeights(Trainable):
         rows = value.movedim(1, -1).flatten(0, -2)
         return rows.reshape(len(rows), groups, -1).transpose(0, 1)
 
-    def changes(self, op: Op, matrix: Tensor) -> dict[str, Tensor]:
-        return _unpacked(op, matrix)
+    def changes(self, parameters: Mapping[str, Tensor], matrix: Tensor) -> dict[str, Tensor]:
+        return _unpacked(parameters, matrix)
 
 
 class ChannelScale(Trainable):
@@ -82,8 +83,8 @@ class ChannelScale(Trainable):
     def outputs(self, op: Op, value: Tensor) -> Tensor:
         return value.movedim(1, 0).flatten(1)[..., None]
 
-    def changes(self, op: Op, matrix: Tensor) -> dict[str, Tensor]:
-        return _unpacked(op, matrix)
+    def changes(self, parameters: Mapping[str, Tensor], matrix: Tensor) -> dict[str, Tensor]:
+        return _unpacked(parameters, matrix)
 
 
 def _with_one(rows: Tensor, op: Op) -> Tensor:
@@ -92,8 +93,8 @@ def _with_one(rows: Tensor, op: Op) -> Tensor:
     return torch.cat([rows, rows.new_ones(*rows.shape[:-1], 1)], dim=-1)
 
 
-def _unpacked(op: Op, matrix: Tensor) -> dict[str, Tensor]:
-    weight, bias = op.parameters["weight"], op.parameters.get("bias")
+def _unpacked(parameters: Mapping[str, Tensor], matrix: Tensor) -> dict[str, Tensor]:
+    weight, bias = parameters["weight"], parameters.get("bias")
     if bias is None:
         return {"weight": matrix.reshape(weight.shape)}
     return {"weight": matrix[..., :-1].reshape(weight.shape), "bias": matrix[..., -1].reshape(bias.shape)}

@@ -1,0 +1,83 @@
+"""What post-training gives back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from fxinvert.passes.partition import Plan
+from fxinvert.training import Metrics
+
+
+@dataclass(frozen=True)
+class Record:
+    """One update that was tried.
+
+    Attributes:
+        sweep: from 1.
+        segments: the names of the segments updated together.
+        output_target: the output target in use.
+        step: the size chosen on held-out loss, 0 where no size was better.
+        before, after: held-out metrics.
+        explained: by op, the share of its squared error that the full update removes on the training data.
+        damping: by op, the relative damping ρ used.
+        seconds: wall time, statistics, solve and search.
+    """
+
+    sweep: int
+    segments: tuple[str, ...]
+    output_target: str
+    step: float
+    before: Metrics
+    after: Metrics
+    explained: dict[str, float]
+    damping: dict[str, float]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class PostTrainingResult:
+    """A post-trained model and how it came about.
+
+    Attributes:
+        model: a copy of the model given, with updated parameters, in the mode (train or eval) that one was in.
+        baseline: held-out metrics of the model given.
+        final: of the model returned; neither loss nor accuracy is worse.
+        history: every update that was tried, in order.
+        plan: the partition that was used.
+        output_target: the name of the output target that was used.
+        changed: the names of the parameters that differ.
+        notes: what the user should know.
+        seconds: wall time in all.
+    """
+
+    model: nn.Module
+    baseline: Metrics
+    final: Metrics
+    history: tuple[Record, ...]
+    plan: Plan
+    output_target: str
+    changed: tuple[str, ...]
+    notes: tuple[str, ...]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the model, JSON-ready."""
+        return {
+            "baseline": self.baseline.to_dict(),
+            "final": self.final.to_dict(),
+            "output_target": self.output_target,
+            "changed": list(self.changed),
+            "notes": list(self.notes),
+            "seconds": self.seconds,
+            "history": [record.to_dict() for record in self.history],
+        }
+
+    def __repr__(self) -> str:
+        return f"PostTrainingResult(held-out: {self.baseline} → {self.final}; {len(self.changed)} parameters changed)"

@@ -1,0 +1,93 @@
+"""Data named on the command line: an `.npz` file, a folder of images, or a factory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fxinvert.errors import DataError
+from fxinvert.sources.arrays import load_npz
+from fxinvert.sources.factory import call_factory, is_factory
+from fxinvert.sources.images import ImageFolder
+from fxinvert.sources.options import DataOptions
+
+Loader = Iterable[tuple[Any, Tensor]]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Data, ready to be iterated any number of times.
+
+    Attributes:
+        train: batches of (inputs, labels).
+        test: batches that the source keeps for testing, if it does.
+        classes: the names of the classes, where the source knows them.
+    """
+
+    train: Loader
+    test: Loader | None = None
+    classes: tuple[str, ...] | None = None
+
+    def example_inputs(self) -> tuple[Tensor, ...]:
+        """The inputs of the first training batch, as the tuple of the model's arguments.
+
+        Raises:
+            DataError: there is no batch, or it is not a pair with tensors as inputs.
+        """
+        first = next(iter(self.train), None)
+        if first is None:
+            raise DataError("the data has no batches")
+        if not isinstance(first, tuple | list) or len(first) != 2:
+            raise DataError(f"a batch of the data is {type(first).__name__}; a pair (inputs, labels) is needed")
+        inputs = tuple(first[0]) if isinstance(first[0], tuple | list) else (first[0],)
+        strange = next((type(value).__name__ for value in inputs if not isinstance(value, Tensor)), None)
+        if strange is not None:
+            raise DataError(f"the inputs of a batch are {strange}; tensors are needed")
+        return inputs
+
+
+def load_data(spec: str, options: DataOptions | None = None, classes: tuple[str, ...] | None = None) -> Data:
+    """Opens data; batches are read when they are iterated.
+
+    Args:
+        spec: an `.npz` file with x and y arrays, a folder of class folders of images, or `package.module:factory` of
+            an iterable of (inputs, labels) batches that can be iterated more than once.
+        options: how files are read; a factory's batches are taken as they are.
+        classes: the class names in the order of their numbers, where other data has set it.
+
+    Raises:
+        DataError: it is not there, of no known kind, or damaged.
+    """
+    options = options or DataOptions()
+    path = Path(spec)
+    if path.is_dir():
+        try:
+            folder = ImageFolder(path, options, classes)
+        except OSError as error:
+            raise DataError(f"the folder {path} cannot be read: {error}") from error
+        return Data(folder, None, folder.classes)
+    if path.is_file():
+        if path.suffix.lower() != ".npz":
+            raise DataError(f"data is read from .npz files and folders of images; {path} is neither")
+        return Data(*load_npz(path, options))
+    if is_factory(spec):
+        return Data(_loader(spec))
+    raise DataError(
+        f"the data {spec!r} is not there; give an .npz file, a folder of class folders of images, or "
+        "package.module:factory of a loader"
+    )
+
+
+def _loader(spec: str) -> Loader:
+    loader = call_factory(spec, "data")
+    if isinstance(loader, Iterator):
+        raise DataError(
+            f"data {spec!r} gave {type(loader).__name__}, which can be iterated only once; give a list or a DataLoader"
+        )
+    if not isinstance(loader, Iterable):
+        raise DataError(f"data {spec!r} gave {type(loader).__name__}; an iterable of (inputs, labels) batches is needed")
+    return loader

@@ -1,0 +1,89 @@
+"""Normal equations of one affine op: sums over samples, and their solution.
+
+For y = Θ ã the weighted least-squares change of Θ towards the targets t is
+
+    ΔΘ = C (G + ρ·mean(diag G)·I)⁻¹,   G = Σ w ã ãᵀ,  C = Σ w (t − y) ãᵀ.
+
+G and C are plain sums: they stream in fixed memory, and add up across batches, chunks and machines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class NormalEquations:
+    """G `(groups, n, n)` and C `(groups, m, n)` in float64, the samples counted, and the squared error Σ w (t − y)²."""
+
+    gram: Tensor
+    cross: Tensor
+    rows: int
+    error: float
+
+    @classmethod
+    def of(cls, features: Tensor, errors: Tensor, weights: Tensor) -> NormalEquations:
+        """The sums over one batch.
+
+        Args:
+            features: ã, `(groups, rows, n)`.
+            errors: t − y, `(groups, rows, m)`.
+            weights: of the samples, `(B,)`; each stands for `rows / B` consecutive rows.
+        """
+        per_row = weights.repeat_interleave(features.shape[1] // max(len(weights), 1))[None, :, None]
+        weighted = features * per_row
+        return cls(
+            gram=(weighted.transpose(1, 2) @ features).double(),
+            cross=(errors.transpose(1, 2) @ weighted).double(),
+            rows=features.shape[1],
+            error=float((errors.square() * per_row).sum(dtype=torch.float64)),
+        )
+
+    def __add__(self, other: NormalEquations) -> NormalEquations:
+        return NormalEquations(
+            self.gram + other.gram, self.cross + other.cross, self.rows + other.rows, self.error + other.error
+        )
+
+    def solve(self, damping: float) -> Solved:
+        """ΔΘ with relative damping ρ = `damping`, raised tenfold as long as the system is not positive definite.
+
+        A feature that is always zero (a dead column) has nothing to say about its weights: they stay as they are.
+        """
+        diagonal = self.gram.diagonal(dim1=1, dim2=2)
+        dead = diagonal <= 0
+        mean = diagonal.mean(1, keepdim=True)
+        used = damping
+        while True:
+            ridge = torch.where(dead, 1.0, used * mean)
+            factor, failed = torch.linalg.cholesky_ex(self.gram + torch.diag_embed(ridge))
+            if not bool(failed.any()):
+                break
+            used = max(10 * used, torch.finfo(torch.float64).eps)
+        change = torch.cholesky_solve(self.cross.transpose(1, 2), factor).transpose(1, 2)
+        explained = float((2 * change * self.cross).sum() - ((change @ self.gram) * change).sum())
+        return Solved(
+            change=torch.where(dead[:, None, :], 0.0, change),
+            damping=used,
+            explained=explained / self.error if self.error > 0 else 0.0,
+            dead=int(dead.sum()),
+        )
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A solution of normal equations.
+
+    Attributes:
+        change: ΔΘ `(groups, m, n)`, float64.
+        damping: the ρ that was used.
+        explained: the share of the squared error that the full change removes.
+        dead: number of features that are always zero.
+    """
+
+    change: Tensor
+    damping: float
+    explained: float
+    dead: int

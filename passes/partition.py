@@ -1,0 +1,310 @@
+"""Partition: split a graph into segments that can be trained apart.
+
+A segment lies between two cuts. A cut is a single value that every path from input to output passes: a dominator of
+the output (Lengauer & Tarjan 1979, as in networkx), so that a segment has one input and one target. Segments own
+their parameters: ops that share one are never separated.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import networkx as nx
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import fx
+
+from fxinvert.errors import CutError
+from fxinvert.rules import RuleSet, default_rules
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of the graph between two cuts, the unit of training.
+
+    Attributes:
+        name: the path of its first trained op, or of its exit if nothing in it is trained.
+        entry, exit: the paths of the values at its two cuts.
+        nodes: the paths of its ops, in order.
+        trained: the paths of the ops whose parameters can be trained in closed form.
+        parameters: the names of those parameters.
+        parameter_count: how many numbers they hold.
+        in_shape, out_shape: of entry and exit, without the batch.
+        cost: multiply-adds of a forward pass per sample, estimated.
+    """
+
+    name: str
+    entry: str
+    exit: str
+    nodes: tuple[str, ...]
+    trained: tuple[str, ...]
+    parameters: tuple[str, ...]
+    parameter_count: int
+    in_shape: Shape
+    out_shape: Shape
+    cost: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A partition and what it will cost, made before any work; `print(plan)` shows it.
+
+    Attributes:
+        segments: in the order of the graph.
+    """
+
+    segments: tuple[Segment, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON-ready values."""
+        return {"segments": [vars(segment) for segment in self.segments]}
+
+    def __rich__(self) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
+        parameters, cost = (sum(values) for values in zip(*((s.parameter_count, s.cost) for s in self.segments), strict=True))
+        for header, footer, right in (
+            ("#", "", True),
+            ("segment", "total", False),
+            ("from → to", "", False),
+            ("shape", "", False),
+            ("trained ops", "", False),
+            ("parameters", f"{parameters:,}", True),
+            ("mult-adds", f"{cost:,}", True),
+        ):
+            table.add_column(header, footer, justify="right" if right else "left")
+        for i, s in enumerate(self.segments, 1):
+            table.add_row(
+                str(i),
+                s.name,
+                f"{s.entry} → {s.exit}",
+                f"{_times(s.in_shape)} → {_times(s.out_shape)}",
+                ", ".join(s.trained) or "none",
+                f"{s.parameter_count:,}",
+                f"{s.cost:,}",
+            )
+        return table
+
+    def __str__(self) -> str:
+        console = Console(width=200, no_color=True)
+        with console.capture() as captured:
+            console.print(self)
+        return "\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines())
+
+
+def partition(
+    graph: fx.GraphModule,
+    segments: int | None = None,
+    *,
+    cuts: Sequence[str] | None = None,
+    rules: RuleSet | None = None,
+) -> Plan:
+    """Splits a normalized graph into segments.
+
+    Args:
+        graph: from `fxinvert.trace`.
+        segments: how many, balanced by cost; by default as many as possible, one per trained op on a chain.
+        cuts: where instead: names of modules or nodes; the cut is made after each of them.
+        rules: the rules in force, which tell what can be trained.
+
+    Raises:
+        CutError: a name matches nothing, a value is no cut, there are not so many segments, or both ways are asked for.
+    """
+    if segments is not None and cuts is not None:
+        raise CutError("give the number of segments or the cuts, not both")
+    rules = rules or default_rules()
+    line = _line(graph)
+    trained = _trained(graph, rules)
+    if cuts is not None:
+        chosen = _named_cuts(graph, line, cuts)
+        _check_ties(_pieces(graph, line, chosen), trained)
+    else:
+        chosen = _merged(_units(graph, line, trained), segments)
+    pieces = _pieces(graph, line, chosen)
+    return Plan(tuple(_segment(piece, entry, trained) for entry, piece in pieces))
+
+
+def trained_parameters(node: fx.Node, rules: RuleSet) -> tuple[str, ...]:
+    """The names of the parameters of an op that closed-form training can change; empty if it cannot."""
+    rule = rules.get(node.meta.get("op", ""))
+    if rule is None or rule.trainable is None:
+        return ()
+    return tuple(str(n.target) for n in node.all_input_nodes if n.op == "get_attr" and _is_parameter(n))
+
+
+def _line(graph: fx.GraphModule) -> list[fx.Node]:
+    """The values that every path from input to output passes, input first."""
+    (output,) = graph.graph.find_nodes(op="output")
+    exit_ = output.args[0]
+    flow = nx.DiGraph()
+    source = "source"
+    for node in graph.graph.nodes:
+        if node.meta.get("active"):
+            flow.add_edges_from((n, node) for n in node.all_input_nodes if n.meta["active"])
+            if node.op == "placeholder":
+                flow.add_edge(source, node)
+    if exit_ not in flow:
+        raise CutError("the output does not depend on a floating-point input; there is nothing to partition")
+    dominator = nx.immediate_dominators(flow, source)
+    line = [exit_]
+    while dominator.get(line[-1], source) != source:
+        line.append(dominator[line[-1]])
+    return line[::-1]
+
+
+def _trained(graph: fx.GraphModule, rules: RuleSet) -> dict[fx.Node, tuple[str, ...]]:
+    found = {n: trained_parameters(n, rules) for n in graph.graph.nodes if n.meta.get("active") and "op" in n.meta}
+    return {node: names for node, names in found.items() if names}
+
+
+def _units(
+    graph: fx.GraphModule, line: list[fx.Node], trained: dict[fx.Node, tuple[str, ...]]
+) -> list[tuple[fx.Node, int]]:
+    """The smallest segments: (exit, cost) of each; every one trains something and shares no parameter with another."""
+    units: list[tuple[fx.Node, int]] = []
+    owners: dict[str, int] = {}
+    for _, piece in _pieces(graph, line, line[1:-1]):
+        names = [name for node in piece for name in trained.get(node, ())]
+        cost = sum(map(_cost, piece))
+        joined = min([owners[name] for name in names if name in owners], default=len(units))
+        if not names and units:  # ops without parameters go with the op before them
+            joined = len(units) - 1
+        elif names and len(units) == 1 and not owners:  # …and those before the first trained op with that op
+            joined = 0
+        cost += sum(c for _, c in units[joined:])
+        units[joined:] = [(piece[-1], cost)]
+        owners = {name: min(owner, joined) for name, owner in owners.items()} | dict.fromkeys(names, joined)
+    return units
+
+
+def _merged(units: list[tuple[fx.Node, int]], segments: int | None) -> list[fx.Node]:
+    """Where to cut so that the dearest of `segments` runs of units is as cheap as possible (dynamic programming)."""
+    n = len(units)
+    count = n if segments is None else segments
+    if not 1 <= count <= n:
+        raise CutError(f"this graph has {n} segment{'s' * (n != 1)} at most; {count} were asked for")
+    total = [0]
+    for _, cost in units:
+        total.append(total[-1] + cost)
+    best = [[(math.inf, 0)] * (n + 1) for _ in range(count + 1)]
+    best[0][0] = (0, 0)
+    for k in range(1, count + 1):
+        for end in range(k, n + 1):
+            best[k][end] = min(
+                (max(best[k - 1][start][0], total[end] - total[start]), start) for start in range(k - 1, end)
+            )
+    ends, end = [], n
+    for k in range(count, 0, -1):
+        ends.append(end)
+        end = best[k][end][1]
+    return [units[end - 1][0] for end in reversed(ends)][:-1]
+
+
+def _named_cuts(graph: fx.GraphModule, line: list[fx.Node], cuts: Sequence[str]) -> list[fx.Node]:
+    active = [node for node in graph.graph.nodes if node.meta.get("active")]
+    position = {node: i for i, node in enumerate(line)}
+    chosen: list[fx.Node] = []
+    for name in cuts:
+        inside = [n for n in active if name in (n.name, n.meta["path"]) or n.meta["path"].startswith(f"{name}.")]
+        if not inside:
+            known = dict.fromkeys(part for n in active for part in _prefixes(n.meta["path"]))
+            close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+            raise CutError(f"no module or node {name!r} to cut at; did you mean {', '.join(close or list(known)[:5])}?")
+        node = inside[-1]
+        if node not in position:
+            order = {n: i for i, n in enumerate(active)}
+            nearest = next(n for n in line if order[n] >= order[node])
+            raise CutError(
+                f"{node.meta['path']!r} is not a cut: other paths lead past it. "
+                f"The nearest cut after it is {nearest.meta['path']!r}"
+            )
+        if node is line[-1]:
+            raise CutError(f"{name!r} is the model's output; a cut there leaves an empty segment")
+        if node not in chosen:
+            chosen.append(node)
+    return sorted(chosen, key=position.__getitem__)
+
+
+def _check_ties(
+    pieces: list[tuple[fx.Node, list[fx.Node]]], trained: dict[fx.Node, tuple[str, ...]]
+) -> None:
+    owners: dict[str, fx.Node] = {}
+    for _, piece in pieces:
+        for name in dict.fromkeys(name for node in piece for name in trained.get(node, ())):
+            if name in owners:
+                raise CutError(
+                    f"parameter {name!r} is used on both sides of a cut, up to {owners[name].meta['path']!r} and up to "
+                    f"{piece[-1].meta['path']!r}; segments own their parameters: remove the cuts between the two"
+                )
+            owners[name] = piece[-1]
+
+
+def _pieces(
+    graph: fx.GraphModule, line: list[fx.Node], cuts: Sequence[fx.Node]
+) -> list[tuple[fx.Node, list[fx.Node]]]:
+    """(entry, ops) between consecutive cuts. Ops in graph order; a dominator separates what is before from after."""
+    exits = [*cuts, line[-1]]
+    pieces: list[tuple[fx.Node, list[fx.Node]]] = []
+    entry, piece = line[0], []
+    for node in graph.graph.nodes:
+        if not node.meta.get("active") or node.op == "placeholder":
+            continue
+        piece.append(node)
+        if len(pieces) < len(exits) and node is exits[len(pieces)]:
+            pieces.append((entry, piece))
+            entry, piece = node, []
+    return pieces
+
+
+def _segment(
+    piece: list[fx.Node], entry: fx.Node, trained: dict[fx.Node, tuple[str, ...]]
+) -> Segment:
+    ops = [node for node in piece if node in trained]
+    parameters = dict.fromkeys(name for node in ops for name in trained[node])
+    sizes = {str(n.target): _size(n) for node in ops for n in node.all_input_nodes if n.op == "get_attr"}
+    return Segment(
+        name=(ops or piece[-1:])[0].meta["path"],
+        entry=entry.meta["path"],
+        exit=piece[-1].meta["path"],
+        nodes=tuple(node.meta["path"] for node in piece),
+        trained=tuple(node.meta["path"] for node in ops),
+        parameters=tuple(parameters),
+        parameter_count=sum(sizes[name] for name in parameters),
+        in_shape=_shape(entry)[1:],
+        out_shape=_shape(piece[-1])[1:],
+        cost=sum(map(_cost, piece)),
+    )
+
+
+def _cost(node: fx.Node) -> int:
+    """Multiply-adds per sample: every output entry costs the weights of one output channel, or one operation."""
+    outputs = math.prod(_shape(node)[1:])
+    weights = [n for n in node.all_input_nodes if n.op == "get_attr" and len(_shape(n)) > 1]
+    return outputs * max([math.prod(_shape(w)[1:]) for w in weights], default=1)
+
+
+def _shape(node: fx.Node) -> Shape:
+    return tuple(node.meta["tensor_meta"].shape)
+
+
+def _size(node: fx.Node) -> int:
+    return math.prod(_shape(node))
+
+
+def _is_parameter(node: fx.Node) -> bool:
+    return bool(node.meta["tensor_meta"].requires_grad) or not str(node.target).split(".")[-1].startswith("running_")
+
+
+def _prefixes(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def _times(shape: Shape) -> str:
+    return "×".join(map(str, shape)) or "1"
