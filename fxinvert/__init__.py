@@ -1,4 +1,12 @@
-"""fxinvert: post-train pretrained PyTorch networks without back-propagating through them."""
+"""fxinvert: post-train pretrained PyTorch networks without back-propagating through them.
+
+The names below are imported when they are first used, so that `fxinvert --help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from fxinvert.errors import (
     CutError,
@@ -10,14 +18,45 @@ from fxinvert.errors import (
     SolveError,
     TraceError,
 )
-from fxinvert.inverse import InverseGraph, Reconstruction, invert
-from fxinvert.passes import trace
-from fxinvert.passes.partition import Plan, Segment, partition
-from fxinvert.post_training import post_train
-from fxinvert.result import PostTrainingResult
-from fxinvert.rules import RuleSet, default_rules, inverse_rule
+
+if TYPE_CHECKING:
+    from fxinvert.export import export_onnx
+    from fxinvert.inverse import InverseGraph, Reconstruction, invert
+    from fxinvert.passes import trace
+    from fxinvert.passes.partition import partition
+    from fxinvert.passes.plan import Plan, Segment
+    from fxinvert.post_training import post_train
+    from fxinvert.result import PostTrainingResult
+    from fxinvert.rules import RuleSet, default_rules, inverse_rule
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "export": ("export_onnx",),
+    "inverse": ("InverseGraph", "Reconstruction", "invert"),
+    "passes": ("trace",),
+    "passes.partition": ("partition",),
+    "passes.plan": ("Plan", "Segment"),
+    "post_training": ("post_train",),
+    "result": ("PostTrainingResult",),
+    "rules": ("RuleSet", "default_rules", "inverse_rule"),
+}
+_ROOMS = ("linalg", "models", "rules", "testing", "training")
+_HOME = {name: f"fxinvert.{module}" for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"fxinvert.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'fxinvert' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, *_ROOMS})
+
 
 __all__ = [
     "CutError",
@@ -26,15 +65,16 @@ __all__ = [
     "FxInvertError",
     "InverseGraph",
     "NoRuleError",
-    "Reconstruction",
     "Plan",
     "PostTrainingResult",
+    "Reconstruction",
     "RuleError",
     "RuleSet",
     "Segment",
     "SolveError",
     "TraceError",
     "default_rules",
+    "export_onnx",
     "inverse_rule",
     "invert",
     "partition",

@@ -55,7 +55,9 @@ def margin(outputs: Tensor, labels: Tensor, size: float | Literal["auto"] = "aut
     if size != "auto":
         return nearest(outputs, labels, size)
     logits, _, _ = _classes_last(outputs, labels)
-    return nearest(outputs, labels, logits.std(-1))
+    centred = logits - logits.mean(-1, keepdim=True)
+    spread = (centred.square().sum(-1) / max(logits.shape[-1] - 1, 1)).sqrt()
+    return nearest(outputs, labels, spread)
 
 
 def cross_entropy(outputs: Tensor, labels: Tensor, step: float = 2.0) -> Tensor:
@@ -87,7 +89,12 @@ def regression(outputs: Tensor, labels: Tensor) -> Tensor:
     Raises:
         DataError: the shapes differ.
     """
-    if labels.shape != outputs.shape and labels.numel() == outputs.numel() and len(labels) == len(outputs):
+    _check_tensor(labels)
+    if (
+        labels.shape != outputs.shape
+        and labels.numel() == outputs.numel()
+        and labels.shape[:1] == outputs.shape[:1]
+    ):
         labels = labels.reshape(outputs.shape)
     if labels.shape != outputs.shape:
         raise DataError(
@@ -98,16 +105,25 @@ def regression(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def soft(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Given logits, or probabilities (non-negative rows of sum 1), which are turned into logits of the same mean."""
-    target = regression(outputs, labels)
-    sums = target.sum(-1, keepdim=True)
-    probabilities = bool((target >= 0).all()) and bool(
-        torch.isclose(sums, torch.ones_like(sums), atol=1e-4).all()
-    )
-    if not probabilities:
-        return target
-    logits = target.clamp(min=1e-6).log()
-    return logits + (outputs - logits).mean(-1, keepdim=True)
+    """Given logits, or probabilities, which are turned into logits of the same mean as the sample's own.
+
+    A sample's labels are probabilities if they are not negative and sum to 1 along the class axis, the second or the
+    last, at every position.
+    """
+    given = regression(outputs, labels)
+    target = given
+    for axis in dict.fromkeys((outputs.dim() - 1, 1)) if outputs.dim() > 1 else ():
+        logits = given.clamp(min=1e-6).log()
+        logits = logits + (outputs - logits).mean(axis, keepdim=True)
+        target = torch.where(_probabilities(given, axis), logits, target)
+    return target
+
+
+def _probabilities(values: Tensor, axis: int) -> Tensor:
+    """Which samples hold distributions along an axis: `(B, …)` → `(B, 1, …)`, True or False."""
+    sums = values.sum(axis)
+    good = (values >= 0).flatten(1).all(1) & ((sums - 1).abs() <= 1e-4).reshape(len(values), -1).all(1)
+    return good.reshape(-1, *[1] * (values.dim() - 1))
 
 
 FUNCTIONS: dict[str, OutputTargetFunction] = {
@@ -153,7 +169,7 @@ def output_target(choice: str | OutputTargetFunction) -> OutputTarget:
         return choice
     if callable(choice):
         return OutputTarget(getattr(choice, "__name__", "custom"), choice)
-    if choice not in FUNCTIONS:
+    if not isinstance(choice, str) or choice not in FUNCTIONS:
         raise DataError(f"unknown output target {choice!r}; known are {', '.join(FUNCTIONS)}, or a callable")
     return OutputTarget(choice, FUNCTIONS[choice])
 
@@ -164,6 +180,7 @@ def class_axis(outputs: Tensor, labels: Tensor) -> int:
     Raises:
         DataError: the labels are not class numbers for these outputs.
     """
+    _check_tensor(labels)
     shape = tuple(outputs.shape)
     if labels.dtype.is_floating_point or labels.dtype == torch.bool:
         raise DataError(f"labels of type {labels.dtype}; class numbers are integers (int64)")
@@ -172,7 +189,7 @@ def class_axis(outputs: Tensor, labels: Tensor) -> int:
             return axis
     raise DataError(
         f"labels of shape {tuple(labels.shape)} do not fit outputs of shape {shape}: class labels have the shape "
-        f"of the outputs without the class axis, here {(shape[0], *shape[2:])}"
+        f"of the outputs without the class axis, here {shape[:1] + shape[2:]}"
     )
 
 
@@ -185,6 +202,11 @@ def _classes_last(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Call
             f"labels range from {int(labels.min())} to {int(labels.max())}; the model has {classes} classes, 0 to {classes - 1}"
         )
     return outputs.movedim(axis, -1), labels.long()[..., None], lambda value: value.movedim(-1, axis)
+
+
+def _check_tensor(labels: object) -> None:
+    if not isinstance(labels, Tensor):
+        raise DataError(f"labels of type {type(labels).__name__}; a tensor is needed")
 
 
 def _column(value: float | Tensor, labels: Tensor) -> float | Tensor:

@@ -17,7 +17,8 @@ from fxinvert.inverse import InverseGraph, invert
 from fxinvert.output_target import OutputTargetFunction, automatic, output_target
 from fxinvert.passes import trace
 from fxinvert.passes.capture import attribute, evaluating
-from fxinvert.passes.partition import Plan, partition
+from fxinvert.passes.partition import partition
+from fxinvert.passes.plan import Plan
 from fxinvert.progress import Advance, progress_bar
 from fxinvert.result import PostTrainingResult, Record
 from fxinvert.rules import RuleSet
@@ -114,7 +115,9 @@ def post_train(
             if best.latest == before:
                 break
     run.load(best.state)
-    changed = [name for name, value in model.named_parameters() if not torch.equal(value, attribute(updated, name))]
+    changed = [
+        name for name, value in model.named_parameters() if not torch.equal(value, attribute(updated, name))
+    ]
     return PostTrainingResult(
         model=updated,
         baseline=baseline,

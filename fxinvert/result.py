@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from fxinvert.passes.partition import Plan
+from fxinvert.passes.plan import Plan
 from fxinvert.training import Metrics
 
 

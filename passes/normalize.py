@@ -3,30 +3,41 @@
 The raw graph is run once on the example, node by node, and rebuilt as it runs:
 
 * a torch function, method, operator or in-place op becomes the ATen op that it stands for (`spelling.py`);
-* one of torch's own modules becomes the ops that its forward calls, its parameters read by name;
+* one of torch's own modules becomes the ops that its forward calls, its parameters read by name (`inline.py`);
 * a module or function with a rule of its own stays whole;
 * anything else stays as it is, and is inverted only if a rule is found for it.
 
-Every node of the result carries in `meta`: `tensor_meta` (shape, dtype, …), `path` (the name by which users know it:
-the module path, or the node's own name), `op` (the key of its rule) and `active` (whether it depends on the input).
+Every node of the result carries in `meta`: `tensor_meta` (shape, dtype, …), `path` (the name by which users know it,
+no two ops have the same: the module path, or the node's own name), `op` (the key of its rule), `active` (whether it
+depends on the input) and `stack_trace` (the user's source lines, where known).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.fx.node import map_arg
+from torch import Tensor, fx
+from torch.fx.node import map_aggregate, map_arg
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
-from torch.overrides import TorchFunctionMode
 
 from fxinvert.errors import TraceError
 from fxinvert.passes.capture import attribute, describe
-from fxinvert.passes.spelling import is_in_place, to_aten
+from fxinvert.passes.inline import record
+from fxinvert.passes.leaves import any_tensor, evaluation_copy, identifier, leaves, mapped
+from fxinvert.passes.outputs import chosen_output
+from fxinvert.passes.spelling import Call, is_in_place, to_aten
 from fxinvert.rules import RuleSet, key_of
+
+#: f(constant, x) → g(x, constant): what comes from the model's input is always the first operand
+_EXCHANGED = {
+    torch.ops.aten.add.Tensor: torch.ops.aten.add.Tensor,
+    torch.ops.aten.mul.Tensor: torch.ops.aten.mul.Tensor,
+    torch.ops.aten.sub.Tensor: torch.ops.aten.rsub.Tensor,
+}
 
 
 def normalize(
@@ -37,49 +48,49 @@ def normalize(
     Raises:
         TraceError: the graph does not run, changes a shared tensor in place, or has several outputs and none is named.
     """
-    builder = _Builder(raw, rules)
+    builder = Builder(raw, rules)
     with torch.no_grad():
         builder.run(inputs, output)
-    graph = fx.GraphModule(builder.root, builder.graph, raw.__class__.__name__)
+    graph = fx.GraphModule(raw, builder.graph, raw.__class__.__name__)
     graph.training = False
     graph.graph.eliminate_dead_code()
     graph.recompile()
+    # modules that stay whole share their parameters with the user's, but not the mode: the graph always evaluates
+    for target in sorted({str(n.target) for n in graph.graph.find_nodes(op="call_module")}):
+        *path, name = target.split(".")
+        setattr(graph.get_submodule(".".join(path)), name, evaluation_copy(graph.get_submodule(target)))
     return graph
 
 
-class _Builder:
+class Builder:
     """Rebuilds a graph while running it."""
 
     def __init__(self, raw: fx.GraphModule, rules: RuleSet) -> None:
         self.raw, self.rules = raw, rules
-        self.root: nn.Module = raw
         self.graph = fx.Graph()
         self.nodes: dict[fx.Node, Any] = {}  # raw node → new node, or a literal
         self.values: dict[fx.Node, Any] = {}  # new node → value in the example run
-        self.paths: dict[str, int] = {}
-        self.parameters = {
-            id(tensor): name
-            for pairs in (
-                raw.named_parameters(remove_duplicate=True),
-                raw.named_buffers(remove_duplicate=True),
-            )
-            for name, tensor in pairs
-        }
+        self.stack: str | None = None  # where the user wrote the raw node at hand
+        self.parameters: dict[int, str] = {}
+        for name, tensor in (*raw.named_parameters(), *raw.named_buffers()):
+            self.parameters.setdefault(id(tensor), name)
+        self.taken: set[str] = set()  # paths of ops
+        self.reserved = {str(n.target) for n in raw.graph.nodes if n.op in ("call_module", "get_attr")}
 
     def run(self, inputs: tuple[Any, ...], output: int | str | None) -> None:
         remaining = list(inputs)
         for node in self.raw.graph.nodes:
+            self.stack = node.stack_trace
             if node.op == "placeholder":
                 self._placeholder(node, remaining)
             elif node.op == "output":
-                chosen = supervised(self.value_of(node.args[0]), output, self._new(node.args[0]))
-                self.graph.output(chosen)
+                self._output(self._new(node.args[0]), output)
             else:
                 try:
                     self.nodes[node] = self._rebuilt(node)
                 except TraceError:
                     raise
-                except Exception as error:
+                except Exception as error:  # whatever the user's code raises on the example
                     raise TraceError(
                         f"the model does not run on the example inputs: {describe(node)}: {error}"
                     ) from error
@@ -89,13 +100,8 @@ class _Builder:
             )
 
     def value_of(self, argument: Any) -> Any:
-        """The example value of a (nested) argument of the new graph, or of the raw one."""
-
-        def value(node: fx.Node) -> Any:
-            new = self.nodes.get(node, node)
-            return self.values[new] if isinstance(new, fx.Node) else new
-
-        return _mapped(argument, value)
+        """The example value of a (nested) argument of the new graph."""
+        return mapped(argument, lambda node: self.values[node])
 
     def _new(self, argument: Any) -> Any:
         return map_arg(argument, lambda node: self.nodes[node])
@@ -106,200 +112,149 @@ class _Builder:
                 self.nodes[node] = node.args[0]
                 return
             raise TraceError(f"the model needs an input {node.target!r}; example_inputs has none left for it")
-        new = self.graph.placeholder(str(node.target))
-        self.nodes[node] = self._annotated(new, remaining.pop(0), str(node.target))
+        name = str(node.target)
+        self.taken.add(name)
+        self.nodes[node] = self._annotated(self.graph.placeholder(name), remaining.pop(0), name)
+
+    def _output(self, nodes: Any, output: int | str | None) -> None:
+        chosen = chosen_output(self.value_of(nodes), output)
+        if chosen is None:
+            self.graph.output(nodes)
+        elif isinstance(nodes, fx.Node):  # an op that gives several tensors
+            self.graph.output(
+                self.emit("call_function", operator.getitem, (nodes, chosen), {}, None, "getitem")
+            )
+        else:
+            self.graph.output(nodes[chosen])
 
     def _rebuilt(self, node: fx.Node) -> Any:
         args, kwargs = self._new(node.args), self._new(node.kwargs)
         if node.op == "get_attr":
             return self._attribute(str(node.target))
-        if node.op == "call_module":
-            module = self.raw.get_submodule(str(node.target))
-            path = self._unique(str(node.target))
-            if self.rules.keeps_whole(type(module)) or not type(module).__module__.startswith("torch.nn"):
-                return self._emit(
-                    "call_module", node.target, args, kwargs, path, self.rules.key(type(module))
-                )
-            return self._inlined(module, args, kwargs, path)
-        function: Any = node.target
-        self._check_in_place(node, function)
-        return self._called(function, args, kwargs, None)
+        self._check_in_place(node)
+        if node.op != "call_module":
+            return self.called(node.target, args, kwargs, None)
+        module = self.raw.get_submodule(str(node.target))
+        path = self.unique(str(node.target), "@")
+        if not self.rules.keeps_whole(type(module)) and type(module).__module__.startswith("torch.nn"):
+            inlined = record(self, module, args, kwargs, path)
+            if inlined is not None:
+                return inlined
+        return self.emit("call_module", node.target, args, kwargs, path, self.rules.key(type(module)))
 
-    def _called(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], path: str | None) -> Any:
+    def called(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], path: str | None) -> Any:
         """Emits a call, as ATen where that exists."""
         if not self.rules.keeps_whole(function):
             call = to_aten(function, args, kwargs, self.value_of)
-            if call is not None and any(
-                isinstance(v, Tensor) for v in _leaves(self.value_of((call.args, call.kwargs)))
-            ):
-                return self._emit("call_function", call.op, call.args, call.kwargs, path, key_of(call.op))
-        if isinstance(function, str):
-            return self._emit("call_method", function, args, kwargs, path, function)
-        return self._emit("call_function", function, args, kwargs, path, self.rules.key(function))
+            if call is not None and any_tensor(self.value_of((call.args, call.kwargs))):
+                call = _input_first(call)
+                return self.emit("call_function", call.op, call.args, call.kwargs, path, key_of(call.op))
+            name = function if isinstance(function, str) else getattr(function, "__name__", "")
+            if isinstance(function, str) or getattr(Tensor, name, None) is function:
+                return self.emit("call_method", name, args, kwargs, path, name)
+        return self.emit("call_function", function, args, kwargs, path, self.rules.key(function))
 
-    def _inlined(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str) -> Any:
-        """One of torch's modules as the functions that it calls; whole if they cannot be followed."""
-        recorder = _Recorder(self, path)
+    def emit(
+        self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], path: str | None, key: str
+    ) -> fx.Node:
+        """Adds a node to the new graph and evaluates it; without a path it is known by the name of its op."""
         values, named = self.value_of((args, kwargs))
-        for node, value in zip(_leaves((args, kwargs)), _leaves((values, named)), strict=True):
-            if isinstance(value, Tensor):
-                recorder.known[id(value)] = node
-        with recorder:
-            result = module(*values, **named)
-        node = recorder.known.get(id(result))
-        if not isinstance(node, fx.Node) or not recorder.complete:
-            for emitted in reversed(recorder.emitted):
-                self.graph.erase_node(emitted)
-            return self._emit("call_module", path.split("@")[0], args, kwargs, path, key_of(type(module)))
-        if not recorder.emitted:  # the module returns its input: keep a node that bears its name
-            return self._emit("call_function", torch.ops.aten.alias.default, args[:1], {}, path, "alias")
-        node.meta["path"] = path
-        node._rename(_identifier(path))
-        return node
-
-    def _attribute(self, target: str) -> fx.Node:
-        return self._annotated(self.graph.get_attr(target), attribute(self.raw, target), target)
+        path = path or self.unique(key if key.isidentifier() else key.split(".")[-1], "_")
+        node = self.graph.create_node(op, target, args, kwargs, name=identifier(path))
+        node.meta["op"] = key
+        if op == "call_method":
+            value = evaluate(getattr(type(values[0]), target), values, named)
+        else:
+            value = evaluate(self.raw.get_submodule(target) if op == "call_module" else target, values, named)
+        if value is CHANGED:
+            node.meta["path"], node.stack_trace = path, self.stack
+            raise TraceError(
+                f"{describe(node)} changes its input in place; use an op that returns a new tensor, "
+                "so that the input keeps its value for the inverse pass"
+            )
+        return self._annotated(node, value, path)
 
     def parameter(self, tensor: Tensor) -> fx.Node | None:
         """A node that reads a parameter or buffer of the model, if the tensor is one."""
         name = self.parameters.get(id(tensor))
         return None if name is None else self._attribute(name)
 
-    def _emit(
-        self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], path: str | None, key: str
-    ) -> fx.Node:
-        values, named = self.value_of((args, kwargs))
-        if op == "call_module":
-            value = self.raw.get_submodule(target)(*values, **named)
-        elif op == "call_method":
-            value = getattr(values[0], target)(*values[1:], **named)
-        else:
-            value = target(*values, **named)
-        node = self.graph.create_node(op, target, args, kwargs, name=_identifier(path or key))
-        node.meta["op"] = key
-        return self._annotated(node, value, path or node.name)
+    def unique(self, path: str, mark: str) -> str:
+        """A path that no other op has: what is called again gets a name of its own, `act`, `act@2`, …"""
+        own = mark == "@"  # a module owns its path; other ops give way
+        numbered = (path if i == 1 else f"{path}{mark}{i if own else i - 1}" for i in count(1))
+        free = next(p for p in numbered if p not in self.taken and (own or p not in self.reserved))
+        self.taken.add(free)
+        return free
+
+    def _attribute(self, target: str) -> fx.Node:
+        return self._annotated(self.graph.get_attr(target), attribute(self.raw, target), target)
 
     def _annotated(self, node: fx.Node, value: Any, path: str) -> fx.Node:
         self.values[node] = value
         node.meta["path"] = path
-        if isinstance(value, Tensor):
-            node.meta["tensor_meta"] = _extract_tensor_metadata(value)
-        differentiable = isinstance(value, Tensor) and value.is_floating_point()
+        if self.stack and node.op != "get_attr":
+            node.stack_trace = self.stack
+        if any_tensor(value):
+            node.meta["tensor_meta"] = map_aggregate(
+                value, lambda v: _extract_tensor_metadata(v) if isinstance(v, Tensor) else v
+            )
+        differentiable = any(isinstance(v, Tensor) and v.is_floating_point() for v in leaves(value))
         fed = node.op == "placeholder" or any(n.meta["active"] for n in node.all_input_nodes)
         node.meta["active"] = fed and differentiable
         return node
 
-    def _unique(self, path: str) -> str:
-        """A module that is called again gets a name of its own: `act`, `act@2`, …"""
-        count = self.paths[path] = self.paths.get(path, 0) + 1
-        return path if count == 1 else f"{path}@{count}"
-
-    def _check_in_place(self, node: fx.Node, function: Any) -> None:
+    def _check_in_place(self, node: fx.Node) -> None:
+        """Refuses an in-place op on a value that is read later: the rebuilt op returns a new tensor instead."""
         changed = node.args[0] if node.args else None
-        if not isinstance(changed, fx.Node) or not is_in_place(function, node.args, node.kwargs):
+        if node.op == "call_module":
+            in_place = bool(getattr(self.raw.get_submodule(str(node.target)), "inplace", False))
+        else:
+            in_place = is_in_place(node.target, node.args, node.kwargs)
+        if not in_place or not isinstance(changed, fx.Node):
             return
-        later = [user for user in changed.users if user is not node and node < user]
-        if later:
-            raise TraceError(
-                f"{describe(node)} changes its input in place, and {describe(later[0])} reads it afterwards; "
-                "use the op that returns a new tensor"
-            )
+        shared = {n for n in self.nodes if _shares_memory(self._value(n), self._value(changed))}
+        for later in _after(node):
+            if shared.intersection(later.all_input_nodes):
+                raise TraceError(
+                    f"{describe(node)} changes its input in place, and {describe(later)} reads it afterwards; "
+                    "use the op that returns a new tensor"
+                )
+
+    def _value(self, raw: fx.Node) -> Any:
+        return self.value_of(self.nodes[raw])
 
 
-class _Recorder(TorchFunctionMode):
-    """Follows a module's forward by the torch functions that it calls, and emits them."""
-
-    def __init__(self, builder: _Builder, path: str) -> None:
-        super().__init__()
-        self.builder, self.path = builder, path
-        self.known: dict[int, Any] = {}
-        self.kept: list[Tensor] = []  # ids are only good while their tensors live
-        self.emitted: list[fx.Node] = []
-        self.complete = True
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if not any(isinstance(value, Tensor) for value in _leaves((args, kwargs))):
-            return func(*args, **kwargs)
-        result = func(*args, **kwargs)
-        if not isinstance(result, Tensor):
-            return result
-        new_args, new_kwargs = self._node((args, kwargs))
-        node = self.builder._called(func, new_args, new_kwargs, f"{self.path}.{func.__name__}")
-        self.emitted.append(node)
-        result = self.builder.values[node]
-        self.known[id(result)] = node
-        self.kept.append(result)
-        return result
-
-    def _node(self, argument: Any) -> Any:
-        if isinstance(argument, Tensor):
-            node = self.known.get(id(argument))
-            if node is None:
-                node = self.builder.parameter(argument)
-                self.complete = self.complete and node is not None
-            return node
-        if isinstance(argument, tuple | list):
-            return type(argument)(self._node(a) for a in argument)
-        if isinstance(argument, dict):
-            return {name: self._node(a) for name, a in argument.items()}
-        return argument
+#: what `evaluate` returns for a call that changes what it is given
+CHANGED = object()
 
 
-def supervised(values: Any, output: int | str | None, nodes: Any = None) -> Any:
-    """The one output that is supervised: of `values`, or of `nodes` of the same structure if given.
-
-    Raises:
-        TraceError: there are several and none is named, or there is no such output.
-    """
-    chosen_from = values if nodes is None else nodes
-    if isinstance(values, Tensor):
-        return chosen_from
-    names = (
-        list(values)
-        if isinstance(values, dict)
-        else list(range(len(values)))
-        if isinstance(values, tuple | list)
-        else []
-    )
-    tensors = [name for name in names if isinstance(values[name], Tensor)]
-    if not tensors:
-        raise TraceError(
-            f"the model returns {type(values).__name__}; a tensor, tuple, list or dict of tensors is needed"
-        )
-    listed = ", ".join(map(repr, tensors))
-    if output is None and len(tensors) > 1:
-        raise TraceError(
-            f"the model returns {len(tensors)} outputs ({listed}); "
-            f"name the one that the labels are for, e.g. output={tensors[0]!r}"
-        )
-    chosen = tensors[0] if output is None else output
-    if chosen not in tensors:
-        raise TraceError(f"the model has no output {chosen!r}; it returns {listed}")
-    return chosen_from[chosen]
+def evaluate(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The value of a call, or `CHANGED` if it changes one of its arguments; ATen's functional ops never do."""
+    if isinstance(function, torch._ops.OpOverload) and not function._schema.is_mutable:
+        return function(*args, **kwargs)
+    tensors = [value for value in leaves((args, kwargs)) if isinstance(value, Tensor)]
+    before = [tensor.clone() for tensor in tensors]
+    value = function(*args, **kwargs)
+    same = all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before, tensors, strict=True))
+    return value if same else CHANGED
 
 
-def _identifier(path: str) -> str:
-    return re.sub(r"\W", "_", path)
+def _input_first(call: Call) -> Call:
+    """The call with the operand that depends on the model's input first, where the op allows it."""
+    exchanged = _EXCHANGED.get(call.op)
+    if exchanged is None or call.kwargs or len(call.args) != 2:
+        return call
+    first, second = (isinstance(a, fx.Node) and a.meta["active"] for a in call.args)
+    return Call(exchanged, call.args[::-1], {}) if second and not first else call
 
 
-def _mapped(argument: Any, value: Callable[[fx.Node], Any]) -> Any:
-    """`map_arg` that gives plain containers of values, tensors included."""
-    if isinstance(argument, fx.Node):
-        return value(argument)
-    if isinstance(argument, tuple | list):
-        kind = tuple if isinstance(argument, tuple) else list
-        return kind(_mapped(a, value) for a in argument)
-    if isinstance(argument, dict):
-        return {name: _mapped(a, value) for name, a in argument.items()}
-    return argument
+def _shares_memory(a: Any, b: Any) -> bool:
+    both = isinstance(a, Tensor) and isinstance(b, Tensor)
+    return both and a.numel() > 0 and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
-def _leaves(argument: Any) -> list[Any]:
-    if isinstance(argument, tuple | list):
-        return [leaf for a in argument for leaf in _leaves(a)]
-    if isinstance(argument, dict):
-        return [leaf for a in argument.values() for leaf in _leaves(a)]
-    return [argument]
+def _after(node: fx.Node) -> Iterator[fx.Node]:
+    while node.next.op != "root":
+        node = node.next
+        yield node

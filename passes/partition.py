@@ -10,92 +10,14 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import networkx as nx
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from torch import fx
+from torch import fx, nn
 
 from fxinvert.errors import CutError
+from fxinvert.passes.capture import attribute
+from fxinvert.passes.plan import Plan, Segment, Shape
 from fxinvert.rules import RuleSet, default_rules
-
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A piece of the graph between two cuts, the unit of training.
-
-    Attributes:
-        name: the path of its first trained op, or of its exit if nothing in it is trained.
-        entry, exit: the paths of the values at its two cuts.
-        nodes: the paths of its ops, in order.
-        trained: the paths of the ops whose parameters can be trained in closed form.
-        parameters: the names of those parameters.
-        parameter_count: how many numbers they hold.
-        in_shape, out_shape: of entry and exit, without the batch.
-        cost: multiply-adds of a forward pass per sample, estimated.
-    """
-
-    name: str
-    entry: str
-    exit: str
-    nodes: tuple[str, ...]
-    trained: tuple[str, ...]
-    parameters: tuple[str, ...]
-    parameter_count: int
-    in_shape: Shape
-    out_shape: Shape
-    cost: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A partition and what it will cost, made before any work; `print(plan)` shows it.
-
-    Attributes:
-        segments: in the order of the graph.
-    """
-
-    segments: tuple[Segment, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON-ready values."""
-        return {"segments": [vars(segment) for segment in self.segments]}
-
-    def __rich__(self) -> Table:
-        table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
-        parameters, cost = (sum(values) for values in zip(*((s.parameter_count, s.cost) for s in self.segments), strict=True))
-        for header, footer, right in (
-            ("#", "", True),
-            ("segment", "total", False),
-            ("from → to", "", False),
-            ("shape", "", False),
-            ("trained ops", "", False),
-            ("parameters", f"{parameters:,}", True),
-            ("mult-adds", f"{cost:,}", True),
-        ):
-            table.add_column(header, footer, justify="right" if right else "left")
-        for i, s in enumerate(self.segments, 1):
-            table.add_row(
-                str(i),
-                s.name,
-                f"{s.entry} → {s.exit}",
-                f"{_times(s.in_shape)} → {_times(s.out_shape)}",
-                ", ".join(s.trained) or "none",
-                f"{s.parameter_count:,}",
-                f"{s.cost:,}",
-            )
-        return table
-
-    def __str__(self) -> str:
-        console = Console(width=200, no_color=True)
-        with console.capture() as captured:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines())
 
 
 def partition(
@@ -135,7 +57,7 @@ def trained_parameters(node: fx.Node, rules: RuleSet) -> tuple[str, ...]:
     rule = rules.get(node.meta.get("op", ""))
     if rule is None or rule.trainable is None:
         return ()
-    return tuple(str(n.target) for n in node.all_input_nodes if n.op == "get_attr" and _is_parameter(n))
+    return tuple(str(n.target) for n in node.all_input_nodes if _is_parameter(n))
 
 
 def _line(graph: fx.GraphModule) -> list[fx.Node]:
@@ -159,7 +81,9 @@ def _line(graph: fx.GraphModule) -> list[fx.Node]:
 
 
 def _trained(graph: fx.GraphModule, rules: RuleSet) -> dict[fx.Node, tuple[str, ...]]:
-    found = {n: trained_parameters(n, rules) for n in graph.graph.nodes if n.meta.get("active") and "op" in n.meta}
+    found = {
+        n: trained_parameters(n, rules) for n in graph.graph.nodes if n.meta.get("active") and "op" in n.meta
+    }
     return {node: names for node, names in found.items() if names}
 
 
@@ -211,11 +135,15 @@ def _named_cuts(graph: fx.GraphModule, line: list[fx.Node], cuts: Sequence[str])
     position = {node: i for i, node in enumerate(line)}
     chosen: list[fx.Node] = []
     for name in cuts:
-        inside = [n for n in active if name in (n.name, n.meta["path"]) or n.meta["path"].startswith(f"{name}.")]
+        inside = [
+            n for n in active if name in (n.name, n.meta["path"]) or n.meta["path"].startswith(f"{name}.")
+        ]
         if not inside:
             known = dict.fromkeys(part for n in active for part in _prefixes(n.meta["path"]))
             close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-            raise CutError(f"no module or node {name!r} to cut at; did you mean {', '.join(close or list(known)[:5])}?")
+            raise CutError(
+                f"no module or node {name!r} to cut at; did you mean {', '.join(close or list(known)[:5])}?"
+            )
         node = inside[-1]
         if node not in position:
             order = {n: i for i, n in enumerate(active)}
@@ -231,9 +159,7 @@ def _named_cuts(graph: fx.GraphModule, line: list[fx.Node], cuts: Sequence[str])
     return sorted(chosen, key=position.__getitem__)
 
 
-def _check_ties(
-    pieces: list[tuple[fx.Node, list[fx.Node]]], trained: dict[fx.Node, tuple[str, ...]]
-) -> None:
+def _check_ties(pieces: list[tuple[fx.Node, list[fx.Node]]], trained: dict[fx.Node, tuple[str, ...]]) -> None:
     owners: dict[str, fx.Node] = {}
     for _, piece in pieces:
         for name in dict.fromkeys(name for node in piece for name in trained.get(node, ())):
@@ -262,9 +188,7 @@ def _pieces(
     return pieces
 
 
-def _segment(
-    piece: list[fx.Node], entry: fx.Node, trained: dict[fx.Node, tuple[str, ...]]
-) -> Segment:
+def _segment(piece: list[fx.Node], entry: fx.Node, trained: dict[fx.Node, tuple[str, ...]]) -> Segment:
     ops = [node for node in piece if node in trained]
     parameters = dict.fromkeys(name for node in ops for name in trained[node])
     sizes = {str(n.target): _size(n) for node in ops for n in node.all_input_nodes if n.op == "get_attr"}
@@ -298,13 +222,14 @@ def _size(node: fx.Node) -> int:
 
 
 def _is_parameter(node: fx.Node) -> bool:
-    return bool(node.meta["tensor_meta"].requires_grad) or not str(node.target).split(".")[-1].startswith("running_")
+    owner = node.graph.owning_module
+    return (
+        node.op == "get_attr"
+        and owner is not None
+        and isinstance(attribute(owner, str(node.target)), nn.Parameter)
+    )
 
 
 def _prefixes(path: str) -> list[str]:
     parts = path.split(".")
     return [".".join(parts[: i + 1]) for i in range(len(parts))]
-
-
-def _times(shape: Shape) -> str:
-    return "×".join(map(str, shape)) or "1"

@@ -1,15 +1,17 @@
 """Spelling: the ATen op that a torch function, method or operator stands for.
 
 ATen is the common spelling of normalized graphs: one name per op, and a schema that names every argument and its
-default. Nothing is tabulated: torch's names are ATen's names, Python functions of `torch.nn.functional` are matched
-to the schema by argument name, and torch's own resolution picks the overload for the values at hand.
+default. Little is tabulated: torch's names are ATen's names but for a few synonyms, Python functions of
+`torch.nn.functional` are matched to the schema by argument name, and torch's own resolution picks the overload for
+the values at hand. Arguments are brought to one form too, so that equal calls look equal: in the schema's order and
+types, by position, without those at the end that have their default value.
 """
 
 from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -19,10 +21,27 @@ from fxinvert.rules import key_of
 
 #: what an operator means when its first operand is a number: ATen's first argument is always the tensor
 _REVERSED = {"add": "add", "mul": "mul", "sub": "rsub"}
+#: ops that torch has under two names
+_SYNONYMS = {
+    "absolute": "abs",
+    "divide": "div",
+    "multiply": "mul",
+    "negative": "neg",
+    "special_expit": "sigmoid",
+    "subtract": "sub",
+    "swapaxes": "transpose",
+    "swapdims": "transpose",
+    "true_divide": "div",
+}
+#: ops that are another with some arguments fixed
+_SPECIAL = {"relu6": ("hardtanh", (0.0, 6.0))}
 #: argument names of torch.nn.functional that differ from ATen's
 _ARGUMENTS = {"input": "self", "training": "train"}
 #: arguments that change where a result is stored or how a warning reads, not what is computed
 _WITHOUT_EFFECT = ("inplace", "_stacklevel")
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+ValueOf = Callable[[Any], Any]
 
 
 class Call(NamedTuple):
@@ -33,9 +52,7 @@ class Call(NamedTuple):
     kwargs: dict[str, Any]
 
 
-def to_aten(
-    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value_of: Callable[[Any], Any]
-) -> Call | None:
+def to_aten(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value_of: ValueOf) -> Call | None:
     """The functional (not in-place) ATen call for a call of `function`, or None if there is none.
 
     Args:
@@ -46,19 +63,22 @@ def to_aten(
     name = _aten_name(function)
     if len(args) == 2 and isinstance(value_of(args[0]), int | float) and name in _REVERSED:
         name, args = _REVERSED[name], (args[1], args[0])
+    if name in _SPECIAL:
+        name, fixed = _SPECIAL[name]
+        function, args, kwargs = None, (args[0] if args else kwargs["input"], *fixed), {}
+    if name == "pow" and len(args) == 2 and args[1] == 2:
+        name, args = "square", args[:1]
     packet = getattr(torch.ops.aten, name, None) if name else None
     if not isinstance(packet, torch._ops.OpOverloadPacket):
         return None
-    renamed = {_ARGUMENTS.get(name, name): value for name, value in kwargs.items()}
-    for candidate in (_by_name(function, packet, args, kwargs), (args, renamed), (_packed(args), renamed)):
-        if candidate is None:
-            continue
+    written = _candidates(function, packet, args, kwargs, value_of)
+    for candidate in (form for way in written for form in (way, *_typed_forms(packet, *way, value_of))):
         values, named = value_of(candidate)
         try:
             overload = torch._C._jit_resolve_packet(packet._qualified_op_name, *values, **named)
         except RuntimeError:
             continue
-        return _positional(getattr(packet, overload or "default"), *candidate)
+        return _canonical(getattr(packet, overload or "default"), *candidate, value_of)
     return None
 
 
@@ -77,10 +97,43 @@ def is_in_place(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 def _aten_name(function: Any) -> str | None:
     """The ATen name of one of torch's functions, methods or operators; None for anything else."""
-    if isinstance(function, torch._ops.OpOverload):
-        return key_of(function) if function.namespace == "aten" else None
+    if isinstance(function, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        key = key_of(function)
+        return None if "::" in key else _SYNONYMS.get(key, key)
     module = "torch" if isinstance(function, str) else getattr(function, "__module__", None) or "torch"
-    return key_of(function) if module.split(".")[0] in ("torch", "_operator") else None
+    if module.split(".")[0] not in ("torch", "_operator"):
+        return None
+    key = key_of(function)
+    return _SYNONYMS.get(key, key)
+
+
+def _candidates(
+    function: Any,
+    packet: torch._ops.OpOverloadPacket,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    value_of: ValueOf,
+) -> Iterator[Arguments]:
+    """The ways to pass a call's arguments to an ATen op, most trusted first."""
+    bound = _bound(function, args, kwargs)
+    if bound is not None:
+        by_name = _by_name(bound, packet)
+        if by_name is not None:
+            yield by_name
+        if function.__module__ == "torch.nn.functional":
+            return  # its order of arguments is its own, and so may be what it returns
+    if _takes_sizes(packet) and len(args) > 1 and all(isinstance(a, int) for a in value_of(args[1:])):
+        # `x.view(2, -1)` → `x.view([2, -1])`: methods take as many sizes as one likes, schemas take a list
+        args = (args[0], list(args[1:]))
+    yield args, kwargs
+    yield args, {_ARGUMENTS.get(name, name): value for name, value in kwargs.items()}
+
+
+def _takes_sizes(packet: torch._ops.OpOverloadPacket) -> bool:
+    """Whether an op takes a tensor and a list of sizes or axes, as view, permute, repeat and flip do."""
+    schema = getattr(packet, packet._overload_names[0])._schema.arguments
+    positional = [str(a.type) for a in schema if not a.kwarg_only]
+    return positional == ["Tensor", "List[int]"]
 
 
 def _bound(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
@@ -96,20 +149,12 @@ def _bound(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict
     return dict(bound.arguments)
 
 
-def _by_name(
-    function: Callable[..., Any],
-    packet: torch._ops.OpOverloadPacket,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def _by_name(bound: dict[str, Any], packet: torch._ops.OpOverloadPacket) -> Arguments | None:
     """Arguments of a Python function, renamed to those of the first overload whose schema has all that matter."""
-    bound = _bound(function, args, kwargs)
-    if bound is None:
-        return None
-    for overload in packet.overloads():
+    for overload in packet._overload_names:
         schema = getattr(packet, overload)._schema
         known = [argument.name for argument in schema.arguments]
-        if "out" in known:
+        if "out" in known or len(schema.returns) != 1:
             continue
         renamed = {
             name if name in known else _ARGUMENTS.get(name, name): value for name, value in bound.items()
@@ -128,16 +173,52 @@ def _by_name(
     return None
 
 
-def _positional(op: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-    """The call with its arguments by position, as far as they follow one another, so that equal calls look equal."""
-    rest, leading = dict(kwargs), list(args)
-    for argument in op._schema.arguments[len(args) :]:
-        if argument.kwarg_only or argument.name not in rest:
-            break
-        leading.append(rest.pop(argument.name))
-    return Call(op, tuple(leading), rest)
+def _typed_forms(
+    packet: torch._ops.OpOverloadPacket, args: tuple[Any, ...], kwargs: dict[str, Any], value_of: ValueOf
+) -> Iterator[Arguments]:
+    """The arguments in the types of each overload: torch takes one number for several sizes, its resolution does not."""
+    for overload in packet._overload_names:
+        schema = getattr(packet, overload)._schema.arguments
+        known = [argument.name for argument in schema]
+        given = dict(zip(known, args, strict=False)) | kwargs
+        if len(args) <= len(known) and "out" not in known and all(name in known for name in given):
+            yield (), {a.name: _typed(a, given[a.name], value_of) for a in schema if a.name in given}
 
 
-def _packed(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """`x.view(2, -1)` → `x.view([2, -1])`: methods take as many sizes as one likes, schemas take a list."""
-    return (args[0], list(args[1:])) if args else args
+def _canonical(
+    op: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], value_of: ValueOf
+) -> Call:
+    """The call in the one form that all its spellings share."""
+    schema = op._schema.arguments
+    given = dict(zip((a.name for a in schema), args, strict=False)) | kwargs
+    given = {a.name: _typed(a, given[a.name], value_of) for a in schema if a.name in given}
+    if (
+        "kernel_size" in given
+        and given.get("stride", []) in ([], None)
+        and any(a.name == "stride" for a in schema)
+    ):
+        given["stride"] = given["kernel_size"]  # what pooling without a stride means
+    positional = [a for a in schema if not a.kwarg_only]
+    while positional and _is_default(positional[-1], given):
+        positional.pop()
+    named = {a.name: given[a.name] for a in schema if a.kwarg_only and not _is_default(a, given)}
+    return Call(op, tuple(given.get(a.name, a.default_value) for a in positional), named)
+
+
+def _is_default(argument: Any, given: dict[str, Any]) -> bool:
+    if not argument.has_default_value():
+        return False
+    return argument.name not in given or bool(given[argument.name] == argument.default_value)
+
+
+def _typed(argument: Any, value: Any, value_of: ValueOf) -> Any:
+    """A literal in the type that the schema names: `2` → `[2, 2]` for two sizes, `(1, 2)` → `[1, 2]`, `1` → `1.0`."""
+    if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
+        value = list(value)
+        return value * argument.N if argument.N and len(value) == 1 else value
+    literal = value_of(value)
+    if argument.N and isinstance(literal, int):
+        return [value] * argument.N
+    if isinstance(argument.type, torch.FloatType) and isinstance(value, int):
+        return float(value)
+    return value

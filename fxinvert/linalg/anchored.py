@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxinvert.linalg.operators import Diagonal, LinearOperator
-from fxinvert.linalg.solvers import DiagonalFactor, Factor, IterativeFactor, SpectralFactor
+from fxinvert.linalg.operators import LinearOperator, flat
+from fxinvert.linalg.solvers import Factor, IterativeFactor, SpectralFactor
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,13 @@ class Correction:
 
     Attributes:
         value: `(B, *in_shape)`, A⁺_λ r.
-        left: `(B, *out_shape)`, r − A A⁺_λ r, what the correction does not reach.
         damped: `(B,)`, samples that were damped or stopped early.
-        damping: the λ of the damped samples, 0 where none is.
+        damping: the largest λ used, 0 where nothing was damped.
         iterations: of the iterative solver, 0 for direct ones.
         condition: of the operator, where known.
     """
 
     value: Tensor
-    left: Tensor
     damped: Tensor
     damping: float
     iterations: int
@@ -55,31 +53,24 @@ class Correction:
 
 
 def factorize(operator: LinearOperator, settings: SolveSettings) -> Factor:
-    """The factorization that suits the operator: diagonal, spectral where it is small enough, else iterative."""
-    if isinstance(operator, Diagonal):
-        return DiagonalFactor(operator)
+    """The factorization that suits the operator: spectral where it is small enough, else iterative."""
     m, n = operator.size
     if min(m, n) <= settings.direct_limit and m * n <= settings.direct_memory:
         return SpectralFactor(operator)
     return IterativeFactor(operator, settings.max_iterations)
 
 
-def solve_anchored(
-    operator: LinearOperator, factor: Factor, r: Tensor, settings: SolveSettings
-) -> Correction:
+def solve_anchored(factor: Factor, r: Tensor, settings: SolveSettings) -> Correction:
     """Correction d = A⁺_λ r per sample, λ = 0 unless the sample is ill-conditioned.
 
     Args:
-        operator: the linear part A.
-        factor: from `factorize`, of the same operator.
+        factor: of A, from `factorize`.
         r: `(B, *out_shape)`, target − output.
         settings: κ and the limits.
     """
     solution = factor.solve(r, 0.0)
     value, iterations = solution.correction, solution.iterations
-    size = torch.linalg.vector_norm(r.flatten(1), dim=1)
-    moved = torch.linalg.vector_norm(value.flatten(1), dim=1)
-    amplified = factor.largest * moved > settings.condition_limit * size
+    amplified = _amplified(factor.largest, value, r, settings)
     damped = amplified if solution.converged is None else amplified | ~solution.converged
     damping = 0.0
     if bool(amplified.any()):
@@ -88,4 +79,37 @@ def solve_anchored(
         value = value.clone()
         value[amplified] = again.correction
         iterations = max(iterations, again.iterations)
-    return Correction(value, r - operator.apply(value), damped, damping, iterations, factor.condition)
+    return Correction(value, damped, damping, iterations, factor.condition)
+
+
+def solve_diagonal(scale: Tensor, r: Tensor, settings: SolveSettings) -> Correction:
+    """The same for y = s ⊙ x, entry by entry: s / (s² + λ); zeros of s get no correction.
+
+    Args:
+        scale: s, of any shape that broadcasts to `r`: one for all samples, or one for each.
+        r: `(B, …)`, target − output.
+        settings: κ.
+    """
+    scale = scale.reshape((1,) * (r.dim() - scale.dim()) + scale.shape)
+    size, zero = scale.abs(), scale == 0
+    largest = flat(size).amax(1)
+    # a true division: its rounding returns the anchor's own neighbour, a reciprocal's does not
+    value = torch.where(zero, 0, r / torch.where(zero, 1, scale))
+    amplified = _amplified(largest, value, r, settings)
+    damping = torch.where(amplified, (largest / settings.condition_limit) ** 2, 0)
+    if bool(amplified.any()):
+        per_row = damping.reshape(-1, *[1] * (r.dim() - 1))
+        value = torch.where(per_row > 0, r * (scale / (scale.square() + per_row)), value)
+    condition = largest / flat(torch.where(zero, torch.inf, size)).amin(1)
+    return Correction(value, amplified, _largest(damping), 0, _largest(condition) or None)
+
+
+def _amplified(largest: Tensor | float, value: Tensor, r: Tensor, settings: SolveSettings) -> Tensor:
+    """`(B,)`: the samples whose correction is blown up beyond κ."""
+    moved, size = (torch.linalg.vector_norm(flat(v), dim=1) for v in (value, r))
+    amplified: Tensor = largest * moved > settings.condition_limit * size
+    return amplified
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.max()) if values.numel() else 0.0

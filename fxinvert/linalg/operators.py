@@ -9,18 +9,26 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
+from fxinvert.errors import SolveError
+
 Shape = tuple[int, ...]
 
-_CONVOLUTION = {
+_CONVOLUTION: dict[int, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     1: (torch.nn.functional.conv1d, conv1d_input),
     2: (torch.nn.functional.conv2d, conv2d_input),
     3: (torch.nn.functional.conv3d, conv3d_input),
 }
+
+
+def flat(value: Tensor) -> Tensor:
+    """Every sample as a vector: `(B, …)` → `(B, n)`, `(B,)` → `(B, 1)`."""
+    return value.flatten(1) if value.dim() > 1 else value[:, None]
 
 
 class LinearOperator(ABC):
@@ -45,8 +53,8 @@ class LinearOperator(ABC):
         """Aᵀ r: `(B, *out_shape)` → `(B, *in_shape)`."""
 
     @abstractmethod
-    def double(self) -> LinearOperator:
-        """The same operator in float64."""
+    def to(self, dtype: torch.dtype) -> LinearOperator:
+        """The same operator, working in another dtype."""
 
     def dense(self) -> Tensor:
         """The `(m, n)` matrix, by applying the operator to the unit vectors of its smaller side."""
@@ -70,28 +78,11 @@ class Dense(LinearOperator):
     def adjoint(self, r: Tensor) -> Tensor:
         return r @ self.weight
 
-    def double(self) -> Dense:
-        return Dense(self.weight.double())
+    def to(self, dtype: torch.dtype) -> Dense:
+        return Dense(self.weight.to(dtype))
 
     def dense(self) -> Tensor:
         return self.weight
-
-
-class Diagonal(LinearOperator):
-    """y = s ⊙ x; the scale broadcasts to the shape of one sample."""
-
-    def __init__(self, scale: Tensor, shape: Sequence[int]) -> None:
-        super().__init__(shape, shape, scale)
-        self.scale = scale.expand(tuple(shape))
-
-    def apply(self, x: Tensor) -> Tensor:
-        return x * self.scale
-
-    def adjoint(self, r: Tensor) -> Tensor:
-        return r * self.scale
-
-    def double(self) -> Diagonal:
-        return Diagonal(self.scale.double(), self.in_shape)
 
 
 class Convolution(LinearOperator):
@@ -112,7 +103,7 @@ class Convolution(LinearOperator):
         groups: int,
     ) -> None:
         self.weight = weight
-        self.options = {
+        self.options: dict[str, Any] = {
             "stride": tuple(stride),
             "padding": tuple(padding),
             "dilation": tuple(dilation),
@@ -133,17 +124,31 @@ class Convolution(LinearOperator):
     def adjoint(self, r: Tensor) -> Tensor:
         return self._input_gradient((len(r), *self.in_shape), self.weight, r, **self.options)
 
-    def double(self) -> Convolution:
-        return Convolution(self.weight.double(), self.in_shape, **self.options)  # type: ignore[arg-type]
+    def to(self, dtype: torch.dtype) -> Convolution:
+        return Convolution(self.weight.to(dtype), self.in_shape, **self.options)
 
 
 class Function(LinearOperator):
-    """The linear part of an affine function, x ↦ f(x) − f(0); the adjoint comes from autograd."""
+    """The linear part of an affine function, x ↦ f(x) − f(0); the adjoint comes from autograd.
+
+    Args:
+        function: maps `(B, *in_shape)` to `(B, …)`, row by row.
+        in_shape: of one sample.
+        like: has the dtype and device in which the function works.
+
+    Raises:
+        SolveError: the function does not keep samples apart.
+    """
 
     def __init__(self, function: Callable[[Tensor], Tensor], in_shape: Sequence[int], like: Tensor) -> None:
         self.function = function
         zero = torch.zeros(1, *in_shape, dtype=like.dtype, device=like.device)
         self.offset = function(zero).detach()
+        if self.offset.dim() == 0 or len(self.offset) != 1:
+            raise SolveError(
+                f"a function of one sample {tuple(zero.shape)} returned {tuple(self.offset.shape)}: it does not "
+                "treat every sample of a batch by itself"
+            )
         super().__init__(in_shape, self.offset.shape[1:], like)
 
     def apply(self, x: Tensor) -> Tensor:
@@ -155,7 +160,7 @@ class Function(LinearOperator):
             (gradient,) = torch.autograd.grad(self.function(x), x, r)
         return gradient
 
-    def double(self) -> Function:
+    def to(self, dtype: torch.dtype) -> Function:
         # the function may hold parameters of its own dtype, so it is evaluated there
-        function, dtype = self.function, self.dtype
-        return Function(lambda x: function(x.to(dtype)).double(), self.in_shape, self.offset.double())
+        function, own = self.function, self.dtype
+        return Function(lambda x: function(x.to(own)).to(dtype), self.in_shape, self.offset.to(dtype))

@@ -9,13 +9,14 @@ the minimizer of ‖A d − r‖² + λ‖d‖² (Tikhonov), for λ = 0 the leas
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fxinvert.linalg.operators import Diagonal, LinearOperator
+from fxinvert.linalg.operators import LinearOperator, flat
 
 
 class Solution(NamedTuple):
@@ -42,57 +43,42 @@ class Factor(ABC):
         """A⁺_λ r for `r` of shape `(B, *out_shape)` and λ = `damping`."""
 
 
-class DiagonalFactor(Factor):
-    """s / (s² + λ), entry by entry; zeros of s get no correction."""
-
-    def __init__(self, operator: Diagonal) -> None:
-        self.scale = operator.scale
-        size = self.scale.abs()
-        kept = size[size > 0]
-        self.largest = float(size.max()) if size.numel() else 0.0
-        self.condition = self.largest / float(kept.min()) if kept.numel() else None
-
-    def solve(self, r: Tensor, damping: float) -> Solution:
-        if damping:
-            return Solution(r * (self.scale / (self.scale.square() + damping)))
-        zero = self.scale == 0
-        # a true division: its rounding returns the anchor's own neighbour, a reciprocal's does not
-        return Solution(torch.where(zero, 0, r / torch.where(zero, 1, self.scale)))
-
-
 class SpectralFactor(Factor):
-    """Pseudo-inverse from the eigenvalues of the smaller Gram matrix, in float64.
+    """Singular value decomposition A = U S Vᵀ, made and applied in float64: A⁺_λ = V S (S² + λ)⁻¹ Uᵀ.
 
-    Singular values below `max(m, n) · ε · σ_max` of the Gram matrix's accuracy count as zero; one Newton–Schulz step
-    P ← P (2I − A P) restores the digits that squaring the condition number costs (Ben-Israel & Cohen 1966).
+    Singular values below `max(m, n) · ε · σ_max` count as zero. Applied factor by factor, a target that can be reached
+    is reached whatever the condition; the pseudo-inverse as one matrix costs condition · ε, and half the time, so it
+    is used where that is little. In float32 its rounding alone would cost condition · 1e-7, and an answer would depend
+    on how many samples share its matrix product.
     """
 
+    #: largest condition number for which the pseudo-inverse is applied as one matrix
+    MATRIX_LIMIT = 1e6
+
     def __init__(self, operator: LinearOperator) -> None:
-        self.in_shape, self.dtype = operator.in_shape, operator.dtype
-        self._matrix = a = operator.double().dense()
-        m, n = operator.size
-        gram = a @ a.T if m <= n else a.T @ a
-        values, self._vectors = torch.linalg.eigh(gram)
-        top = float(values[-1].clamp(min=0)) if values.numel() else 0.0
-        self._values = torch.where(values > max(m, n) * torch.finfo(a.dtype).eps * top, values, 0.0)
-        kept = self._values[self._values > 0]
-        self.largest = top**0.5
-        self.condition = (top / float(kept[0])) ** 0.5 if kept.numel() else None
-        self._inverses: dict[float, Tensor] = {}
+        self.in_shape = operator.in_shape
+        a = operator.to(torch.float64).dense()
+        m, n = a.shape
+        if m < n:  # the decomposition is several times faster for tall matrices
+            self._v, values, self._ut = torch.linalg.svd(a.T, full_matrices=False)
+        else:
+            u, values, vt = torch.linalg.svd(a, full_matrices=False)
+            self._v, self._ut = vt.T, u.T
+        self.largest = float(values[0]) if values.numel() else 0.0
+        kept = values[values > max(m, n) * torch.finfo(a.dtype).eps * self.largest]
+        self.condition = self.largest / float(kept[-1]) if kept.numel() else None
+        self._values, self._v, self._ut = kept, self._v[:, : len(kept)], self._ut[: len(kept)]
+        well = self.condition is not None and self.condition <= self.MATRIX_LIMIT
+        self._inverse = (self._v / kept) @ self._ut if well else None
 
     def solve(self, r: Tensor, damping: float) -> Solution:
-        if damping not in self._inverses:
-            self._inverses[damping] = self._inverse(damping)
-        return Solution((r.flatten(1) @ self._inverses[damping].T).reshape(len(r), *self.in_shape))
-
-    def _inverse(self, damping: float) -> Tensor:
-        gains = torch.where(self._values > 0, 1 / (self._values + damping), 0.0)
-        core = (self._vectors * gains) @ self._vectors.T
-        a = self._matrix
-        inverse = a.T @ core if len(core) == len(a) else core @ a.T
-        if not damping:
-            inverse = 2 * inverse - inverse @ (a @ inverse)
-        return inverse.to(self.dtype)
+        rows = flat(r).double()
+        if self._inverse is not None and not damping:
+            correction = rows @ self._inverse.T
+        else:
+            gains = self._values / (self._values.square() + damping)
+            correction = (rows @ self._ut.T * gains) @ self._v.T
+        return Solution(correction.reshape(len(r), *self.in_shape).to(r.dtype))
 
 
 class IterativeFactor(Factor):
@@ -112,28 +98,27 @@ class IterativeFactor(Factor):
         x = torch.zeros(len(r), *operator.in_shape, dtype=r.dtype, device=r.device)
         residual, s = r.clone(), operator.adjoint(r)
         p, gamma, start = s, _dot(s, s), _dot(r, r)
-        converged = (gamma == 0) | (start == 0)
+        # a sample that is not finite has no solution, and must not keep the others iterating
+        converged = ~torch.isfinite(gamma) | (gamma <= (tolerance * self.largest) ** 2 * start)
         step = 0
-        for step in range(1, self.limit + 1):  # noqa: B007 (the last value is reported)
+        while step < self.limit and not bool(converged.all()):
+            step += 1
             q = operator.apply(p)
             curvature = _dot(q, q) + damping * _dot(p, p)
             alpha = torch.where(converged, 0, gamma / torch.where(converged, 1, curvature))
             x = x + _rows(alpha, x) * p
             residual = residual - _rows(alpha, residual) * q
             s = operator.adjoint(residual) - damping * x
-            renewed = _dot(s, s)
-            size = _dot(residual, residual)
+            renewed, size = _dot(s, s), _dot(residual, residual)
             converged = converged | (size <= tolerance**2 * start)
             converged = converged | (renewed <= (tolerance * self.largest) ** 2 * size)
-            if bool(converged.all()):
-                break
             beta = torch.where(converged, 0, renewed / torch.where(converged, 1, gamma))
             p, gamma = s + _rows(beta, p) * p, renewed
         return Solution(x, step, converged)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).flatten(1).sum(1)
+    return flat(a * b).sum(1)
 
 
 def _rows(scalars: Tensor, like: Tensor) -> Tensor:
@@ -144,10 +129,10 @@ def _largest_singular_value(operator: LinearOperator, iterations: int = 20) -> f
     """σ_max by power iteration from a fixed start; a lower bound, within a few per cent."""
     start = torch.randn(1, *operator.in_shape, generator=torch.Generator().manual_seed(0))
     x = start.to(device=operator.device, dtype=operator.dtype)
-    size = x.norm()
+    size = float(torch.linalg.vector_norm(x))
     for _ in range(iterations):
         x = operator.adjoint(operator.apply(x / size))
-        size = x.norm()
-        if not float(size):
-            return 0.0
-    return float(size) ** 0.5
+        size = float(torch.linalg.vector_norm(x))
+        if not size:
+            break
+    return math.sqrt(size)

@@ -1,6 +1,6 @@
 """Inverse rules: how one op is inverted, and the registry that holds them."""
 
-from fxinvert.rules.affine import invert_affine, invert_by_autograd
+from fxinvert.rules.affine import invert_affine, invert_by_autograd, invert_diagonal
 from fxinvert.rules.branches import Branch, falling, flat, invert_branches, rising
 from fxinvert.rules.certificate import Certificate, Inverse, Status
 from fxinvert.rules.op import FactorCache, Op
@@ -25,6 +25,7 @@ __all__ = [
     "invert_affine",
     "invert_branches",
     "invert_by_autograd",
+    "invert_diagonal",
     "key_of",
     "rising",
 ]

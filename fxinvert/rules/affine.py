@@ -11,14 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fxinvert.errors import SolveError
 from fxinvert.linalg import (
     Correction,
     Factor,
     Function,
     LinearOperator,
-    SolveSettings,
     factorize,
     solve_anchored,
+    solve_diagonal,
 )
 from fxinvert.rules.certificate import Certificate, Inverse, Status, relative, row_norms
 from fxinvert.rules.op import Op
@@ -68,12 +69,16 @@ def invert_affine(
     """
     anchor = op.anchor
     shape = (tuple(anchor.shape[1:]), anchor.dtype, anchor.device)
-    linear, factor = op.cache.get(
-        shape, tuple(op.parameters.values()), lambda: _factorized(operator, op.settings)
-    )
-    solved = solve_anchored(linear, factor, rows.split(target - op.output), op.settings)
-    value = anchor + rows.join(solved.value, anchor)
-    return Inverse(value, _certificate(target, anchor, value, rows.join(solved.left, target), solved))
+    factor = op.cache.get(shape, tuple(op.parameters.values()), lambda: _factorized(op, operator))
+    solved = solve_anchored(factor, rows.split(_missing(op, target)), op.settings)
+    return _moved(op, target, rows.join(solved.value, anchor), solved)
+
+
+def invert_diagonal(op: Op, target: Tensor, scale: Tensor) -> Inverse:
+    """The same for y = scale ⊙ x + constant; `scale` broadcasts to the anchor, one for all samples or one for each."""
+    missing = _missing(op, target)
+    solved = solve_diagonal(scale.to(missing.dtype), missing, op.settings)
+    return _moved(op, target, solved.value, solved)
 
 
 def invert_by_autograd(op: Op, target: Tensor) -> Inverse:
@@ -82,17 +87,32 @@ def invert_by_autograd(op: Op, target: Tensor) -> Inverse:
     return invert_affine(op, target, lambda: Function(op.evaluate, anchor.shape[1:], anchor))
 
 
-def _factorized(
-    operator: Callable[[], LinearOperator], settings: SolveSettings
-) -> tuple[LinearOperator, Factor]:
-    linear = operator()
-    return linear, factorize(linear, settings)
+def _working(dtype: torch.dtype) -> torch.dtype:
+    """What is solved in: half precisions have too few digits to solve with."""
+    return torch.promote_types(dtype, torch.float32)
 
 
-def _certificate(
-    target: Tensor, anchor: Tensor, value: Tensor, left: Tensor, solved: Correction
-) -> Certificate:
-    residual = relative(left, target)
+def _missing(op: Op, target: Tensor) -> Tensor:
+    """r = t − f(x0), in the dtype that is solved in."""
+    dtype = _working(target.dtype)
+    return target.to(dtype) - op.output.to(dtype)
+
+
+def _factorized(op: Op, operator: Callable[[], LinearOperator]) -> Factor:
+    for name, value in op.parameters.items():
+        if not bool(torch.isfinite(value).all()):
+            raise SolveError(
+                f"node {op.name!r}, {op.key}: its {name} {tuple(value.shape)} has NaN or infinite values, so nothing "
+                "can be solved with it; load weights that are finite"
+            )
+    return factorize(operator().to(_working(op.anchor.dtype)), op.settings)
+
+
+def _moved(op: Op, target: Tensor, correction: Tensor, solved: Correction) -> Inverse:
+    """The anchor with its correction, and the certificate, measured on what is returned."""
+    anchor = op.anchor
+    value = (anchor + correction).to(anchor.dtype)
+    residual = relative(op(value) - target, target)
     # half of the digits: what a solve may lose to conditioning before its answer counts as a miss
     reached = residual <= torch.finfo(target.dtype).eps ** 0.5
     if bool(solved.damped.any()):
@@ -101,7 +121,7 @@ def _certificate(
         status = Status.LEAST_SQUARES
     else:
         status = Status.NEAREST if anchor.numel() > target.numel() else Status.EXACT
-    return Certificate(
+    certificate = Certificate(
         status=status,
         residual=residual,
         distance=row_norms(value - anchor),
@@ -110,3 +130,4 @@ def _certificate(
         iterations=solved.iterations,
         condition=solved.condition,
     )
+    return Inverse(value, certificate)

@@ -7,29 +7,39 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fxinvert.linalg import Diagonal
-from fxinvert.rules.affine import invert_affine, invert_by_autograd
+from fxinvert.errors import NoRuleError
+from fxinvert.rules.affine import invert_by_autograd, invert_diagonal
 from fxinvert.rules.certificate import Inverse
 from fxinvert.rules.op import Op
 from fxinvert.rules.registry import Kind, Rule
 
-Gain = Callable[[Op, Tensor], Tensor]
+Gain = Callable[[Op], Tensor | float]
 
 
-def constant(op: Op) -> Tensor:
-    """The operand that does not depend on the model's input, number or tensor."""
-    numbers = [op.attributes[name] for name in ("self", "other") if name in op.attributes]
-    (value,) = [op.parameters[name] for name in ("self", "other") if name in op.parameters] or numbers
-    return torch.as_tensor(value, dtype=op.anchor.dtype, device=op.anchor.device)
+def constant(op: Op) -> Tensor | float:
+    """The operand that does not depend on the model's input."""
+    (name,) = {"self", "other"} - set(op.anchors)
+    return op.parameters[name] if name in op.parameters else float(op.attributes[name])
 
 
-def sign(first: int, second: int) -> Gain:
-    """The gain of a sum: `first` where the unknown is the first operand, `second` · alpha where it is the other."""
+def first(op: Op) -> bool:
+    """Whether the unknown is the op's first operand."""
+    return "self" in op.anchors
 
-    def gain(op: Op, one: Tensor) -> Tensor:
-        return one * (first if "self" in op.anchors else second * op.attributes["alpha"])
 
-    return gain
+def alpha(op: Op) -> float:
+    """The factor that torch applies to the operand that is added or subtracted."""
+    return float(op.attributes["alpha"])
+
+
+def reciprocal(op: Op) -> Tensor | float:
+    if first(op) and not op.attributes.get("rounding_mode"):
+        return 1 / constant(op)
+    what = "rounds its quotient" if first(op) else "divides by what depends on the model's input"
+    raise NoRuleError(
+        f"node {op.name!r}, {op.key}: it {what}, which is not affine and has no rule; put it into a function of its own "
+        "and give that function a rule with @fxinvert.inverse_rule"
+    )
 
 
 def scaled(key: str, gain: Gain) -> Rule:
@@ -37,23 +47,20 @@ def scaled(key: str, gain: Gain) -> Rule:
 
     def invert(op: Op, target: Tensor) -> Inverse:
         anchor = op.anchor
-        one = torch.ones((), dtype=anchor.dtype, device=anchor.device)
-        factor = gain(op, one)
-        per_sample = factor.dim() == anchor.dim() and factor.shape[0] != 1
-        if anchor.shape != target.shape or per_sample:
+        scale = torch.as_tensor(gain(op), dtype=anchor.dtype, device=anchor.device)
+        if anchor.shape != target.shape:  # the constant has spread the anchor over more entries
             return invert_by_autograd(op, target)
-        factor = factor[0] if factor.dim() == anchor.dim() else factor
-        return invert_affine(op, target, lambda: Diagonal(factor, anchor.shape[1:]))
+        return invert_diagonal(op, target, scale)
 
     return Rule(key, invert, Kind.AFFINE)
 
 
 def rules() -> list[Rule]:
     return [
-        scaled("add", sign(1, 1)),
-        scaled("sub", sign(1, -1)),
-        scaled("rsub", sign(-1, 1)),
-        scaled("mul", lambda op, one: constant(op)),
-        scaled("div", lambda op, one: 1 / constant(op)),
-        scaled("neg", lambda op, one: -one),
+        scaled("add", lambda op: 1 if first(op) else alpha(op)),
+        scaled("sub", lambda op: 1 if first(op) else -alpha(op)),
+        scaled("rsub", lambda op: -alpha(op) if first(op) else 1),
+        scaled("mul", constant),
+        scaled("div", reciprocal),
+        scaled("neg", lambda op: -1),
     ]

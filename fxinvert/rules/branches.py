@@ -91,66 +91,72 @@ def _monotone(
 
 
 def invert_branches(op: Op, target: Tensor, branches: tuple[Branch, ...]) -> Inverse:
-    """Nearest pre-image of `target` over all branches; entries equal to the op's output keep their anchor."""
-    anchor = op.anchor
-    # a constant branch is considered first, so that a tie leaves the anchor where it is
-    best, value = branches[0].candidate(target, anchor)
-    for branch in branches[1:]:
-        x, y = branch.candidate(target, anchor)
-        error, best_error = (y - target).abs(), (value - target).abs()
+    """Nearest pre-image of `target` over all branches, entry by entry.
+
+    The anchor is the first candidate, so an entry moves only if that brings the output closer to the target.
+    """
+    # half precisions cannot tell 1 from 1 − MARGIN
+    working = torch.promote_types(target.dtype, torch.float32)
+    anchor, wanted, reached = op.anchor.to(working), target.to(working), op.output.to(working)
+    best = anchor
+    for branch in branches:
+        x, y = branch.candidate(wanted, anchor)
+        error, best_error = (y - wanted).abs(), (reached - wanted).abs()
         nearer = (x - anchor).abs() < (best - anchor).abs()
-        better = (error < best_error) | ((error == best_error) & nearer)
-        best, value = torch.where(better, x, best), torch.where(better, y, value)
-    unchanged = target == op.output
-    best = torch.where(unchanged, anchor, best)
-    outside = int(((value != target) & ~unchanged).sum())
-    residual = relative(op(best) - target, target)
+        better = ((error < best_error) | ((error == best_error) & nearer)) & torch.isfinite(x)
+        best, reached = torch.where(better, x, best), torch.where(better, y, reached)
+    outside = int(((reached - wanted).abs() > 0).sum())
+    value = best.to(target.dtype)
+    residual = relative(op(value) - target, target)
     certificate = Certificate(
         status=Status.PROJECTED if outside else Status.NEAREST if len(branches) > 1 else Status.EXACT,
         residual=residual,
-        distance=row_norms(best - anchor),
+        distance=row_norms(value - op.anchor),
         failed=torch.zeros_like(residual, dtype=torch.bool),
         projected=outside,
     )
-    return Inverse(best, certificate)
+    return Inverse(value, certificate)
 
 
 def numeric(
-    function: Scalar, low: float, high: float, *, increasing: bool, below_identity: float | None = None
+    function: Scalar, bracket: Callable[[Tensor], tuple[Tensor, Tensor]], *, increasing: bool
 ) -> Scalar:
-    """Inverse of a smooth monotone function without a closed form, on [low, high].
+    """Inverse of a smooth monotone function without a closed form.
 
     Newton's method, safeguarded by bisection: every step that leaves the bracket is replaced by the bracket's middle.
+    An entry stops by itself, so that it never depends on its neighbours.
 
     Args:
         function: the scalar function, differentiable.
-        low, high: ends of the interval.
+        bracket: two points, for every target, between which its pre-image lies.
         increasing: the direction.
-        below_identity: for an unbounded interval: an upper bound of x − f(x), which brackets x by [t, t + bound].
     """
 
     def inverse(target: Tensor) -> Tensor:
-        if below_identity is None:
-            a, b = torch.full_like(target, low), torch.full_like(target, high)
-        else:
-            a, b = target.clamp(min=low), target.clamp(min=low) + below_identity
+        # in float64: where the function is flat, its rounding is what decides
+        t = target.flatten().double()
+        a, b = bracket(t)
         x = (a + b) / 2
-        tolerance = 4 * torch.finfo(target.dtype).eps
-        for _ in range(100):
+        result, index = torch.full_like(x, torch.nan), torch.isfinite(t).nonzero()[:, 0]
+        t, a, b, x = t[index], a[index], b[index], x[index]
+        digits = 4 * torch.finfo(target.dtype).eps
+        for _ in range(60):
             with torch.enable_grad():
                 x = x.detach().requires_grad_()
                 y = function(x)
                 (slope,) = torch.autograd.grad(y.sum(), x)
-            x, error = x.detach(), y.detach() - target
+            x, error = x.detach(), y.detach() - t
             above = (error > 0) == increasing
             a, b = torch.where(above, a, x), torch.where(above, x, b)
             step = x - error / slope
             inside = (step > a) & (step < b)
-            renewed = torch.where(inside, step, (a + b) / 2)
-            small = (renewed - x).abs() <= tolerance * (1 + x.abs())
-            x = renewed
-            if bool(small.all()):
+            result[index] = x
+            near = torch.minimum((step - x).abs(), b - a) <= digits * (1 + x.abs())
+            far = ~near & (error.abs() > digits * t.abs())
+            x = torch.where(inside, step, (a + b) / 2)
+            index, t, a, b, x = index[far], t[far], a[far], b[far], x[far]
+            if not len(index):
                 break
-        return x
+        return result.reshape(target.shape).to(target.dtype)
 
     return inverse

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fxinvert.linalg.operators import flat
+
 
 class Status(enum.Enum):
     """How an inverse was found; the value is the sentence shown to people."""
@@ -47,7 +49,7 @@ class Certificate:
 
     Attributes:
         status: the weakest status among the samples.
-        residual: `(B,)` relative residual per sample, ‖f(x*) − t‖ / ‖t‖ (absolute where t = 0).
+        residual: `(B,)` relative residual per sample, ‖f(x*) − t‖ / ‖t‖ (absolute where t = 0); nothing where failed.
         distance: `(B,)` distance moved per sample, ‖x* − x0‖.
         damping: the largest λ used (0 where nothing was damped).
         iterations: the largest number of iterations used by an iterative solver (0 for direct ones).
@@ -68,8 +70,8 @@ class Certificate:
     def __str__(self) -> str:
         parts = [
             self.status.word,
-            f"residual {_largest(self.residual):.1e}",
-            f"distance {_largest(self.distance):.1e}",
+            f"residual {self._worst(self.residual):.1e}",
+            f"distance {self._worst(self.distance):.1e}",
         ]
         if self.damping:
             parts.append(f"damping {self.damping:.1e}")
@@ -82,17 +84,22 @@ class Certificate:
         return ", ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """The certificate as JSON-ready numbers (worst sample)."""
+        """The certificate as JSON-ready numbers (worst of the samples that have not failed)."""
         return {
             "status": self.status.word,
-            "residual": _largest(self.residual),
-            "distance": _largest(self.distance),
+            "residual": self._worst(self.residual),
+            "distance": self._worst(self.distance),
             "damping": self.damping,
             "iterations": self.iterations,
             "projected": self.projected,
             "failed": int(self.failed.sum()),
             "condition": self.condition,
         }
+
+    def _worst(self, values: Tensor) -> float:
+        """The largest value; a failed sample has none."""
+        counted = values[~self.failed]
+        return float(counted.max()) if counted.numel() else 0.0
 
 
 class Inverse(NamedTuple):
@@ -104,9 +111,9 @@ class Inverse(NamedTuple):
 
 def row_norms(value: Tensor) -> Tensor:
     """Euclidean norm of every sample: `(B, …)` → `(B,)`; computed in float32 at least."""
-    if value.dtype in (torch.bfloat16, torch.float16):
-        value = value.float()
-    return torch.linalg.vector_norm(value.flatten(1), dim=1) if value.dim() > 1 else value.abs()
+    working = torch.promote_types(value.dtype, torch.float32)
+    norms: Tensor = torch.linalg.vector_norm(flat(value), dim=1, dtype=working)
+    return norms
 
 
 def relative(error: Tensor, reference: Tensor) -> Tensor:
@@ -117,7 +124,7 @@ def relative(error: Tensor, reference: Tensor) -> Tensor:
 
 def passed_through(target: Tensor, anchor: Tensor) -> Inverse:
     """The inverse of an op that only moves values: nothing to solve, no residual."""
-    zeros = torch.zeros(len(target), device=target.device)
+    zeros = torch.zeros_like(row_norms(target))
     certificate = Certificate(
         Status.PASSED_THROUGH, zeros, row_norms(target - anchor), torch.zeros_like(zeros, dtype=torch.bool)
     )
@@ -126,7 +133,7 @@ def passed_through(target: Tensor, anchor: Tensor) -> Inverse:
 
 def keep_failed_at_anchor(inverse: Inverse, anchor: Tensor, target: Tensor) -> Inverse:
     """Leaves every sample with a non-finite target or answer at its anchor, and says so in the certificate."""
-    finite = torch.isfinite(inverse.target).flatten(1).all(1) & torch.isfinite(target).flatten(1).all(1)
+    finite = flat(torch.isfinite(inverse.target)).all(1) & flat(torch.isfinite(target)).all(1)
     failed = inverse.certificate.failed | ~finite
     if not bool(failed.any()):
         return inverse
@@ -140,7 +147,3 @@ def keep_failed_at_anchor(inverse: Inverse, anchor: Tensor, target: Tensor) -> I
         ),
     )
     return Inverse(torch.where(rows, anchor, inverse.target), certificate)
-
-
-def _largest(values: Tensor) -> float:
-    return float(values.max()) if values.numel() else 0.0

@@ -56,13 +56,17 @@ def clipped(low: float, high: float) -> Branches:
 
 
 def exponential_unit(alpha: float, scale: float = 1.0, rate: float = 1.0) -> Branches:
-    """scale · x for x ≥ 0, scale · alpha · (exp(rate · x) − 1) below: ELU, SELU, CELU."""
-    floor = scale * alpha
+    """scale · x for x ≥ 0, scale · alpha · (exp(rate · x) − 1) below: ELU, SELU, CELU, for parameters of any sign."""
+    factor = scale * alpha
+    end = -factor if rate > 0 else factor * INF  # the value at −∞
 
     def below(y: Tensor) -> Tensor:
-        return torch.log1p(y / floor) / rate
+        return torch.log1p(y / factor) / rate
 
-    return rising(-INF, 0, (-floor, 0), below), rising(0, INF, (0, INF), divided(scale))
+    above = rising(0, INF, (0, INF), divided(scale))
+    if factor == 0:
+        return flat(-INF, 0, 0), above
+    return (rising(-INF, 0, (end, 0), below) if end < 0 else falling(-INF, 0, (0, end), below)), above
 
 
 def valley(function: Scalar, bottom: float, far: float) -> Branches:
@@ -72,11 +76,18 @@ def valley(function: Scalar, bottom: float, far: float) -> Branches:
     """
     at = torch.tensor([far, bottom], dtype=torch.float64)
     edge, least = function(at).tolist()
+
+    def left(target: Tensor) -> tuple[Tensor, Tensor]:
+        # what is as near to zero as makes no difference belongs to the far end; nothing has to be searched
+        return torch.full_like(target, far), torch.where(target >= 2 * edge, far, bottom)
+
+    def right(target: Tensor) -> tuple[Tensor, Tensor]:
+        # the pre-image of a negative target is negative; that of another one exceeds it, by 0.31 at most
+        return torch.where(target < 0, bottom, target), target.clamp(min=0) + 0.32
+
     return (
-        falling(far, bottom, (least, edge), numeric(function, far, bottom, increasing=False)),
-        rising(
-            bottom, INF, (least, INF), numeric(function, bottom, INF, increasing=True, below_identity=0.32)
-        ),
+        falling(far, bottom, (least, edge), numeric(function, left, increasing=False)),
+        rising(bottom, INF, (least, INF), numeric(function, right, increasing=True)),
     )
 
 
@@ -127,7 +138,6 @@ def elementwise(key: str, branches: Callable[[Mapping[str, Any]], Branches]) -> 
 def rules() -> list[Rule]:
     return [
         elementwise("relu", lambda a: hinge(0.0)),
-        elementwise("relu6", lambda a: clipped(0.0, 6.0)),
         elementwise("leaky_relu", lambda a: hinge(a["negative_slope"])),
         elementwise("hardtanh", lambda a: clipped(a["min_val"], a["max_val"])),
         elementwise("elu", lambda a: exponential_unit(a["alpha"], a["scale"], a["input_scale"])),

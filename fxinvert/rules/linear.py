@@ -19,11 +19,10 @@ def linear(op: Op, target: Tensor) -> Inverse:
 
 
 def convolution(op: Op, target: Tensor) -> Inverse:
-    """y = W ∗ x + b; a 1×1 kernel of stride 1 is a small dense system at every position."""
+    """y = W ∗ x + b; a kernel of one entry that meets every input once is a small dense system at every position."""
     weight, groups, anchor = op.parameters["weight"], op.attributes["groups"], op.anchor
     window = sliding(weight.shape[2:], op.attributes)
-    pointwise = weight[0, 0].numel() == 1 and groups == 1 and anchor.shape[2:] == target.shape[2:]
-    if pointwise:
+    if window.pointwise and groups == 1:
         return invert_affine(op, target, lambda: Dense(weight.flatten(1)), PIXELS)
     if not window.symmetric:
         return invert_by_autograd(op, target)

@@ -10,7 +10,7 @@ from fxinvert.rules.affine import channels, invert_affine
 from fxinvert.rules.certificate import Certificate, Inverse, Status, relative, row_norms
 from fxinvert.rules.op import Op
 from fxinvert.rules.registry import Kind, Rule
-from fxinvert.rules.windows import Sliding, sliding
+from fxinvert.rules.windows import Sliding, each, sliding
 
 
 def average(key: str, spatial: int) -> Rule:
@@ -30,9 +30,7 @@ def maximum(key: str, spatial: int) -> Rule:
     """A rule for maxima over windows."""
 
     def invert(op: Op, target: Tensor) -> Inverse:
-        kernel = op.attributes["kernel_size"]
-        kernel = tuple(kernel) if len(kernel) == spatial else tuple(kernel) * spatial
-        return invert_maximum(op, target, sliding(kernel, op.attributes))
+        return invert_maximum(op, target, sliding(each(op.attributes["kernel_size"], spatial), op.attributes))
 
     return Rule(key, invert, Kind.CLOSED_FORM)
 
@@ -45,14 +43,15 @@ def invert_maximum(op: Op, target: Tensor, window: Sliding) -> Inverse:
     entry whose cap is its target: the one that is cheapest for the number of windows that it serves. For disjoint
     windows that is the nearest point; for overlapping ones the target is reached wherever it can be, and the choice
     of the raised entry is greedy (choosing best is a set cover). A window whose every entry is capped below its
-    target by a neighbour gets the largest value it can have.
+    target by a neighbour gets the largest value it can have; a map that this brings no closer to its target than it
+    was stays as it was.
     """
     anchor = op.anchor
     n = len(window.kernel)
     size, out = anchor.shape[-n:], target.shape[-n:]
     x, t = anchor.reshape(-1, size.numel()), target.reshape(-1, out.numel())
     index = torch.arange(size.numel(), device=anchor.device).reshape(1, 1, *size)
-    index = window.unfold(index, out, fill=-1).reshape(len(t[0]), -1)
+    index = window.unfold(index, out, fill=-1).reshape(out.numel(), -1)
     inside = index >= 0
     index = index.clamp(min=0)
 
@@ -77,8 +76,14 @@ def invert_maximum(op: Op, target: Tensor, window: Sliding) -> Inverse:
     choice = torch.where(eligible, entries(cost), torch.inf).argmin(-1, keepdim=True)
     chosen = torch.zeros_like(eligible).scatter(-1, choice, True) & eligible
     raised = spread(chosen.to(x.dtype), "amax", 0.0) > 0
-    value = torch.where(raised, ceiling, lowered).reshape(anchor.shape)
-    missed = int((goal < t[..., None]).sum())
+    value = torch.where(raised, ceiling, lowered)
+    unattained = (goal < t[..., None]).flatten(1)
+    if bool(unattained.any()):
+        reached = op(value.reshape(anchor.shape)).reshape(t.shape)
+        farther = row_norms(reached - t) > row_norms(op.output.reshape(t.shape) - t)
+        value = torch.where(farther[:, None], x, value)
+    value = value.reshape(anchor.shape)
+    missed = int(unattained.sum())
     residual = relative(op(value) - target, target)
     certificate = Certificate(
         status=Status.PROJECTED if missed else Status.NEAREST if window.disjoint else Status.EXACT,

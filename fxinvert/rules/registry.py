@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 #: names in torch that are not ATen's
 _ATEN_NAMES = {
+    "identity": "alias",
     "truediv": "div",
     "iadd": "add",
     "isub": "sub",
@@ -124,7 +125,10 @@ class RuleSet(Mapping[str, Rule]):
                 f"pass override=True to replace it by the one from {rule.origin}"
             )
         self._rules[rule.key] = rule
-        if not _is_torch(spelling):
+        # a module of torch's own that is no ATen op would be taken apart, and its rule never be asked
+        if not _is_torch(spelling) or (
+            isinstance(spelling, type) and rule.key not in _aten_by_letters().values()
+        ):
             self._kept_whole[spelling] = rule.key
 
     def extend(self, rules: Mapping[Any, Invert | Rule], *, override: bool = False) -> RuleSet:
@@ -193,6 +197,9 @@ def key_of(spelling: Any) -> str:
 
     ATen ops and torch's own functions, methods and modules have the ATen name without overload and in-place mark;
     everything else is known by its qualified name.
+
+    Raises:
+        RuleError: the spelling names no op.
     """
     if isinstance(spelling, str):
         name = spelling if spelling.startswith("_") else spelling.rstrip("_")
@@ -204,9 +211,13 @@ def key_of(spelling: Any) -> str:
         return key_of(name) if namespace == "aten" else f"{namespace}::{name}"
     if isinstance(spelling, type) and issubclass(spelling, nn.Module) and _is_torch(spelling):
         return _module_key(spelling.__name__)
-    if _is_torch(spelling):
-        return key_of(spelling.__name__)
-    return f"{spelling.__module__}.{spelling.__qualname__}"
+    if not hasattr(spelling, "__qualname__"):
+        raise RuleError(
+            f"{spelling!r} does not name an op; give a module class, a function, a method name or an ATen op"
+        )
+    return (
+        key_of(spelling.__name__) if _is_torch(spelling) else f"{spelling.__module__}.{spelling.__qualname__}"
+    )
 
 
 def _is_torch(spelling: Any) -> bool:
@@ -218,10 +229,20 @@ def _is_torch(spelling: Any) -> bool:
 
 
 def _module_key(name: str) -> str:
-    """`LeakyReLU` → `leaky_relu`, `BatchNorm2d` → `batch_norm`: matched to the known keys, letters only."""
+    """`LeakyReLU` → `leaky_relu`, `BatchNorm2d` → `batch_norm`: matched to ATen's names, letters only."""
     letters = name.lower()
-    known = {key.replace("_", ""): key for key in default_rules()}
-    return known.get(letters) or known.get(re.sub(r"[123]d$", "", letters)) or key_of(letters)
+    if letters in _ATEN_NAMES:
+        return _ATEN_NAMES[letters]
+    known = _aten_by_letters()
+    return known.get(letters) or known.get(re.sub(r"[123]d$", "", letters)) or letters
+
+
+@functools.cache
+def _aten_by_letters() -> dict[str, str]:
+    """ATen's names, without overloads and private ones, by their letters."""
+    full = sorted(torch._C._dispatch_get_all_op_names())
+    names = [name.removeprefix("aten::").split(".")[0] for name in full if name.startswith("aten::")]
+    return {name.replace("_", ""): name for name in names if not (name.startswith("_") or name.endswith("_"))}
 
 
 def _rule_named(key: str) -> Rule:

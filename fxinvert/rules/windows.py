@@ -30,6 +30,11 @@ class Sliding:
         return self.before == self.after
 
     @property
+    def pointwise(self) -> bool:
+        """Whether every window is one input, and every input one window."""
+        return set(self.kernel) == set(self.stride) == {1} and not any(self.before + self.after)
+
+    @property
     def disjoint(self) -> bool:
         """Whether no input lies in two windows."""
         return all(
@@ -61,19 +66,20 @@ class Sliding:
 def sliding(kernel: Sequence[int], attributes: Mapping[str, Any]) -> Sliding:
     """The window options of a convolution or pooling op, from its attributes (a stride of `[]` is the kernel)."""
     n = len(kernel)
-    stride = _each(attributes["stride"] or kernel, n)
-    dilation = _each(attributes.get("dilation", 1), n)
+    stride = each(attributes["stride"] or kernel, n)
+    dilation = each(attributes.get("dilation", 1), n)
     padding = attributes["padding"]
     if padding == "same":
         total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         before = tuple(p // 2 for p in total)
         after = tuple(p - b for p, b in zip(total, before, strict=True))
     else:
-        before = after = (0,) * n if padding == "valid" else _each(padding, n)
+        before = after = (0,) * n if padding == "valid" else each(padding, n)
     return Sliding(tuple(kernel), stride, dilation, before, after)
 
 
-def _each(value: int | Sequence[int], n: int) -> tuple[int, ...]:
+def each(value: int | Sequence[int], n: int) -> tuple[int, ...]:
+    """One entry per spatial dimension, from a number or a sequence of one or n."""
     if isinstance(value, int):
         return (value,) * n
     return tuple(value) if len(value) == n else tuple(value) * n

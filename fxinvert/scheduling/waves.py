@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fxinvert.errors import DataError
-from fxinvert.passes.partition import Plan, Segment
+from fxinvert.passes.plan import Plan, Segment
 
 Wave = tuple[Segment, ...]
 

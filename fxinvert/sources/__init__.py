@@ -7,6 +7,7 @@ A model is `package.module:factory`; data is an `.npz` file, a folder of class f
 from __future__ import annotations
 
 from fxinvert.sources.data import Data, load_data
+from fxinvert.sources.factory import find_object, import_module, is_factory
 from fxinvert.sources.images import ImageFolder
 from fxinvert.sources.models import find_device, load_model
 from fxinvert.sources.options import DataOptions
@@ -17,6 +18,9 @@ __all__ = [
     "DataOptions",
     "ImageFolder",
     "find_device",
+    "find_object",
+    "import_module",
+    "is_factory",
     "load_data",
     "load_model",
     "load_weights",

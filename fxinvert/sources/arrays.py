@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,12 +40,12 @@ class ArrayBatches:
         options.normalized(inputs_of(x[:1]), name)  # what does not fit is refused at once
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for rows in self._order.split(self.options.batch_size):
+        for rows in torch.split(self._order, self.options.batch_size):
             index = rows.numpy()
             yield self.options.normalized(inputs_of(self.x[index]), self.name), labels_of(self.y[index])
 
     def __len__(self) -> int:
-        return -(-len(self.x) // self.options.batch_size)
+        return math.ceil(len(self.x) / self.options.batch_size)
 
 
 def load_npz(path: Path, options: DataOptions) -> tuple[ArrayBatches, ArrayBatches | None]:
@@ -95,7 +96,9 @@ def _read(path: Path) -> dict[str, Array]:
                 raise DataError(f"{path} holds a single array; save x and y: numpy.savez(path, x=…, y=…)")
             return {name: file[name] if name in wanted else np.empty(0) for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, KeyError) as error:
-        reason = "it holds Python objects, which could run code" if "allow_pickle" in str(error) else str(error)
+        reason = (
+            "it holds Python objects, which could run code" if "allow_pickle" in str(error) else str(error)
+        )
         raise DataError(f"{path} cannot be read as an .npz file of numbers: {reason}") from error
 
 

@@ -42,7 +42,9 @@ class Data:
         if first is None:
             raise DataError("the data has no batches")
         if not isinstance(first, tuple | list) or len(first) != 2:
-            raise DataError(f"a batch of the data is {type(first).__name__}; a pair (inputs, labels) is needed")
+            raise DataError(
+                f"a batch of the data is {type(first).__name__}; a pair (inputs, labels) is needed"
+            )
         inputs = tuple(first[0]) if isinstance(first[0], tuple | list) else (first[0],)
         strange = next((type(value).__name__ for value in inputs if not isinstance(value, Tensor)), None)
         if strange is not None:
@@ -89,5 +91,7 @@ def _loader(spec: str) -> Loader:
             f"data {spec!r} gave {type(loader).__name__}, which can be iterated only once; give a list or a DataLoader"
         )
     if not isinstance(loader, Iterable):
-        raise DataError(f"data {spec!r} gave {type(loader).__name__}; an iterable of (inputs, labels) batches is needed")
+        raise DataError(
+            f"data {spec!r} gave {type(loader).__name__}; an iterable of (inputs, labels) batches is needed"
+        )
     return loader

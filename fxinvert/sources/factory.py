@@ -21,26 +21,40 @@ def is_factory(spec: str) -> bool:
     return SPEC.fullmatch(spec) is not None
 
 
-def call_factory(spec: str, what: str) -> Any:
-    """What `package.module:factory` makes.
-
-    The current folder is importable, as with `python -m`. A name that is no function or class is taken as it is.
+def find_object(spec: str, what: str) -> Any:
+    """What `package.module:name` stands for. The current folder is importable, as with `python -m`.
 
     Args:
         spec: the name.
         what: how messages call the thing that is wanted, e.g. "model".
 
     Raises:
-        DataError: there is no such module or name, or importing or calling it raised.
+        DataError: there is no such module or name, or importing it raised.
     """
     if not is_factory(spec):
-        raise DataError(f"{what} {spec!r}: write it as package.module:factory, e.g. my_package.networks:small_cnn")
+        raise DataError(
+            f"{what} {spec!r}: write it as package.module:factory, e.g. my_package.networks:small_cnn"
+        )
     module_name, _, attribute = spec.partition(":")
-    found: Any = _imported(module_name, what, spec)
+    found: Any = import_module(module_name, what, spec)
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise DataError(_unknown(what, spec, module_name, part, found))
         found = getattr(found, part)
+    return found
+
+
+def call_factory(spec: str, what: str) -> Any:
+    """What `package.module:factory` makes. A name that is no function or class is taken as it is.
+
+    Args:
+        spec: the name.
+        what: how messages call the thing that is wanted, e.g. "model".
+
+    Raises:
+        DataError: there is no such factory, it needs arguments, or it raised.
+    """
+    found = find_object(spec, what)
     if not (inspect.isroutine(found) or isinstance(found, type)):
         return found
     needed = _needed_arguments(found)
@@ -57,7 +71,12 @@ def call_factory(spec: str, what: str) -> Any:
         raise DataError(f"{what} {spec!r} raised {_told(error)}") from error
 
 
-def _imported(name: str, what: str, spec: str) -> ModuleType:
+def import_module(name: str, what: str, spec: str) -> ModuleType:
+    """The module `name`; messages call it `what` `spec`. The current folder is importable.
+
+    Raises:
+        DataError: there is no such module, or importing it raised.
+    """
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)

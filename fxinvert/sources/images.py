@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from fxinvert.errors import DataError
 from fxinvert.sources.options import DataOptions
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-GREY_MODES = ("1", "L", "I", "F")
+GREY_MODES = ("1", "L", "LA", "I", "F")
 
 
 class ImageFolder:
@@ -49,14 +50,14 @@ class ImageFolder:
         self._size = options.resize or (first.height, first.width)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for rows in self._order.split(self.options.batch_size):
+        for rows in torch.split(self._order, self.options.batch_size):
             chosen = [self._files[i] for i in rows.tolist()]
             images = torch.stack([self._tensor(file) for file, _ in chosen])
             classes = torch.tensor([number for _, number in chosen])
             yield self.options.normalized(images, str(self.path)), classes
 
     def __len__(self) -> int:
-        return -(-len(self._files) // self.options.batch_size)
+        return math.ceil(len(self._files) / self.options.batch_size)
 
     def _open(self, file: Path) -> Image.Image:
         try:
@@ -71,38 +72,45 @@ class ImageFolder:
         image = self._open(file)
         if self.options.resize is None and (image.height, image.width) != self._size:
             raise DataError(
-                f"the image {file} is {image.height}×{image.width}, {self._files[0][0]} is "
-                f"{self._size[0]}×{self._size[1]}; pass --resize to bring all to one size"
+                f"the image {file} is {image.height}x{image.width}, {self._files[0][0]} is "
+                f"{self._size[0]}x{self._size[1]}; pass --resize to bring all to one size"
             )
-        deep = image.mode.startswith("I") and image.mode != "I"  # 16 bits: conversion would clip them
-        pixels: np.ndarray[Any, Any]
-        if deep:
-            pixels = np.asarray(image, dtype=np.float32) / 65535
-            image = Image.fromarray(pixels)
-        elif image.mode not in ("L", "F") or not self._grey:
-            image = image.convert("L" if self._grey else "RGB")
-        if (image.height, image.width) != self._size:
-            image = image.resize(self._size[::-1], Image.Resampling.BILINEAR)
-        pixels = np.asarray(image, dtype=np.float32) / (1 if image.mode == "F" else 255)
-        tensor = torch.from_numpy(pixels.copy()).to(torch.get_default_dtype())
+        tensor = torch.from_numpy(_pixels(image, self._grey, self._size)).to(torch.get_default_dtype())
         planes = tensor.movedim(-1, 0) if tensor.dim() == 3 else tensor[None]
         return planes if self._grey or len(planes) == 3 else planes.expand(3, -1, -1)
+
+
+def _pixels(image: Image.Image, grey: bool, size: tuple[int, int]) -> np.ndarray[Any, Any]:
+    """An image as float32 in [0, 1], (H, W) or (H, W, 3), brought to a size."""
+    if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip them
+        image = Image.fromarray(np.asarray(image, dtype=np.float32) / 65535)
+    elif image.mode != "F":
+        image = image.convert("L" if grey else "RGB")
+    if (image.height, image.width) != size:
+        image = image.resize(size[::-1], Image.Resampling.BILINEAR)
+    return np.array(image, dtype=np.float32) / (1 if image.mode == "F" else 255)
 
 
 def _folders(path: Path) -> list[Path]:
     folders = sorted(item for item in path.iterdir() if item.is_dir() and not item.name.startswith("."))
     if not folders:
-        raise DataError(f"{path} holds no class folders; images are expected as {path / 'class_name' / 'image.png'}")
+        raise DataError(
+            f"{path} holds no class folders; images are expected as {path / 'class_name' / 'image.png'}"
+        )
     return folders
 
 
 def _images(folder: Path) -> list[Path]:
-    files = sorted(item for item in folder.iterdir() if item.suffix.lower() in SUFFIXES and item.is_file())
+    files = sorted(
+        item
+        for item in folder.iterdir()
+        if item.suffix.lower() in SUFFIXES and item.is_file() and not item.name.startswith(".")
+    )
     if not files:
         inner = sorted(item.name for item in folder.iterdir() if item.is_dir())
         hint = f"; it holds folders ({', '.join(inner[:3])}): is {folder} the one to name?" if inner else ""
         raise DataError(f"the class folder {folder} holds no images ({', '.join(SUFFIXES[:4])}, …){hint}")
-    return [file for file in files if not file.name.startswith(".")]
+    return files
 
 
 def _is_grey(image: Image.Image) -> bool:

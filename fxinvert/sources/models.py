@@ -25,7 +25,9 @@ def load_model(spec: str, weights: Path | None = None, device: str = "cpu") -> n
     """
     place = find_device(device)
     if weights is not None and not weights.is_file():  # before anything slow
-        raise DataError(f"the weights {weights} are not there" if not weights.exists() else f"{weights} is no file")
+        raise DataError(
+            f"the weights {weights} are not there" if not weights.exists() else f"{weights} is no file"
+        )
     model = call_factory(spec, "model")
     if not isinstance(model, nn.Module):
         raise DataError(f"model {spec!r} gave {type(model).__name__}; a torch.nn.Module is needed")

@@ -52,7 +52,9 @@ class DataOptions:
             if not values:
                 continue
             if not inputs.is_floating_point():
-                raise DataError(f"{what} holds {inputs.dtype} inputs: --{name} is for numbers, not for indices")
+                raise DataError(
+                    f"{what} holds {inputs.dtype} inputs: --{name} is for numbers, not for indices"
+                )
             channels = inputs.shape[1] if inputs.dim() > 1 else 1
             if len(values) not in (1, channels):
                 raise DataError(f"--{name} has {len(values)} numbers; {what} has {channels} channels")

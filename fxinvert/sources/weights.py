@@ -75,7 +75,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         case ".pt" | ".pth":
             return _pickled(path)
         case other:
-            raise DataError(f"weights are read from .safetensors, .pt and .pth files, not {other or 'no suffix'}: {path}")
+            raise DataError(
+                f"weights are read from .safetensors, .pt and .pth files, not {other or 'no suffix'}: {path}"
+            )
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
@@ -125,4 +127,4 @@ def _listed(names: list[str]) -> str:
 
 
 def _shape(value: Tensor) -> str:
-    return "×".join(map(str, value.shape)) or "scalar"
+    return "x".join(map(str, value.shape)) or "scalar"

@@ -66,10 +66,14 @@ def update_ops(
     with torch.no_grad(), evaluating(inverse.graph):
         for part in run(sums, batches):
             total = {key: total[key] + value if key in total else value for key, value in part.items()}
-        return [_updated(inverse, representatives[key], equations, damping) for key, equations in total.items()]
+        return [
+            _updated(inverse, representatives[key], equations, damping) for key, equations in total.items()
+        ]
 
 
-def batch_sums(inverse: InverseGraph, nodes: Sequence[fx.Node], batch: Batch, satisfied_weight: float) -> Sums:
+def batch_sums(
+    inverse: InverseGraph, nodes: Sequence[fx.Node], batch: Batch, satisfied_weight: float
+) -> Sums:
     """G and C of every op, over one batch, by the name of the op's weight; ops that share a weight are added."""
     values = inverse.forward(batch.inputs)
     last = inverse.output_node

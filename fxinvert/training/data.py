@@ -53,7 +53,9 @@ class Batches:
                 "post-training passes over it several times: give a list or a DataLoader"
             )
         if not isinstance(source, Iterable):
-            raise DataError(f"{what} is {type(source).__name__}; an iterable of (inputs, labels) batches is needed")
+            raise DataError(
+                f"{what} is {type(source).__name__}; an iterable of (inputs, labels) batches is needed"
+            )
         self.source, self.device, self.what, self.part = source, device, what, part
 
     def of(self, part: str) -> Batches:
@@ -87,7 +89,9 @@ class Batches:
                     "they must have the same number of samples"
                 )
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                rows = (~torch.isfinite(value)).flatten(1).any(1) if value.dim() > 1 else ~torch.isfinite(value)
+                rows = (
+                    (~torch.isfinite(value)).flatten(1).any(1) if value.dim() > 1 else ~torch.isfinite(value)
+                )
                 raise DataError(
                     f"{where}: {name} has NaN or infinite values in {int(rows.sum())} samples, "
                     f"first in sample {int(rows.nonzero()[0])}"
@@ -102,7 +106,11 @@ def kept_aside(samples: Tensor) -> Tensor:
     side does not depend on its batch or device.
     """
     words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[samples.element_size()]
-    bits = samples.contiguous().view(words).flatten(1).long() if samples.dim() > 1 else samples.view(words)[:, None].long()
+    bits = (
+        samples.contiguous().view(words).flatten(1).long()
+        if samples.dim() > 1
+        else samples.view(words)[:, None].long()
+    )
     generator = torch.Generator().manual_seed(0)
     odd = torch.randint(-(2**62), 2**62, (bits.shape[1],), generator=generator) * 2 + 1
     mixed = (bits * odd.to(bits.device)).sum(1)

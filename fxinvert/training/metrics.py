@@ -49,7 +49,9 @@ def is_classification(labels: Tensor) -> bool:
     return not labels.dtype.is_floating_point
 
 
-def evaluate(forward: Callable[..., Tensor], batches: Iterable[Batch], target: OutputTarget | None = None) -> Metrics:
+def evaluate(
+    forward: Callable[..., Tensor], batches: Iterable[Batch], target: OutputTarget | None = None
+) -> Metrics:
     """Loss and accuracy over batches.
 
     Args:

@@ -1,0 +1,65 @@
+"""Looking only: the plan of a model, the rule of each node, the list of rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+import fxinvert
+from fxinvert.config import PostTrainConfig
+from fxinvert.errors import DataError, NoRuleError
+from fxinvert.report import nodes_table, rules_table
+from fxinvert.run import EXAMPLE_ROWS, output_key
+from fxinvert.sources import DataOptions, import_module, load_data, load_model
+
+
+def show_plan(config: PostTrainConfig, shapes: Sequence[tuple[int, ...]], console: Console) -> None:
+    """Shows how a model would be split, the rule of every node, and whether its inverse can be made.
+
+    Args:
+        config: names the model and, unless shapes are given, the data.
+        shapes: of the model's inputs, without the batch.
+        console: where to show it.
+
+    Raises:
+        FxInvertError: something named is not there, or the model cannot be traced or cut so.
+    """
+    torch.manual_seed(config.seed)
+    model = load_model(config.model, config.weights, config.device)
+    rules = fxinvert.default_rules()
+    example = tuple(value.to(config.device) for value in _example(config, shapes))
+    graph = fxinvert.trace(model, example, output=output_key(config.supervised_output))
+    console.print(nodes_table(graph, rules))
+    console.print(fxinvert.partition(graph, config.segments, cuts=config.cuts))
+    try:
+        fxinvert.invert(graph)
+    except NoRuleError as error:
+        console.print(f"This model cannot be inverted yet: {error}", markup=False, style="red")
+
+
+def show_rules(modules: Sequence[str], console: Console) -> None:
+    """Lists the rules, after importing modules that add some.
+
+    Raises:
+        DataError: a module cannot be imported.
+    """
+    for name in modules:
+        import_module(name, "--import", name)
+    rules = fxinvert.default_rules()
+    console.print(rules_table(rules))
+    console.print(f"{len(rules)} rules")
+
+
+def _example(config: PostTrainConfig, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
+    if bool(shapes) == bool(config.data):
+        raise DataError("give data, or the shape of each input with --shape, not both")
+    if not shapes:
+        options = DataOptions(config.batch_size, resize=config.resize)
+        return tuple(value[:EXAMPLE_ROWS] for value in load_data(config.data, options).example_inputs())
+    wrong = next((shape for shape in shapes if min(shape) < 1), None)
+    if wrong:
+        raise DataError(f"--shape {','.join(map(str, wrong))}: every size must be at least 1")
+    return tuple(torch.rand(2, *shape) for shape in shapes)

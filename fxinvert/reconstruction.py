@@ -1,0 +1,102 @@
+"""Reconstruction: what every node computed, and what it should have computed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, fx
+
+from fxinvert.passes.capture import evaluating
+from fxinvert.replay import output_given
+from fxinvert.rules import Certificate, Status
+from fxinvert.rules.certificate import relative, row_norms
+
+V = TypeVar("V")
+
+
+class ByName(Mapping[str, V]):
+    """Values by node name: the module path (`"layer1.0.conv1"`) or the graph's own name (`"layer1_0_conv1"`)."""
+
+    def __init__(self, values: Mapping[str, V], aliases: Mapping[str, str]) -> None:
+        self._values, self._aliases = dict(values), aliases
+
+    def __getitem__(self, name: str) -> V:
+        known = name if name in self._values else self._aliases.get(name, name)
+        if known not in self._values:
+            close = difflib.get_close_matches(name, self._values, n=3, cutoff=0.4)
+            raise KeyError(f"no node {name!r}; did you mean {', '.join(close or list(self._values)[:3])}?")
+        return self._values[known]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"ByName({', '.join(self)})"
+
+
+class Reconstruction:
+    """What every node computed, and what it should have computed, for one batch.
+
+    Attributes:
+        names: the nodes between input and output, input first.
+        anchors: what each node produced, `(B, …)`.
+        targets: what it should have produced, `(B, …)`.
+        certificates: how each op was inverted, that is, how the target of the node before it was found.
+        output_target: the target of the model's output.
+    """
+
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        values: Mapping[fx.Node, Any],
+        targets: Mapping[str, Tensor],
+        certificates: Mapping[str, Certificate],
+    ) -> None:
+        self._graph, self._values = graph, values
+        nodes = [node for node in graph.graph.nodes if node.meta.get("path") in targets]
+        aliases = {node.name: node.meta["path"] for node in nodes}
+        self._nodes = {node.meta["path"]: node for node in nodes}
+        self.names: list[str] = list(self._nodes)
+        self.anchors: Mapping[str, Tensor] = ByName(
+            {name: values[self._nodes[name]] for name in self.names}, aliases
+        )
+        self.targets: Mapping[str, Tensor] = ByName({name: targets[name] for name in self.names}, aliases)
+        self.certificates: Mapping[str, Certificate] = ByName(
+            {name: certificates.get(name) or _nothing_inverted(self.anchors[name]) for name in self.names},
+            aliases,
+        )
+        self.output_target = self.targets[self.names[-1]]
+
+    def consistency(self, name: str) -> Tensor:
+        """Runs the model forward from a node's target.
+
+        Args:
+            name: a node.
+
+        Returns:
+            `(B,)`, the relative error to the output target, ‖f(target) − t‖ / ‖t‖, one number per sample.
+        """
+        self.targets[name]  # an unknown name is refused here, with suggestions
+        start = next(n for path, n in self._nodes.items() if name in (path, n.name))
+        with torch.no_grad(), evaluating(self._graph):
+            output = output_given(self._graph, self._values, start, self.targets[name])
+        return relative(output - self.output_target, self.output_target)
+
+    def __repr__(self) -> str:
+        rows = [f"Reconstruction of {len(self.output_target)} samples"]
+        width = max(map(len, self.names))
+        for name in self.names:
+            moved = relative(self.targets[name] - self.anchors[name], self.anchors[name]).mean()
+            rows.append(f"  {name:<{width}}  moved {float(moved):8.2e}  {self.certificates[name]}")
+        return "\n".join(rows)
+
+
+def _nothing_inverted(anchor: Tensor) -> Certificate:
+    zeros = row_norms(torch.zeros_like(anchor))
+    return Certificate(Status.PASSED_THROUGH, zeros, zeros, torch.zeros_like(zeros, dtype=torch.bool))

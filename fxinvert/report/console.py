@@ -1,0 +1,28 @@
+"""The consoles that everything is printed on."""
+
+from __future__ import annotations
+
+import os
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+#: a pipe has no width of its own; tables should not be squeezed into rich's 80 columns
+PIPE_WIDTH = 140
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """A console on standard output or error; wide where that is no terminal, unless `COLUMNS` says otherwise."""
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        return Console(stderr=stderr, highlight=False, width=PIPE_WIDTH)
+    return console
+
+
+def error_panel(error: Exception) -> Panel:
+    """An error as the user sees it, with its notes."""
+    text = Text(str(error))
+    for note in getattr(error, "__notes__", ()):
+        text.append(f"\n\n{note}", style="dim")
+    return Panel(text, title=type(error).__name__, title_align="left", border_style="red", expand=False)

@@ -1,0 +1,159 @@
+"""One op of the inverse graph: it hands a rule what the op was given and what it gave, and checks the answer."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxinvert.errors import FxInvertError, RuleError
+from fxinvert.linalg import SolveSettings
+from fxinvert.rules import Certificate, FactorCache, Inverse, Op, Rule
+from fxinvert.rules.certificate import Status, keep_failed_at_anchor, relative, row_norms
+
+
+class InverseOp(nn.Module):
+    """One inverted op: calls its rule, checks what comes back, and keeps the op's factorizations.
+
+    Args:
+        rule: how the op is inverted.
+        name: the node's name.
+        function: what evaluates the op: the name of an ATen op or tensor method, a function, or a module.
+        unknown: position of the input whose target is asked for.
+        settings: how linear systems are solved.
+    """
+
+    def __init__(self, rule: Rule, name: str, function: Any, unknown: int, settings: SolveSettings) -> None:
+        super().__init__()
+        self.rule, self.name, self.unknown, self.settings = rule, name, unknown, settings
+        self.function = str(function) if isinstance(function, torch._ops.OpOverload) else function
+        self._cache = FactorCache()
+
+    @torch.no_grad()
+    def forward(self, target: Tensor, output: Tensor, *args: Any, **kwargs: Any) -> Inverse:
+        """The target of the op's unknown input, with its certificate.
+
+        Args:
+            target: what the op should have produced, `(B, …)`.
+            output: what it produced.
+            *args, **kwargs: what it was called with.
+
+        Raises:
+            RuleError: the rule raised, or returned something that is not an inverse.
+        """
+        op = self.op(output, args, kwargs)
+        try:
+            answer = self.rule.invert(op, target)
+        except FxInvertError:
+            raise
+        except Exception as error:  # a rule is anyone's code
+            raise RuleError(f"{self._who()} raised {type(error).__name__}: {error}") from error
+        value = answer.target if isinstance(answer, Inverse) else answer
+        if not isinstance(value, Tensor):
+            raise RuleError(
+                f"{self._who()} returned {type(value).__name__}; a tensor or an Inverse is needed"
+            )
+        anchor = op.anchor
+        for what, got, wanted in (
+            ("shape", tuple(value.shape), tuple(anchor.shape)),
+            ("dtype", value.dtype, anchor.dtype),
+            ("device", value.device, anchor.device),
+        ):
+            if got != wanted:
+                raise RuleError(f"{self._who()} returned {what} {got}; its input has {wanted}")
+        inverse = answer if isinstance(answer, Inverse) else Inverse(value, measured(op, target, value))
+        return keep_failed_at_anchor(inverse, anchor, target)
+
+    def op(self, output: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Op:
+        """The op as rules see it, for one batch."""
+        function = self._callable()
+        arguments = call_arguments(function, args, kwargs)
+        anchor = args[self.unknown]
+        unknown = next(name for name, value in arguments.items() if value is anchor)
+        del arguments[unknown]
+        # evaluating must not keep the batch alive: factorizations may hold on to it
+        held = tuple(None if i == self.unknown else value for i, value in enumerate(args))
+
+        def evaluate(value: Tensor) -> Tensor:
+            return function(*(value if i == self.unknown else h for i, h in enumerate(held)), **kwargs)  # type: ignore[no-any-return]
+
+        tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+        if isinstance(function, nn.Module):
+            tensors |= dict(function.named_parameters()) | dict(function.named_buffers())
+        return Op(
+            key=self.rule.key,
+            name=self.name,
+            anchors={unknown: anchor},
+            output=output,
+            parameters=tensors,
+            attributes=_plain_attributes(function)
+            | {name: value for name, value in arguments.items() if not isinstance(value, Tensor)},
+            evaluate=evaluate,
+            settings=self.settings,
+            cache=self._cache,
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.rule.key}: {self.rule.kind.value}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_cache": FactorCache()}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> InverseOp:
+        # the rule is code and stays the same; a pickle would look it up in the default set
+        return InverseOp(
+            self.rule, self.name, copy.deepcopy(self.function, memo), self.unknown, self.settings
+        )
+
+    def _callable(self) -> Callable[..., Any]:
+        if not isinstance(self.function, str):
+            return self.function  # type: ignore[no-any-return]
+        if self.function.count(".") != 2:
+            return getattr(Tensor, self.function)  # type: ignore[no-any-return]
+        namespace, packet, overload = self.function.split(".")
+        return getattr(getattr(getattr(torch.ops, namespace), packet), overload)  # type: ignore[no-any-return]
+
+    def _who(self) -> str:
+        return f"the rule for {self.rule.key!r} ({self.rule.origin}), at node {self.name!r},"
+
+
+def measured(op: Op, target: Tensor, value: Tensor) -> Certificate:
+    """The certificate of an answer that came without one, by evaluating the op on it."""
+    residual = relative(op(value) - target, target)
+    reached = bool((residual <= torch.finfo(target.dtype).eps ** 0.5).all())
+    return Certificate(
+        status=Status.EXACT if reached else Status.LEAST_SQUARES,
+        residual=residual,
+        distance=row_norms(value - op.anchor),
+        failed=torch.zeros_like(residual, dtype=torch.bool),
+    )
+
+
+def call_arguments(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a call passes, by argument name, defaults filled in."""
+    if isinstance(function, torch._ops.OpOverload):
+        schema = function._schema.arguments
+        named = {a.name: a.default_value for a in schema if a.has_default_value()}
+        return named | dict(zip((a.name for a in schema), args, strict=False)) | kwargs
+    called = function.forward if isinstance(function, nn.Module) else function
+    try:
+        bound = inspect.signature(called).bind(*args, **kwargs)
+    except (TypeError, ValueError):  # built-in functions have no signature
+        return {str(i): value for i, value in enumerate(args)} | kwargs
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def _plain_attributes(function: Any) -> dict[str, Any]:
+    """The public attributes of a module that are not tensors or modules."""
+    if not isinstance(function, nn.Module):
+        return {}
+    return {
+        name: value
+        for name, value in vars(function).items()
+        if not name.startswith("_") and name != "training"
+    }

@@ -1,0 +1,287 @@
+"""The command line, as a user meets it: help, looking, and whole runs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from cli_folder import invoke, make_folder, names
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import fxinvert
+import fxinvert.run
+from fxinvert.config import PostTrainConfig
+from fxinvert.errors import DataError
+from fxinvert.scheduling.run_directory import is_finished
+
+FILES = [
+    "config.json",
+    "finished",
+    "metrics.json",
+    "model.onnx",
+    "plan.json",
+    "plan.txt",
+    "timing.json",
+    "weights.safetensors",
+]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return make_folder(tmp_path, monkeypatch)
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+# looking
+
+
+def test_help() -> None:
+    result = invoke("--help")
+    assert result.exit_code == 0
+    assert all(command in result.output for command in ("demo", "post-train", "plan", "rules"))
+
+
+@pytest.mark.parametrize("command", ["demo", "post-train", "plan", "rules"])
+def test_help_of_commands_has_examples(command: str) -> None:
+    result = invoke(command, "--help")
+    assert result.exit_code == 0
+    assert f"fxinvert {command} " in result.output
+    assert "Example" in result.output
+
+
+def test_help_tells_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    output = invoke("post-train", "--help").output
+    assert "[default: sequential]" in output
+    assert "[default: 3]" in output
+    assert "runs/<time>" in output
+
+
+def test_version() -> None:
+    result = invoke("--version")
+    assert result.exit_code == 0
+    assert result.output == f"fxinvert {fxinvert.__version__}\n"
+
+
+def test_the_command_line_itself_needs_no_torch() -> None:
+    """`--help` must be quick, so torch is imported inside the commands only."""
+    code = (
+        "import sys, types, importlib.util as u;"
+        "package = types.ModuleType('fxinvert');"
+        "package.__path__ = u.find_spec('fxinvert').submodule_search_locations;"
+        "sys.modules['fxinvert'] = package;"
+        "import fxinvert.cli;"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_rules(here: Path) -> None:
+    (here / "cli_rules.py").write_text(
+        "import fxinvert\n@fxinvert.inverse_rule('cli_test_op')\ndef f(op, target): return target\n"
+    )
+    output = invoke("rules", "--import", "cli_rules").output
+    assert "fxinvert/rules/linear.py:" in output
+    assert str(Path(fxinvert.__file__).parent) not in output
+    (line,) = (line for line in output.splitlines() if "cli_test_op" in line)
+    assert "user rule" in line
+    assert "cli_rules.py:2" in line
+    assert invoke("rules", "--import", "cli_no_such_module").exit_code == 2
+
+
+@pytest.mark.parametrize("source", [["--shape", "1,4,4"], ["data.npz"], ["photos"], ["cli_nets:batches"]])
+def test_plan(here: Path, source: list[str]) -> None:
+    result = invoke("plan", "cli_nets:Net", *source, "--segments", "2")
+    assert result.exit_code == 0, result.output
+    (node,) = (line for line in result.output.splitlines() if line.strip().startswith("hidden"))
+    assert node.split() == ["hidden", "linear", "6", "linear", "solve", "yes"]
+    assert "images → leaky_relu" in result.output
+    assert [name for name in names(here) if name != "__pycache__"] == ["cli_nets.py", "data.npz", "photos"]
+
+
+def test_plan_of_what_cannot_be_inverted_yet_says_so(here: Path) -> None:
+    result = invoke("plan", "cli_nets:Strange", "--shape", "1,4,4")
+    assert result.exit_code == 0, result.output
+    (node,) = (line for line in result.output.splitlines() if line.strip().startswith("cumsum"))
+    assert "none" in node
+    assert "cannot be inverted yet: no inverse rule for op 'cumsum'" in result.output
+
+
+# whole runs
+
+
+def test_post_train_on_arrays(here: Path) -> None:
+    torch.manual_seed(5)
+    from cli_nets import Net  # type: ignore[import-not-found]
+
+    given = Net()
+    save_file(given.state_dict(), here / "given.safetensors")
+    result = invoke(
+        *(
+            "post-train",
+            "cli_nets:Net",
+            "data.npz",
+            "--weights",
+            "given.safetensors",
+            "--run-directory",
+            "run",
+        ),
+        *("--mean", "0.5", "--std", "0.25", "--batch-size", "32"),
+    )
+    assert result.exit_code == 0, result.output
+    assert names(here / "run") == FILES
+    assert is_finished(here / "run")
+    assert "ONNX proven" in result.output
+
+    config = PostTrainConfig.model_validate(read(here / "run" / "config.json"))
+    assert config.mean == (0.5,)
+    assert config.weights == Path("given.safetensors")
+
+    metrics = read(here / "run" / "metrics.json")
+    before, after = (metrics["metrics"]["test"][when] for when in ("before", "after"))
+    assert after["samples"] == 30
+    assert after["accuracy"] > before["accuracy"]
+    assert metrics["metrics"]["held_out"]["after"]["loss"] < metrics["metrics"]["held_out"]["before"]["loss"]
+    assert metrics["onnx"]["max_abs"] <= 1e-5
+    assert metrics["fxinvert"] == fxinvert.__version__
+
+    model = Net()
+    model.load_state_dict(load_file(here / "run" / "weights.safetensors"), strict=True)
+    with np.load(here / "data.npz") as data:
+        x = torch.tensor(data["x_test"], dtype=torch.float32)[:, None] / 255
+        hits = (model((x - 0.5) / 0.25).argmax(1).numpy() == data["y_test"]).mean()
+    assert hits == pytest.approx(after["accuracy"])
+
+    with safe_open(here / "run" / "weights.safetensors", framework="pt") as file:
+        about = json.loads(file.metadata()["fxinvert"])
+    assert about["method"] == "closed_form"
+    facts = {entry.key: entry.value for entry in onnx.load(here / "run" / "model.onnx").metadata_props}
+    assert facts["fxinvert.version"] == fxinvert.__version__
+    assert json.loads(facts["fxinvert.segments"]) == about["segments"] != []
+    assert json.loads(facts["fxinvert.held_out"]) == metrics["metrics"]["held_out"]
+    assert [s["name"] for s in read(here / "run" / "plan.json")["segments"]] == ["hidden", "head"]
+    assert "hidden" in (here / "run" / "plan.txt").read_text()
+    assert read(here / "run" / "timing.json")["post_training"] > 0
+
+
+def test_post_train_on_images(here: Path) -> None:
+    result = invoke(
+        *(
+            "post-train",
+            "cli_nets:Net",
+            "photos",
+            "--validation",
+            "photos",
+            "--test",
+            "data.npz",
+            "--no-export",
+        ),
+        *(
+            "--schedule",
+            "parallel",
+            "--cuts",
+            "hidden",
+            "--output-target",
+            "cli_nets:towards_class",
+            "--sweeps",
+            "1",
+        ),
+    )
+    assert result.exit_code == 0, result.output
+    (run,) = (here / "runs").iterdir()
+    assert names(run) == [name for name in FILES if name != "model.onnx"]
+    metrics = read(run / "metrics.json")
+    assert metrics["onnx"] is None
+    assert metrics["metrics"]["held_out"]["after"]["samples"] == 45
+    assert metrics["metrics"]["test"]["after"]["samples"] == 30
+    assert metrics["post_training"]["output_target"] == "towards_class"
+    assert [s["exit"] for s in read(run / "plan.json")["segments"]] == ["hidden", "head"]
+
+
+def test_one_of_two_outputs(here: Path) -> None:
+    refused = invoke("post-train", "cli_nets:Two", "data.npz")
+    assert refused.exit_code == 2
+    assert "answer" in refused.stderr
+    result = invoke(
+        *(
+            "post-train",
+            "cli_nets:Two",
+            "data.npz",
+            "--supervised-output",
+            "answer",
+            "--run-directory",
+            "run",
+        ),
+    )
+    assert result.exit_code == 0, result.output
+    assert read(here / "run" / "metrics.json")["metrics"]["test"]["after"]["samples"] == 30
+
+
+def test_the_same_run_writes_the_same_files(here: Path) -> None:
+    for name in ("a", "b"):
+        assert invoke("post-train", "cli_nets:Net", "data.npz", "--run-directory", name).exit_code == 0
+    for name in FILES:
+        if name not in ("finished", "timing.json"):
+            assert (here / "a" / name).read_bytes() == (here / "b" / name).read_bytes(), name
+
+
+def test_in_a_process_of_its_own_with_a_models_folder_of_the_users(here: Path) -> None:
+    (here / "models").mkdir()
+    (here / "models" / "__init__.py").write_text("from cli_nets import Net")
+    (here / "passes.py").write_text("raise RuntimeError('the wrong passes')")
+    command = [
+        sys.executable,
+        "-m",
+        "fxinvert",
+        "post-train",
+        "models:Net",
+        "data.npz",
+        "--run-directory",
+        "run",
+    ]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert names(here / "run") == FILES
+
+
+@pytest.mark.slow
+def test_demo(tmp_path: Path) -> None:
+    result = invoke("demo", "--output", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert names(tmp_path / "run") == FILES
+    metrics = read(tmp_path / "run" / "metrics.json")
+    before, after = (metrics["metrics"]["test"][when]["accuracy"] for when in ("before", "after"))
+    assert after >= 0.94
+    assert after >= before + 0.10
+    assert (
+        metrics["converged"]["test"]["after"]["accuracy"]
+        >= metrics["converged"]["test"]["before"]["accuracy"]
+    )
+    assert [row["method"] for row in metrics["comparison"]] == ["as given", "fxinvert", *["AdamW"] * 3]
+    assert metrics["onnx"]["max_abs"] <= 1e-5
+
+
+# configuration
+
+
+def test_configuration_names_every_problem() -> None:
+    with pytest.raises(DataError, match=r"sweeps: .*; colour: "):
+        PostTrainConfig.of(model="m:f", data="d.npz", sweeps=0, colour="red")
+
+
+def test_configuration_survives_json() -> None:
+    config = PostTrainConfig.of(model="m:f", data="d.npz", cuts=["a", "b"], resize=[4, 5], weights="w.pt")
+    assert PostTrainConfig.model_validate_json(config.model_dump_json()) == config
+    assert config.cuts == ("a", "b")
+    with pytest.raises(ValueError, match="frozen"):
+        config.sweeps = 4

@@ -1,0 +1,271 @@
+"""Post-training: better on held-out data or unchanged, the user's model untouched, bad input refused."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import fxinvert
+from fxinvert import CutError, DataError, TraceError, models
+
+Data = list[tuple[Tensor, Tensor]]
+
+
+@pytest.fixture(scope="module")
+def train() -> Data:
+    data = models.digits()
+    return list(models.batches(data.x_train, data.y_train))
+
+
+def regression_data(outputs: int = 2) -> Data:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 5, generator=generator)
+    y = torch.tanh(x @ torch.randn(5, outputs, generator=generator))
+    return [(x[i : i + 64], y[i : i + 64]) for i in range(0, 300, 64)]
+
+
+def network(outputs: int = 2) -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, outputs))
+
+
+def test_early_digits_cnn_gains_ten_points_to_at_least_ninety_four(train: Data) -> None:
+    data, model = models.digits(), models.load("digits_cnn", "early")
+    result = fxinvert.post_train(model, train, sweeps=3)
+    before = models.accuracy(model, data.x_test, data.y_test)
+    after = models.accuracy(result.model, data.x_test, data.y_test)
+    assert after >= max(before + 0.10, 0.94)
+    assert type(result.model) is type(model)
+
+
+@pytest.mark.parametrize("name", ["digits_cnn", "digits_mlp"])
+@pytest.mark.parametrize("state", ["early", "converged"])
+@pytest.mark.parametrize("schedule", ["sequential", "parallel"])
+def test_never_worse_on_held_out_data(train: Data, name: str, state: str, schedule: str) -> None:
+    result = fxinvert.post_train(models.load(name, state), train, schedule=schedule, sweeps=2)
+    assert result.final.loss <= result.baseline.loss
+    assert result.final.accuracy is not None
+    assert result.baseline.accuracy is not None
+    assert result.final.accuracy >= result.baseline.accuracy
+    for record in result.history:
+        assert record.after.loss <= record.before.loss
+
+
+def test_wrong_labels_leave_the_model_as_it_was(train: Data) -> None:
+    """Held-out labels are right, training labels are shuffled: nothing that is learned helps."""
+    data, model = models.digits(), models.load("digits_cnn", "converged")
+    shuffled = [(x, y.flip(0)) for x, y in train]
+    result = fxinvert.post_train(model, shuffled, validation_data=[(data.x_test, data.y_test)], sweeps=1)
+    assert result.final.accuracy is not None
+    assert result.baseline.accuracy is not None
+    assert result.final.accuracy >= result.baseline.accuracy
+
+
+def test_the_models_given_and_the_random_state_are_untouched(train: Data) -> None:
+    model = models.load("digits_cnn", "early")
+    model.train()
+    model.get_submodule("fc1").eval()
+    before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
+    state = torch.get_rng_state()
+    result = fxinvert.post_train(model, train, sweeps=1)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [m.training for m in model.modules()] == modes == [m.training for m in result.model.modules()]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_same_input_same_bytes(train: Data) -> None:
+    first, second = (
+        fxinvert.post_train(models.load("digits_mlp", "early"), train, sweeps=1) for _ in range(2)
+    )
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name])
+    assert first.final == second.final
+
+
+def test_only_the_segments_of_the_plan_change(train: Data) -> None:
+    model = models.load("digits_cnn", "early")
+    graph = fxinvert.trace(model, train[0][0][:2])
+    plan = fxinvert.partition(graph, cuts=["flatten"])
+    head = fxinvert.Plan(plan.segments[1:])
+    result = fxinvert.post_train(model, train, plan=head, sweeps=1)
+    assert result.changed == ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
+
+
+def test_one_affine_layer_on_regression_is_solved_at_once() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 5, generator=generator, dtype=torch.float64)
+    exact = nn.Linear(5, 3).double()
+    data = [(x, exact(x).detach())]
+    result = fxinvert.post_train(nn.Linear(5, 3).double(), data, sweeps=1, damping=0.0)
+    assert result.output_target == "regression"
+    assert result.final.loss < 1e-20
+    assert torch.allclose(result.model.weight, exact.weight)  # type: ignore[arg-type]
+
+
+def test_regression_network_improves_and_has_no_accuracy() -> None:
+    result = fxinvert.post_train(network(), regression_data())
+    assert result.final.loss < 0.5 * result.baseline.loss
+    assert result.final.accuracy is None
+
+
+def test_tied_parameters_are_updated_together() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.twice, self.leave = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.tanh(self.enter(x))
+            x = torch.tanh(self.twice(x))
+            x = torch.tanh(self.twice(x))
+            result: Tensor = self.leave(x)
+            return result
+
+    result = fxinvert.post_train(Tied(), regression_data())
+    assert result.final.loss < result.baseline.loss
+    assert [segment.trained for segment in result.plan.segments] == [
+        ("enter",),
+        ("twice", "twice@2"),
+        ("leave",),
+    ]
+
+
+def test_batch_norm_and_convolutions_are_trained() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(200, 2, 6, 6, generator=generator), torch.randint(0, 3, (200,), generator=generator)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, groups=2),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    )
+    result = fxinvert.post_train(model, [(x, y)], sweeps=2)
+    assert [segment.name for segment in result.plan.segments] == ["0", "1", "5"]
+    assert result.final.loss < result.baseline.loss
+
+
+def test_samples_that_are_right_can_be_ignored(train: Data) -> None:
+    """With weight 0 for satisfied samples, data that is right throughout leaves nothing to fit."""
+    model = models.load("digits_cnn", "converged")
+    x = models.digits().x_train
+    agreed = [(x, model(x).argmax(1))]
+    result = fxinvert.post_train(model, agreed, output_target="nearest", satisfied_weight=0.0, sweeps=1)
+    assert result.changed == ()
+
+
+def test_few_samples_are_judged_on_themselves_and_it_is_said() -> None:
+    x = torch.randn(2, 5, generator=torch.Generator().manual_seed(3))
+    result = fxinvert.post_train(network(), [(x, torch.randn(2, 2))], sweeps=1)
+    assert result.final.loss <= result.baseline.loss
+    assert result.notes
+
+
+def test_a_shuffling_loader_works() -> None:
+    x, y = (torch.cat(parts) for parts in zip(*regression_data(), strict=True))
+    loader = DataLoader(TensorDataset(x, y), batch_size=50, shuffle=True)
+    result = fxinvert.post_train(network(), loader)
+    assert result.final.loss < result.baseline.loss
+
+
+def test_one_of_two_outputs_is_supervised() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = network(), network(3)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"steering": self.a(x), "speed": self.b(x)}
+
+    with pytest.raises(TraceError, match="returns 2 outputs \\('steering', 'speed'\\)"):
+        fxinvert.post_train(Two(), regression_data())
+    result = fxinvert.post_train(Two(), regression_data(), output="steering", sweeps=1)
+    assert result.final.loss < result.baseline.loss
+    assert all(name.startswith("a.") for name in result.changed)
+
+
+class Empty:
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (Empty(), "train_data has no batches"),
+        ((pair for pair in regression_data()), "only once"),
+        (
+            [(torch.randn(8, 5), torch.full((8,), 2))],
+            "labels range from 2 to 2; the model has 2 classes, 0 to 1",
+        ),
+        (
+            [(torch.randn(8, 5), torch.zeros(8, 3, dtype=torch.int64))],
+            r"labels of shape \(\d, 3\) do not fit",
+        ),
+        ([(torch.randn(8, 5), torch.zeros(8, 3))], r"labels of shape \(\d, 3\) do not fit"),
+        ([(torch.randn(8, 5) / 0, torch.zeros(8))], "NaN or infinite"),
+    ],
+)
+def test_bad_data_is_refused(data: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        fxinvert.post_train(network(), data)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "magic"}, "unknown method 'magic'"),
+        ({"schedule": "random"}, "unknown schedule 'random'; known are sequential, parallel"),
+        ({"executor": "cloud"}, "unknown executor 'cloud'"),
+        ({"output_target": "best"}, "unknown output target 'best'"),
+        ({"sweeps": 0}, "at least 1 sweep"),
+        ({"damping": -1.0}, "damping ≥ 0"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        fxinvert.post_train(network(), regression_data(), **settings)
+
+
+def test_a_plan_for_another_model_is_refused() -> None:
+    plan = fxinvert.partition(fxinvert.trace(models.digits_cnn(), torch.rand(2, 1, 8, 8)))
+    with pytest.raises(CutError, match="made for another graph: this one has no 'conv1"):
+        fxinvert.post_train(network(), regression_data(), plan=plan)
+
+
+MEMORY = """
+import resource, sys, torch, fxinvert
+from torch import nn
+class Endless:
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(int(sys.argv[1])):
+            x = torch.randn(200, 1, 16, 16, generator=generator)
+            yield x, (x.mean((1, 2, 3)) > 0).long()
+net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(196, 2))
+fxinvert.post_train(net, Endless(), sweeps=1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_samples() -> None:
+    peaks = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", MEMORY, count], capture_output=True, check=True, text=True
+            ).stdout
+        )
+        for count in ("10", "100")
+    ]
+    # 18,000 more samples are 18 MB of input and ten times that of features; kilobytes here
+    assert peaks[1] - peaks[0] < 15_000

@@ -1,0 +1,104 @@
+"""Normal equations: sums that add up, and the least-squares solution they stand for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fxinvert.training import NormalEquations
+
+
+def problem(rows: int, n: int, m: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(1, rows, n, generator=generator, dtype=torch.float64)
+    errors = torch.randn(1, rows, m, generator=generator, dtype=torch.float64)
+    weights = torch.rand(rows, generator=generator, dtype=torch.float64) + 0.1
+    return features, errors, weights
+
+
+@given(st.integers(5, 30), st.integers(1, 5), st.integers(1, 4), st.integers(0, 99))
+def test_undamped_solution_is_weighted_least_squares(rows: int, n: int, m: int, seed: int) -> None:
+    features, errors, weights = problem(rows, n, m, seed)
+    solved = NormalEquations.of(features, errors, weights).solve(0.0)
+    root = weights.sqrt()[:, None]
+    expected = torch.linalg.lstsq(features[0] * root, errors[0] * root).solution.T
+    assert torch.allclose(solved.change[0], expected, rtol=1e-6, atol=1e-8)
+
+
+@given(st.integers(0, 99), st.integers(1, 19))
+def test_sums_of_parts_are_the_sums_of_the_whole(seed: int, cut: int) -> None:
+    features, errors, weights = problem(20, 4, 3, seed)
+    whole = NormalEquations.of(features, errors, weights)
+    parts = NormalEquations.of(features[:, :cut], errors[:, :cut], weights[:cut]) + NormalEquations.of(
+        features[:, cut:], errors[:, cut:], weights[cut:]
+    )
+    assert torch.allclose(whole.gram, parts.gram)
+    assert torch.allclose(whole.cross, parts.cross)
+    assert whole.rows == parts.rows
+    assert whole.error == pytest.approx(parts.error)
+
+
+def test_damping_is_relative_to_the_scale_of_the_features() -> None:
+    features, errors, weights = problem(40, 4, 3, 0)
+    small = NormalEquations.of(features, errors, weights).solve(0.1).change
+    large = NormalEquations.of(1e3 * features, errors, weights).solve(0.1).change
+    assert torch.allclose(small, 1e3 * large)
+
+
+def test_dead_columns_keep_their_weights_and_the_others_are_solved_as_without_them() -> None:
+    features, errors, weights = problem(40, 4, 3, 0)
+    padded = torch.cat([features, torch.zeros(1, 40, 2, dtype=torch.float64)], -1)
+    solved = NormalEquations.of(padded, errors, weights).solve(0.0)
+    assert solved.dead == 2
+    assert torch.equal(solved.change[..., 4:], torch.zeros(1, 3, 2, dtype=torch.float64))
+    assert torch.allclose(
+        solved.change[..., :4], NormalEquations.of(features, errors, weights).solve(0.0).change
+    )
+
+
+def test_all_features_dead() -> None:
+    solved = NormalEquations.of(torch.zeros(1, 5, 2), torch.ones(1, 5, 3), torch.ones(5)).solve(1e-2)
+    assert solved.dead == 2
+    assert not solved.change.any()
+
+
+def test_singular_system_escalates_and_reports_its_damping() -> None:
+    features, errors, weights = problem(40, 3, 2, 0)
+    twice = torch.cat([features, features], -1)
+    solved = NormalEquations.of(twice, errors, weights).solve(0.0)
+    assert solved.damping > 0
+    assert torch.isfinite(solved.change).all()
+    # both copies share the weight that one would have had
+    alone = NormalEquations.of(features, errors, weights).solve(0.0).change
+    assert torch.allclose(solved.change[..., :3] + solved.change[..., 3:], alone, atol=1e-4)
+
+
+def test_groups_are_independent() -> None:
+    first, second = problem(30, 3, 2, 0), problem(30, 3, 2, 1)
+    weights = first[2]
+    both = NormalEquations.of(
+        torch.cat([first[0], second[0]]), torch.cat([first[1], second[1]]), weights
+    ).solve(0.1)
+    for i, (features, errors, _) in enumerate((first, second)):
+        alone = NormalEquations.of(features, errors, weights).solve(0.1)
+        assert torch.allclose(both.change[i], alone.change[0])
+
+
+def test_explained_share_is_one_for_a_linear_error_and_small_for_noise() -> None:
+    features, noise, weights = problem(400, 4, 3, 0)
+    linear = features @ torch.ones(4, 3, dtype=torch.float64)
+    assert NormalEquations.of(features, linear, weights).solve(0.0).explained == pytest.approx(1.0)
+    assert NormalEquations.of(features, noise, weights).solve(0.0).explained < 0.1
+
+
+def test_weights_of_samples_stand_for_all_their_rows() -> None:
+    features, errors, _ = problem(30, 3, 2, 0)
+    per_sample = torch.tensor([1.0, 0.0, 2.0], dtype=torch.float64)
+    weighted = NormalEquations.of(features, errors, per_sample)
+    kept = NormalEquations.of(features[:, :10], errors[:, :10], torch.ones(10))
+    kept += NormalEquations.of(features[:, 20:], errors[:, 20:], 2 * torch.ones(10))
+    assert torch.allclose(weighted.gram, kept.gram)
+    assert torch.allclose(weighted.cross, kept.cross)

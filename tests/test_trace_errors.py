@@ -1,0 +1,159 @@
+"""Trace: what cannot be followed, or has no rule, is refused with what, where, and what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from small_models import Model
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+import fxinvert
+from fxinvert.errors import NoRuleError, RuleError, TraceError
+
+
+@fx.wrap
+def unknown_function(x: Tensor) -> Tensor:
+    return x.sinh()
+
+
+# --- what cannot be traced ----------------------------------------------------------------------------------
+
+
+def _relu_then_add(self: Any, x: Tensor) -> Tensor:
+    y = x * 2
+    z = self.act(y) if hasattr(self, "act") else y.relu_()
+    return z + y
+
+
+def _through_a_view(self: Any, x: Tensor) -> Tensor:
+    y = x * 2
+    y.view(-1).add_(1)
+    return y
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Model(_relu_then_add), r"'relu_'.*in place, and .*'add'.* reads it afterwards"),
+        (Model(_relu_then_add, act=nn.ReLU(inplace=True)), r"'act'.*in place, and .*reads it afterwards"),
+        (Model(_through_a_view), r"in place, and .*reads it afterwards"),
+        (Model(lambda self, x: x if x.sum() > 0 else -x), "cannot be traced symbolically.*control flow"),
+        (Model(lambda self, x: F.dropout(x + 1)), "random: two runs"),
+        (Model(lambda self, x: x.view(2, -1) * 1.0), "batch size of the example|across the samples"),
+        (Model(lambda self, x: self.fc(x.reshape(2, 3)), fc=nn.Linear(3, 2)), "computes with the batch size"),
+        (Model(lambda self, x: x - x.mean(0)), "across the samples of a batch"),
+        (Model(lambda self, x: x.sum(0)), "batch size of the example"),
+        (Model(lambda self, x: self.fc(x), fc=nn.Linear(4, 2)), r"does not run on .*'fc'.*cannot be multiplied"),
+        (nn.Sequential(nn.LazyLinear(3)), "lazy modules"),
+        (nn.Linear(3, 2, device="meta"), "no values .*load its weights"),
+    ],
+)  # fmt: skip
+def test_models_that_cannot_be_traced_are_refused(model: nn.Module, message: str) -> None:
+    x = torch.randn(2, 3)
+    with pytest.raises(TraceError, match=message):
+        fxinvert.trace(model, x)
+
+
+class Pair(nn.Module):
+    def forward(self, image: Tensor, token: Tensor) -> Tensor:
+        return image + token
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (torch.randn(2, 3), r"needs an input 'token'"),
+        ((torch.randn(2, 3),) * 3, r"takes 2 inputs; 3 were given"),
+        (
+            (torch.randn(2, 3), torch.randn(2, 4)),
+            r"does not run on the example inputs: node 'add'.*size of tensor a",
+        ),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(inputs: Any, message: str) -> None:
+    for model in (Pair(), fx.symbolic_trace(Pair())):
+        with pytest.raises(TraceError, match=message):
+            fxinvert.trace(model, inputs)
+
+
+def test_an_input_elsewhere_than_the_model_is_refused() -> None:
+    with pytest.raises(TraceError, match=r"example input 0 is on device meta, the model on cpu"):
+        fxinvert.trace(nn.Linear(3, 2), torch.randn(2, 3, device="meta"))
+
+
+class MutatesItsInput(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x.add_(1)
+        return x * 2
+
+
+def test_a_whole_module_that_changes_its_input_is_refused() -> None:
+    rules = fxinvert.default_rules().extend({MutatesItsInput: lambda op, target: target})
+    with pytest.raises(TraceError, match=r"'1'.* changes its input in place"):
+        fxinvert.trace(nn.Sequential(nn.ReLU(), MutatesItsInput()), torch.randn(2, 3), rules=rules)
+
+
+# --- ops without a rule -------------------------------------------------------------------------------------
+
+
+class Clamped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clamp(min=-1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0]
+
+
+@fx.wrap
+def clamped(x: Tensor) -> Tensor:
+    result: Tensor = Clamped.apply(x)  # type: ignore[no-untyped-call]
+    return result
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("unknown_function", Model(lambda self, x: unknown_function(self.fc(x)), fc=nn.Linear(3, 3))),
+        ("clamped", Model(lambda self, x: clamped(self.fc(x)), fc=nn.Linear(3, 3))),
+    ],
+)
+def test_an_unknown_function_stays_and_has_no_rule(name: str, model: nn.Module) -> None:
+    x = torch.randn(2, 3)
+    graph = fxinvert.trace(model, x)
+    assert torch.equal(graph(x), model(x))
+    (node,) = [n for n in graph.graph.nodes if n.meta.get("path") == name]
+    assert node.target is globals()[name]
+    place = rf"node '{name}', call_function {name}, at File .*test_trace_errors.py., line \d+"
+    with pytest.raises(NoRuleError, match=rf"no inverse rule for op '.*{name}' \({place}.*inverse_rule"):
+        fxinvert.invert(graph)
+
+
+def test_an_unknown_function_can_be_given_a_rule() -> None:
+    x = torch.rand(2, 3)
+    model = Model(lambda self, x: unknown_function(x))
+    rules = fxinvert.default_rules().extend({unknown_function: lambda op, target: target.asinh()})
+    inverse = fxinvert.invert(model, x, output_target="regression", rules=rules)
+    torch.testing.assert_close(inverse(x, torch.ones(2, 3).sinh()).targets["x"], torch.ones(2, 3))
+
+
+def test_a_rule_that_raises_or_returns_nonsense_is_named() -> None:
+    x = torch.rand(2, 3)
+    model = Model(lambda self, x: unknown_function(x))
+    nonsense: list[tuple[Any, str]] = [
+        (
+            lambda op, target: target[:, :1],
+            r"unknown_function.*returned shape \(2, 1\); its input has \(2, 3\)",
+        ),
+        (lambda op, target: target.double(), r"returned dtype torch.float64; its input has torch.float32"),
+        (lambda op, target: None, r"returned NoneType; a tensor or an Inverse is needed"),
+        (lambda op, target: 1 / 0, r"raised ZeroDivisionError: division by zero"),
+    ]
+    for rule, message in nonsense:
+        rules = fxinvert.default_rules().extend({unknown_function: rule})
+        with pytest.raises(RuleError, match=message):
+            fxinvert.invert(model, x, output_target="regression", rules=rules)(x, x)

@@ -1,0 +1,96 @@
+"""Training data: what is kept aside, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from fxinvert import DataError
+from fxinvert.training.data import Batches, kept_aside
+
+CPU = torch.device("cpu")
+
+
+def samples(count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, 3, 4, generator=torch.Generator().manual_seed(seed))
+
+
+@given(
+    st.integers(0, 99),
+    st.sampled_from([torch.float32, torch.float64, torch.float16, torch.int64, torch.uint8]),
+)
+def test_a_sample_is_kept_aside_by_its_content_alone(seed: int, dtype: torch.dtype) -> None:
+    x = (100 * samples(50, seed)).to(dtype)
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(kept_aside(x)[order], kept_aside(x[order]))
+    assert torch.equal(kept_aside(x)[:7], kept_aside(x[:7]))
+
+
+def test_a_fifth_is_kept_aside_even_of_coarse_images() -> None:
+    images = torch.randint(0, 17, (5000, 1, 8, 8), generator=torch.Generator().manual_seed(0)).float() / 16
+    assert 0.17 < kept_aside(images).float().mean() < 0.23
+
+
+def test_parts_are_disjoint_and_complete_however_the_loader_shuffles() -> None:
+    data = TensorDataset(samples(200), torch.arange(200))
+    loader = DataLoader(data, batch_size=32, shuffle=True)
+    both = Batches(loader, CPU)
+
+    def labels(part: str) -> set[int]:
+        return {int(label) for batch in both.of(part) for label in batch.labels}
+
+    held_out = labels("held_out")
+    assert held_out == labels("held_out")
+    assert held_out.isdisjoint(labels("train"))
+    assert held_out | labels("train") == labels("all") == set(range(200))
+
+
+class Once:
+    """A loader that gives its batches only the first time."""
+
+    def __init__(self) -> None:
+        self.left = [(samples(4), torch.zeros(4, dtype=torch.int64))]
+
+    def __iter__(self) -> Iterator[Any]:
+        left, self.left = self.left, []
+        return iter(left)
+
+
+def test_a_loader_that_gives_nothing_the_second_time_is_refused() -> None:
+    batches = Batches(Once(), CPU)
+    assert len(list(batches)) == 1
+    with pytest.raises(DataError, match="only once"):
+        list(batches)
+
+
+def test_a_generator_is_refused_at_once() -> None:
+    with pytest.raises(DataError, match=r"only once.*generator.*DataLoader"):
+        Batches((pair for pair in [(samples(2), torch.zeros(2))]), CPU)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ([], "no batches"),
+        (7, "iterable of"),
+        ([samples(3)], "pair"),
+        ([(samples(3), [0, 1, 2])], "labels is list"),
+        ([(samples(3), torch.zeros(2))], "same number of samples"),
+        ([(samples(3), torch.tensor(1.0))], "same number of samples"),
+        (
+            [(samples(3), torch.zeros(3)), (samples(3) / 0, torch.zeros(3))],
+            "batch 1 of train_data: input 0 has NaN",
+        ),
+        ([(samples(2), torch.tensor([0.0, float("nan")]))], "labels has NaN .* first in sample 1"),
+    ],
+)
+def test_bad_data_is_refused_with_the_place(source: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        list(Batches(source, CPU))
