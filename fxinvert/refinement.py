@@ -7,7 +7,11 @@ input. Where the model, run forward from a node's target x, misses the output ta
 
 follow, f the model from that node on and J its Jacobian at x, sample by sample. For ε → 0 that is J⁺, the smallest
 step that removes the linearized error; ε is of the size of the rounding errors of JJᵀ. α is halved until the
-sample's error falls, and a sample for which no step helps keeps what it has: an error never grows.
+sample's error falls, and a sample for which no step helps keeps what it has: an error never grows. Samples whose
+target misses by more than their anchor does start at the anchor.
+
+The steps are as smooth as the model: where a unit lies on a kink, as ReLUs with target 0 do, rounding chooses its
+side, so that a refined target may come out another, as good a one, in a batch of another size.
 """
 
 from __future__ import annotations
@@ -36,7 +40,8 @@ def refine(
 
     Args:
         run: the rest of the model, `(B, …)` → `(B, …)`, samples independent.
-        start: `(B, …)`.
+        start: `(B, …)`, the target found so far.
+        anchor: `(B, …)`, where to start the samples for which it is better.
         goal: `(B, …)`, what `run` should give.
         steps: the largest number of steps per sample.
 

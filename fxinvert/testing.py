@@ -94,12 +94,14 @@ def check_rule(
     Raises:
         AssertionError: a property does not hold; the message names the rule, the sample and the numbers.
         NoRuleError: there is no rule for the op.
-        DataError: the op comes to more than one op, or a batch is empty.
+        DataError: the op comes to more than one op, or a batch is empty or not floating-point.
     """
     rules = rules or default_rules()
     batches = [samples] if isinstance(samples, Tensor) else list(samples)
     if not batches or not all(len(batch) for batch in batches):
         raise DataError("check_rule() needs at least one sample in every batch")
+    if not all(batch.is_floating_point() for batch in batches):
+        raise DataError(f"check_rule() needs floating-point samples, not {batches[0].dtype}")
     if dtype is not None:
         batches = [batch.to(dtype) for batch in batches]
         op = copy.deepcopy(op).to(dtype) if isinstance(op, nn.Module) else op
@@ -166,15 +168,17 @@ class _Check:
         return found.targets[found.names[0]], found.certificates[found.names[-1]]
 
     def keeps(self, x: Tensor, y: Tensor) -> None:
+        """The inverse of what happened is what happened."""
         value, certificate = self.answer(x, y)
         moved = relative(value - x, x)
         self.identity = max(self.identity, float(moved.max()))
-        self.expect(
-            "the target is the output, but the answer is not the input", moved, self.tolerance, certificate
-        )
+        what = "the target is the output, but the answer is not the input"
+        self.expect(what, moved, self.tolerance, certificate)
 
     def reaches(self, x: Tensor, target: Tensor) -> None:
+        """What can be reached is reached, or the certificate excuses it."""
         value, certificate = self.answer(x, target)
+        self.expect("samples failed without a reason", certificate.failed.double(), 0, certificate)
         if certificate.status in EXCUSED:
             return
         residual = relative(self.inverse.graph(value) - target, target)
@@ -182,61 +186,57 @@ class _Check:
         self.expect("a target that can be reached is not reached", residual, self.tolerance, certificate)
 
     def is_honest(self, x: Tensor, target: Tensor) -> Tensor:
+        """The certificate says what is so; returns the answer."""
         value, stated = self.answer(x, target)
         self.statuses.append(stated.status)
         self.condition = stated.condition if stated.condition is not None else self.condition
+        for name in ("residual", "distance", "failed"):
+            shape = tuple(getattr(stated, name).shape)
+            if shape != (len(x),):
+                raise AssertionError(
+                    f"{self._who()}: the certificate's {name} has shape {shape}, not {(len(x),)}"
+                )
         residual = relative(self.inverse.graph(value) - target, target)
         before = relative(self.inverse.graph(x) - target, target)
-        distance = row_norms(value - x)
-        one = self.tolerance
         for what, error in (
             ("samples failed without a reason", stated.failed.double()),
-            (
-                "the certificate's residual is not the residual",
-                (residual - stated.residual).abs() / (1 + residual),
-            ),
+            ("the certificate's residual is not the residual", _difference(stated.residual, residual).abs()),
             (
                 "the certificate's distance is not the distance",
-                (distance - stated.distance).abs() / (1 + distance),
+                _difference(stated.distance, row_norms(value - x)).abs(),
             ),
-            ("the answer is farther from the target than the output was", (residual - before) / (1 + before)),
+            ("the answer is farther from the target than the output was", _difference(residual, before)),
         ):
-            self.expect(what, error, one, stated)
+            self.expect(what, error, self.tolerance, stated)
         if stated.status in REACHED:
-            limit = max(one, 2 * torch.finfo(x.dtype).eps ** 0.5)
+            limit = max(self.tolerance, 2 * torch.finfo(x.dtype).eps ** 0.5)
             self.expect("the status says that the target is reached, but it is not", residual, limit, stated)
         return value
 
     def is_independent(self, x: Tensor, target: Tensor, together: Tensor) -> None:
+        """A sample's answer is its own."""
         alone = torch.cat([self.answer(x[i : i + 1], target[i : i + 1])[0] for i in range(len(x))])
         turned, certificate = self.answer(x.flip(0), target.flip(0))
         for what, value in (
             ("a sample alone has another answer than in its batch", alone),
             ("a sample has another answer elsewhere in its batch", turned.flip(0)),
         ):
-            difference = row_norms(value - together) / (row_norms(x) + row_norms(together)).clamp(min=1e-30)
-            self.independence = max(self.independence, float(difference.max()))
-            self.expect(what, difference, self.tolerance, certificate)
+            error = _apart(value, together, x)
+            self.independence = max(self.independence, float(error.max()))
+            self.expect(what, error, self.tolerance, certificate)
 
     def contains_failure(self, x: Tensor, target: Tensor, together: Tensor) -> None:
+        """NaN stays in its sample."""
         spoiled = target.clone()
         spoiled[(0,) * target.dim()] = torch.nan
         value, certificate = self.answer(x, spoiled)
-        wanted = torch.arange(len(x), device=x.device) == 0
-        self.expect(
-            "NaN in the target of sample 0: failed samples are not marked",
-            (certificate.failed != wanted).double(),
-            0,
-            certificate,
-        )
-        expected = torch.where(wanted.reshape(-1, *[1] * (x.dim() - 1)), x, together)
-        difference = row_norms(value - expected) / (row_norms(x) + row_norms(together)).clamp(min=1e-30)
-        self.expect(
-            "NaN in the target of sample 0: a sample is not where it belongs",
-            difference,
-            self.tolerance,
-            certificate,
-        )
+        first = torch.arange(len(x), device=x.device) == 0
+        what = "NaN in the target of sample 0: "
+        wrong = (certificate.failed != first).double()
+        self.expect(what + "it is not the failed sample that is marked", wrong, 0, certificate)
+        expected = torch.where(first.reshape(-1, *[1] * (x.dim() - 1)), x, together)
+        error = _apart(value, expected, x)
+        self.expect(what + "a sample is not where it belongs", error, self.tolerance, certificate)
 
     def expect(self, what: str, error: Tensor, limit: float, certificate: Certificate) -> None:
         """Raises unless every sample's error is within the limit; NaN is not."""
@@ -245,10 +245,22 @@ class _Check:
         worst = int(torch.where(torch.isnan(error), torch.inf, error).argmax())
         condition = "unknown" if certificate.condition is None else f"{certificate.condition:.1e}"
         raise AssertionError(
-            f"the rule for {self.rule.key!r} ({self.rule.origin}): {what}: {float(error[worst]):.3g} at sample {worst} "
-            f"of {len(error)}, at most {limit:.0e} is allowed. Certificate: {certificate}; condition {condition}; "
-            f"{certificate.status.value}"
+            f"{self._who()}: {what}: {float(error[worst]):.3g} at sample {worst} of {len(error)}, at most {limit:.0e} is "
+            f"allowed. Certificate: {certificate}; condition {condition}; {certificate.status.value}"
         )
+
+    def _who(self) -> str:
+        return f"the rule for {self.rule.key!r} ({self.rule.origin})"
+
+
+def _difference(actual: Tensor, expected: Tensor) -> Tensor:
+    """Signed, relative where the expected value is large, absolute where it is small."""
+    return (actual - expected) / (1 + expected)
+
+
+def _apart(value: Tensor, expected: Tensor, x: Tensor) -> Tensor:
+    """Distance per sample, relative to the sizes of what is compared."""
+    return row_norms(value - expected) / (row_norms(x) + row_norms(expected)).clamp(min=1e-30)
 
 
 def _given(outputs: Tensor, labels: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import fxinvert
 from fxinvert.linalg import SolveSettings
+from fxinvert.passes.inverse_op import InverseOp
 from fxinvert.rules import Certificate, RuleSet, Status
 
 Op = nn.Module | Callable[..., Any]
@@ -333,7 +334,7 @@ class Inverted:
         self.op = fxinvert.trace(model, example, rules=rules)
         self.inverse = fxinvert.invert(self.op, output_target=lambda outputs, labels: labels, rules=rules)
         for module in self.inverse.graph_module.modules():
-            if hasattr(module, "settings"):
+            if isinstance(module, InverseOp):
                 module.settings = SolveSettings(**settings)
 
     def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, Certificate]:

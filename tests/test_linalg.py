@@ -33,12 +33,14 @@ def matrix(m: int, n: int, condition: float = 10.0, rank: int | None = None) -> 
     u, v = (torch.linalg.qr(torch.randn(size, k, dtype=F64))[0] for size in (m, n))
     values = torch.logspace(0, -float(torch.tensor(condition).log10()), k, dtype=F64)
     values[k if rank is None else rank :] = 0
-    return u * values @ v.T
+    made: Tensor = u * values @ v.T
+    return made
 
 
 def damped_inverse(a: Tensor, damping: float) -> Tensor:
     """(AᵀA + λI)⁻¹Aᵀ."""
-    return torch.linalg.solve(a.T @ a + damping * torch.eye(a.shape[1], dtype=F64), a.T)
+    inverse: Tensor = torch.linalg.solve(a.T @ a + damping * torch.eye(a.shape[1], dtype=F64), a.T)
+    return inverse
 
 
 def relative(actual: Tensor, expected: Tensor) -> float:
@@ -204,6 +206,18 @@ def test_rows_do_not_know_of_each_other(kind: Any) -> None:
     solved = factor.solve(spoiled, 0.0)
     torch.testing.assert_close(solved.correction[others], together[others], rtol=1e-9, atol=0)
     assert solved.iterations < 100
+
+
+def test_a_row_that_has_converged_is_left_alone_bit_for_bit() -> None:
+    scale = torch.linspace(1, 30, 20, dtype=F64)
+    factor = IterativeFactor(
+        Function(lambda x: x * scale, (20,), scale), 100
+    )  # no matrix product: rounding is the row's
+    r = torch.randn(4, 20, dtype=F64)
+    r[0, 1:] = 0  # found in one step
+    together = factor.solve(r, 0.0).correction
+    for row, value in zip(r, together, strict=True):
+        assert torch.equal(factor.solve(row[None], 0.0).correction[0], value)
 
 
 @pytest.mark.parametrize("direct_limit", [1024, 0])

@@ -28,7 +28,7 @@ class SolveSettings:
     """
 
     condition_limit: float = 1e3
-    direct_limit: int = 1024
+    direct_limit: int = 2048
     direct_memory: int = 2**24
     max_iterations: int = 300
 

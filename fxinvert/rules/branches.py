@@ -2,8 +2,9 @@
 
 A scalar function is described by the intervals on which it is monotone or constant. The nearest pre-image of a target
 is then found without any code of the function's own: take each branch's best candidate (the target, moved into the
-branch's image, and inverted there; on a constant branch the anchor, moved into the branch's domain), and keep the
-candidate that comes closest to the target and, among those that come equally close, the one closest to the anchor:
+branch's image, and inverted there; on a constant branch the anchor, moved into the branch's domain) and the anchor
+itself, and keep the candidate that comes closest to the target and, among those that come equally close, the one
+closest to the anchor:
 
     x* = argmin_x |f(x) − t|, ties by |x − x0|,
 

@@ -1,0 +1,208 @@
+"""The inverse graph as a graph: which models have one, how it is printed, saved, copied, and what it keeps."""
+
+from __future__ import annotations
+
+import copy
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_models import Model
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fxinvert
+import fxinvert.models as zoo
+from fxinvert.errors import NoRuleError
+from fxinvert.inverse import InverseGraph, Reconstruction
+from fxinvert.linalg import anchored
+from fxinvert.rules import affine
+
+
+def own_output(outputs: Tensor, labels: Tensor) -> Tensor:
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[Tensor, Tensor]:
+    digits = zoo.digits()
+    return digits.x_test[:32], digits.y_test[:32]
+
+
+@pytest.fixture(scope="module")
+def early(data: tuple[Tensor, Tensor]) -> InverseGraph:
+    return fxinvert.invert(zoo.load("digits_cnn", "early"), data[0])
+
+
+@pytest.fixture(scope="module")
+def rec(early: InverseGraph, data: tuple[Tensor, Tensor]) -> Reconstruction:
+    return early(*data)
+
+
+# --- graphs that are not chains -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (lambda self, x: self.fc(x) + x, r"node 'add'.* has 2 inputs .*\(fc, x\).*branching"),
+        (lambda self, x: F.relu(h := self.fc(x)) + h.tanh(), r"'add'.* has 2 inputs .*branching"),
+        (lambda self, x: (h := self.fc(x)) * h, r"'mul'.* takes 'fc' 2 times.*branching"),
+        (lambda self, x: F.relu((h := x.chunk(2, 1))[0]) + h[1], r"has 2 inputs .*branching"),
+        (lambda self, x: self.fc(x.chunk(2, 1)[0].repeat(1, 2)), r"no inverse rule for op 'repeat'"),
+        (lambda self, x: torch.cat([self.fc(x)], 1), r"inside a list|no inverse rule for op 'cat'"),
+        (lambda self, x: (self.fc(x) > 0).long(), "does not depend on a floating-point input"),
+        (lambda self, x: x.new_zeros(x.size(0), 4) + self.b, "does not depend on|no inverse rule"),
+    ],
+)
+def test_graphs_that_are_not_chains_of_known_ops_are_refused(forward: Any, message: str) -> None:
+    model = Model(forward, fc=nn.Linear(4, 4), b=torch.ones(4))
+    with pytest.raises(NoRuleError, match=message):
+        fxinvert.invert(model, torch.randn(2, 4))
+
+
+def test_ops_that_only_inform_are_no_branches() -> None:
+    """Sizes, masks and indices may be read from a value that goes on along the chain."""
+    model = Model(
+        lambda self, x: (h := self.fc(x) * self.b.exp()).view(h.size(0), h.shape[1], 1) / h.shape[1],
+        fc=nn.Linear(4, 4),
+        b=torch.randn(4),
+    )
+    x = torch.randn(3, 4)
+    inverse = fxinvert.invert(model, x, output_target="regression")
+    rec = inverse(x, wanted := torch.randn(3, 4, 1))
+    torch.testing.assert_close(model(rec.targets["x"]), wanted, rtol=1e-3, atol=1e-4)
+    assert float(rec.consistency("x").max()) < 1e-3
+
+
+# --- the graph module ---------------------------------------------------------------------------------------
+
+
+def test_the_inverse_graph_is_printed_op_by_op(
+    early: InverseGraph, capsys: pytest.CaptureFixture[str]
+) -> None:
+    early.graph_module.graph.print_tabular()
+    printed = capsys.readouterr().out
+    code, text = early.graph_module.code, repr(early)
+    for name, _ in zoo.load("digits_cnn").named_children():
+        assert f"{name}_inverse" in printed
+        assert f"self.{name}_inverse(" in code
+        assert f"  {name} → " in text
+    assert "conv2 → relu1: conv2d, linear solve" in text
+
+
+def test_the_inverse_graph_is_saved_and_loaded(
+    early: InverseGraph, rec: Reconstruction, data: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    file = tmp_path / "inverse.pt"
+    torch.save(early.graph_module, file)
+    loaded = torch.load(file, weights_only=False)
+    values = early.forward(data[0])
+    by_name = {node.name: value for node, value in values.items()}
+    inputs = [p.target for p in loaded.graph.find_nodes(op="placeholder")]
+    assert inputs[0] == "output_target"
+    targets, certificates = loaded(rec.output_target, *(by_name[str(name)] for name in inputs[1:]))
+    assert list(targets) == rec.names[::-1]
+    for name in rec.names:
+        assert torch.equal(targets[name], rec.targets[name])
+    assert all(str(certificates[name]) == str(rec.certificates[name]) for name in rec.names[1:])
+    assert all(f"self.{name}_inverse(" in loaded.code for name in rec.names[1:])
+
+
+def test_a_copy_is_independent(early: InverseGraph, rec: Reconstruction, data: tuple[Tensor, Tensor]) -> None:
+    rules = fxinvert.default_rules().extend({Doubled: lambda op, target: target / 2})
+    model = nn.Sequential(nn.Linear(4, 4), Doubled(), nn.Linear(4, 2))
+    x, y = torch.randn(3, 4), torch.tensor([0, 1, 1])
+    for inverse, batch in ((early, data), (fxinvert.invert(model, x, rules=rules), (x, y))):
+        first = inverse(*batch)
+        twin = copy.deepcopy(inverse)
+        with torch.no_grad():
+            for parameter in twin.graph.parameters():
+                parameter.mul_(1.5)
+        again, other = inverse(*batch), twin(*batch)
+        for name in first.names:
+            assert torch.equal(again.targets[name], first.targets[name])
+        assert not torch.equal(other.targets[first.names[0]], first.targets[first.names[0]])
+        assert all(a is b for a, b in zip(twin.graph.parameters(), twin.graph.parameters(), strict=True))
+
+
+class Doubled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+class Masked(nn.Module):
+    """Names that the inverse graph uses itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(4, 4)
+        self.encoder_inverse = nn.Linear(4, 4)
+        self.encoder_target = nn.Linear(4, 4)
+        self.output_target = nn.Tanh()
+
+    def forward(self, input: Tensor) -> Tensor:
+        x: Tensor = self.encoder_inverse(self.output_target(self.encoder_target(self.encoder(input))))
+        return x
+
+
+def test_the_users_names_do_not_collide_with_those_of_the_inverse() -> None:
+    x = torch.randn(3, 4)
+    model = Masked()
+    inverse = fxinvert.invert(model, x, output_target=own_output)
+    rec = inverse(x, x)
+    assert rec.names == ["input", "encoder", "encoder_target", "output_target", "encoder_inverse"]
+    assert all(torch.equal(rec.targets[name], rec.anchors[name]) for name in rec.names)
+    saved = io.BytesIO()
+    torch.save(inverse.graph_module, saved)
+    saved.seek(0)
+    values = {node.name: value for node, value in inverse.forward(x).items()}
+    loaded = torch.load(saved, weights_only=False)
+    names = [str(p.target) for p in loaded.graph.find_nodes(op="placeholder")][1:]
+    targets, _ = loaded(values["encoder_inverse"], *(values[name.removesuffix("_anchor")] for name in names))
+    assert torch.equal(targets["input"], x)
+
+
+def test_factorizations_are_reused_until_the_weights_change(
+    monkeypatch: pytest.MonkeyPatch, data: tuple[Tensor, Tensor]
+) -> None:
+    built: list[tuple[int, int]] = []
+
+    def counted(operator: Any, settings: Any) -> Any:
+        built.append(operator.size)
+        return anchored.factorize(operator, settings)
+
+    monkeypatch.setattr(affine, "factorize", counted)
+    model: Any = zoo.load("digits_cnn", "early")
+    inverse = fxinvert.invert(model, data[0])
+    assert built == [], "made when needed"
+    first = inverse(*data)
+    assert len(built) == 4, "two convolutions, two linear layers"
+    inverse(data[0][:7], data[1][:7])
+    inverse(*data)
+    assert len(built) == 4
+    with torch.no_grad():
+        model.fc1.weight.mul_(2)
+        model.conv2.bias.add_(1)
+    second = inverse(*data)
+    assert 5 <= len(built) <= 6, "of the layer whose weight has changed"
+    assert not torch.equal(first.targets["relu2"], second.targets["relu2"])
+    fresh = fxinvert.invert(model, data[0])(*data)
+    assert all(torch.equal(fresh.targets[name], second.targets[name]) for name in fresh.names)
+
+
+def test_some_targets_only(early: InverseGraph, rec: Reconstruction, data: tuple[Tensor, Tensor]) -> None:
+    values = early.forward(data[0])
+    nodes = {node.meta["path"]: node for node in early.graph.graph.nodes if node.meta.get("active")}
+    wanted = [nodes["relu3"], nodes["fc2"], nodes["conv2"]]
+    found = early.targets(values, data[1], wanted)
+    assert set(found) == set(wanted)
+    assert all(torch.equal(found[node], rec.targets[node.name]) for node in wanted)
+    op = early.op(nodes["fc1"], values)
+    assert torch.equal(op(op.anchor), rec.anchors["fc1"])
+    assert early.output_node is nodes["fc2"]
+    outside = next(node for node in early.graph.graph.nodes if node.op == "get_attr")
+    with pytest.raises(NoRuleError, match=r"'conv1.weight' does not lie on the way"):
+        early.targets(values, data[1], [outside])

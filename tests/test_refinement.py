@@ -1,0 +1,141 @@
+"""Refinement: Gauss–Newton steps bring targets to the output target, and never away from it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxinvert
+import fxinvert.models as zoo
+from fxinvert import refinement
+from fxinvert.errors import DataError
+from fxinvert.refinement import TOLERANCE, refine
+from fxinvert.rules.certificate import relative
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[Tensor, Tensor]:
+    digits = zoo.digits()
+    return digits.x_test[:64], digits.y_test[:64]
+
+
+def test_one_step_solves_an_affine_model_by_the_nearest_value() -> None:
+    weight, bias = torch.randn(3, 7, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+    start, goal = torch.randn(5, 7, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    value = refine(lambda x: x @ weight.T + bias, start, start, goal, 1)
+    expected = start + (goal - start @ weight.T - bias) @ torch.linalg.pinv(weight).T
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.Tanh(), nn.Hardtanh(), nn.GELU()])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_samples_error_ever_grows(activation: nn.Module, dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(6, 5), activation, nn.Linear(5, 4), activation).to(dtype)
+    start, anchor, goal = (
+        3 * torch.randn(50, 6, dtype=dtype),
+        torch.randn(50, 6, dtype=dtype),
+        torch.randn(50, 4, dtype=dtype),
+    )
+
+    def error(value: Tensor) -> Tensor:
+        with torch.no_grad():
+            return relative(model(value) - goal, goal)
+
+    before = torch.minimum(error(start), error(anchor))
+    assert bool((error(refine(model, start, anchor, goal, 0)) <= before).all())
+    for steps in (1, 2, 5):
+        after = error(refine(model, start, anchor, goal, steps))
+        assert bool((after <= before).all())
+        before = after
+    assert float((before < error(start)).float().mean()) > 0.5
+
+
+def test_samples_end_one_by_one() -> None:
+    seen: list[Tensor] = []
+
+    def cube(x: Tensor) -> Tensor:
+        seen.append(x.detach().clone())
+        return x**3
+
+    start, goal = torch.tensor([[1.0], [2.0], [1.5]]), torch.tensor([[1.0005], [8.3], [100.0]])
+    value = refine(cube, start, start, goal, 20)
+    assert float(relative(value**3 - goal, goal).max()) <= TOLERANCE
+    assert float(value[0]) == 1.0, "within the tolerance already"
+    moved = [len({float(x[i]) for x in seen}) for i in range(3)]
+    assert moved[0] == 1 < moved[1] < moved[2]
+    assert len(seen) < 40, "it stops when all are done"
+
+
+def test_what_cannot_be_reached_stays_put() -> None:
+    start, goal = torch.randn(3, 4), torch.ones(3, 2)
+    for run in (lambda x: x[:, :2] * 0.0, lambda x: x[:, :2].detach(), lambda x: (x[:, :2] > 0).float() - 2):
+        assert torch.equal(refine(run, start, start, goal, 5), start)
+    broken = start.clone()
+    broken[1] = torch.nan
+    value = refine(lambda x: x[:, :2].tanh() * 2, broken, broken, goal, 5)
+    assert bool(value[1].isnan().all())
+    torch.testing.assert_close(
+        value[[0, 2]], refine(lambda x: x[:, :2].tanh() * 2, start, start, goal, 5)[[0, 2]]
+    )
+
+
+def test_a_jacobian_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refinement, "LARGEST_JACOBIAN", 100)
+    with pytest.raises(
+        DataError, match=r"Jacobian of \(4, 3\) with respect to \(4, 9\), 108 entries; give smaller"
+    ):
+        refine(lambda x: x[:, :3], torch.zeros(4, 9), torch.zeros(4, 9), torch.ones(4, 3), 1)
+
+
+@pytest.mark.parametrize("state", ["early", "converged"])
+def test_refined_targets_of_the_cnn_reach_the_output_target(state: str, data: tuple[Tensor, Tensor]) -> None:
+    model = zoo.load("digits_cnn", state)
+    plain = fxinvert.invert(model, data[0], output_target="margin")(*data)
+    rec = fxinvert.invert(model, data[0], output_target="margin", refine=10)(*data)
+    for name in rec.names:
+        assert bool((rec.consistency(name) <= plain.consistency(name) + 1e-6).all())
+        reached = float((rec.consistency(name) <= 1.01 * TOLERANCE).float().mean())
+        assert reached >= (0.85 if name == "images" else 0.98), name
+        assert str(rec.certificates[name]) == str(plain.certificates[name])
+        assert torch.equal(rec.anchors[name], plain.anchors[name])
+    assert torch.equal(rec.output_target, plain.output_target)
+    assert float((plain.consistency("conv2") <= TOLERANCE).float().mean()) < 0.6
+
+
+def test_refining_keeps_the_contracts(data: tuple[Tensor, Tensor]) -> None:
+    inverse = fxinvert.invert(zoo.load("digits_cnn", "early"), data[0], refine=3)
+    rec = inverse(*data)
+    right = rec.anchors["fc2"].argmax(1) == data[1]
+    for name in rec.names:
+        assert torch.equal(rec.targets[name][right], rec.anchors[name][right])
+        assert not rec.targets[name].requires_grad
+    values = inverse.forward(data[0])
+    nodes = [node for node in inverse.graph.graph.nodes if node.meta.get("path") in ("conv2", "fc2")]
+    for node, target in inverse.targets(values, data[1], nodes).items():
+        assert torch.equal(target, rec.targets[node.name])
+    same = fxinvert.invert(inverse.graph, output_target=lambda outputs, labels: outputs, refine=3)(*data)
+    assert all(torch.equal(same.targets[name], same.anchors[name]) for name in same.names)
+    assert all(p.grad is None and p.requires_grad for p in inverse.graph.parameters())
+
+
+def test_saturated_units_start_again_from_the_anchor(data: tuple[Tensor, Tensor]) -> None:
+    """Where the node-by-node target lies on a plateau of tanh no step leads off it, but one leads from the anchor."""
+    model = zoo.load("digits_mlp", "early")
+    wrong = model(data[0]).argmax(1) != data[1]
+    plain = fxinvert.invert(model, data[0])(*data).consistency("fc1")[wrong]
+    rec = fxinvert.invert(model, data[0], refine=10)(*data).consistency("fc1")[wrong]
+    assert float((plain <= TOLERANCE).float().mean()) < 0.7
+    assert float((rec <= 1.01 * TOLERANCE).float().mean()) > 0.9
+
+
+def test_a_refined_sample_does_not_depend_on_its_batch(data: tuple[Tensor, Tensor]) -> None:
+    """On a smooth model; at a kink (a ReLU at 0) rounding may choose the side, and the side the steps."""
+    x, y = data[0].double(), data[1]
+    inverse = fxinvert.invert(zoo.load("digits_mlp", "early").double(), x, refine=3)
+    rec = inverse(x, y)
+    for i in range(0, len(x), 8):
+        alone = inverse(x[i : i + 1], y[i : i + 1])
+        for name in rec.names:
+            difference = alone.targets[name] - rec.targets[name][i : i + 1]
+            assert float(relative(difference, alone.targets[name])) < 1e-6
