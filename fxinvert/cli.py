@@ -224,12 +224,16 @@ def rules(
             "--import", metavar="MODULE", help="Import this first, so that its rules are listed too."
         ),
     ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As the page docs/rules.md.")] = False,
 ) -> None:
     """List the inverse rules: how each finds its answer, whether its op can be trained, where it is written."""
-    from fxinvert.look import show_rules
+    from fxinvert.look import rules_markdown, show_rules
     from fxinvert.report import make_console
 
-    show_rules(modules or [], make_console())
+    if markdown:
+        typer.echo(rules_markdown(modules or []), nl=False)
+    else:
+        show_rules(modules or [], make_console())
 
 
 def _names(given: list[str] | None) -> tuple[str, ...] | None:

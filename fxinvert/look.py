@@ -12,6 +12,7 @@ import fxinvert
 from fxinvert.config import PostTrainConfig
 from fxinvert.errors import DataError, NoRuleError
 from fxinvert.report import nodes_table, rules_table
+from fxinvert.report.rules_page import rules_page
 from fxinvert.run import EXAMPLE_ROWS, output_key
 from fxinvert.sources import DataOptions, import_module, load_data, load_model
 
@@ -51,6 +52,17 @@ def show_rules(modules: Sequence[str], console: Console) -> None:
     rules = fxinvert.default_rules()
     console.print(rules_table(rules))
     console.print(f"{len(rules)} rules")
+
+
+def rules_markdown(modules: Sequence[str]) -> str:
+    """The page of rules, after importing modules that add some.
+
+    Raises:
+        DataError: a module cannot be imported.
+    """
+    for name in modules:
+        import_module(name, "--import", name)
+    return rules_page(fxinvert.default_rules())
 
 
 def _example(config: PostTrainConfig, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:

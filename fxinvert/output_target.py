@@ -47,21 +47,23 @@ def nearest(outputs: Tensor, labels: Tensor, margin: float | Tensor = 0.0) -> Te
     return restore(torch.where(violated, target, logits))
 
 
-#: the automatic margin, in spreads; no logit of C leads the others by more than C / √(C − 1), 3.3 of 10 classes
-SPREADS = 2.0
+#: the automatic margin, as a share of the largest lead that is possible: C logits of spread s lead by √C·s at most
+LEAD = 2 / 10**0.5
 
 
 def margin(outputs: Tensor, labels: Tensor, size: float | Literal["auto"] = "auto") -> Tensor:
-    """`nearest` with a margin. `"auto"`: `SPREADS` times the spread (standard deviation) of the sample's own logits.
+    """`nearest` with a margin. `"auto"`: `LEAD`·√C times the spread (standard deviation) of the sample's own logits.
 
-    The spread is the sample's own, so that its target does not depend on the rest of its batch.
+    The spread is the sample's own, so that its target does not depend on the rest of its batch. Of 10 classes the
+    margin is 2 spreads; of any number it is one that a logit can lead by.
     """
     if size != "auto":
         return nearest(outputs, labels, size)
     logits, _, _ = _classes_last(outputs, labels)
+    classes = logits.shape[-1]
     centred = logits - logits.mean(-1, keepdim=True)
-    spread = (centred.square().sum(-1) / max(logits.shape[-1] - 1, 1)).sqrt()
-    return nearest(outputs, labels, SPREADS * spread)
+    spread = (centred.square().sum(-1) / max(classes - 1, 1)).sqrt()
+    return nearest(outputs, labels, LEAD * classes**0.5 * spread)
 
 
 def cross_entropy(outputs: Tensor, labels: Tensor, step: float = 2.0) -> Tensor:

@@ -167,8 +167,9 @@ class _Run:
     def __post_init__(self) -> None:
         self.nodes = {n.meta["path"]: n for n in self.graph.graph.nodes if n.op != "output"}
         names = dict.fromkeys(name for segment in self.plan.segments for name in segment.parameters)
+        known = dict(self.graph.named_parameters(remove_duplicate=False)) | self.nodes
         for name in [*names, *(path for segment in self.plan.segments for path in segment.trained)]:
-            if name not in self.nodes:
+            if name not in known:
                 raise CutError(f"the plan was made for another graph: this one has no {name!r}")
         self.parameters: State = {name: attribute(self.graph, name) for name in names}
 

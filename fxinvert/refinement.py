@@ -89,11 +89,9 @@ def _gauss_newton(run: Callable[[Tensor], Tensor], value: Tensor, goal: Tensor, 
     trace = gram.diagonal(dim1=1, dim2=2).sum(1)
     floor = torch.finfo(value.dtype).eps * trace + torch.finfo(torch.float64).tiny ** 0.5
     identity = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
-    # a finished sample may be anything, NaN too: the identity stands in
-    system = torch.where(rows[..., None], gram + floor[:, None, None] * identity, identity)
-    weights = torch.linalg.solve(system, error).to(value.dtype)
+    weights = torch.linalg.solve(gram + floor[:, None, None] * identity, error).to(value.dtype)
     step = torch.einsum("bmn,bm->bn", jacobian, weights)
-    return torch.where(rows, step, 0).reshape(value.shape)
+    return torch.where(rows, step, 0).reshape(value.shape)  # a finished sample may be anything, NaN too
 
 
 def _jacobian(run: Callable[[Tensor], Tensor], value: Tensor) -> tuple[Tensor, Tensor]:

@@ -148,11 +148,14 @@ class _Check:
         """All properties on one batch."""
         self.samples += len(x)
         draw = torch.Generator().manual_seed(len(x))
-        # another input of the same kind: the neighbour's values, scaled, so that no sign or domain is left
+        # another input of the same kind: the neighbour's values, scaled; as they are where that leaves the domain
         other = x.roll(1, 0) * (torch.rand(x.shape, generator=draw) + 0.5).to(x)
         y, reachable = self.inverse.graph(x), self.inverse.graph(other)
+        outside = ~torch.isfinite(reachable).reshape(len(x), -1).all(1)
+        reachable[outside] = self.inverse.graph(x.roll(1, 0))[outside]
         noise = torch.randn(y.shape, generator=draw).to(y)
-        anywhere = y + noise * (float(y.double().std(correction=0)) or 1.0)
+        spread = float(y.double().std(correction=0)) if y.numel() else 0.0
+        anywhere = y + noise * (spread or 1.0)
         self.keeps(x, y)
         self.reaches(x, reachable)
         for target in (reachable, anywhere):

@@ -74,9 +74,7 @@ class _Recorder(TorchFunctionMode):
         if isinstance(result, Tensor):
             self.known[id(result)] = node
             self.kept.append(result)
-        elif any_tensor(result):
-            self.complete = False  # several tensors: followed no further
-        else:
+        elif not any_tensor(result):  # the node of several tensors stays, though they are not known apart
             self.emitted.pop()
             self.builder.graph.erase_node(node)
         return result

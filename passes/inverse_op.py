@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._jit_internal import boolean_dispatched
 
 from fxinvert.errors import FxInvertError, RuleError
 from fxinvert.linalg import SolveSettings
@@ -137,15 +138,27 @@ def call_arguments(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
     """What a call passes, by argument name, defaults filled in."""
     if isinstance(function, torch._ops.OpOverload):
         schema = function._schema.arguments
-        named = {a.name: a.default_value for a in schema if a.has_default_value()}
-        return named | dict(zip((a.name for a in schema), args, strict=False)) | kwargs
+        given = dict(zip((a.name for a in schema), args, strict=False)) | kwargs
+        known = [a for a in schema if a.name in given or a.has_default_value()]
+        return {a.name: given.get(a.name, a.default_value) for a in known}
     called = function.forward if isinstance(function, nn.Module) else function
+    if (
+        called in boolean_dispatched
+    ):  # one function for "with indices" and "without"; the former gives several tensors
+        called = boolean_dispatched[called]["if_false"]
     try:
-        bound = inspect.signature(called).bind(*args, **kwargs)
+        signature = inspect.signature(called)
+        bound = signature.bind(*args, **kwargs)
     except (TypeError, ValueError):  # built-in functions have no signature
         return {str(i): value for i, value in enumerate(args)} | kwargs
     bound.apply_defaults()
-    return dict(bound.arguments)
+    named: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        if signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
+            named |= {f"{name}_{i}": item for i, item in enumerate(value)}
+        else:
+            named[name] = value
+    return named
 
 
 def _plain_attributes(function: Any) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from fxinvert.errors import TraceError
 from fxinvert.passes.capture import attribute, describe
 from fxinvert.passes.inline import record
-from fxinvert.passes.leaves import any_tensor, evaluation_copy, identifier, leaves, mapped
+from fxinvert.passes.leaves import any_tensor, copied, evaluation_copy, identifier, leaves, mapped
 from fxinvert.passes.outputs import chosen_output
 from fxinvert.passes.spelling import Call, is_in_place, to_aten
 from fxinvert.rules import RuleSet, key_of
@@ -146,13 +146,31 @@ class Builder:
         """Emits a call, as ATen where that exists."""
         if not self.rules.keeps_whole(function):
             call = to_aten(function, args, kwargs, self.value_of)
-            if call is not None and any_tensor(self.value_of((call.args, call.kwargs))):
+            if call is not None and self._means(call, function, args, kwargs):
                 call = _input_first(call)
                 return self.emit("call_function", call.op, call.args, call.kwargs, path, key_of(call.op))
             name = function if isinstance(function, str) else getattr(function, "__name__", "")
             if isinstance(function, str) or getattr(Tensor, name, None) is function:
                 return self.emit("call_method", name, args, kwargs, path, name)
         return self.emit("call_function", function, args, kwargs, path, self.rules.key(function))
+
+    def _means(self, call: Call, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether an ATen call on tensors gives what the user's does: a number may mean two things to two overloads."""
+        values, named = self.value_of((call.args, call.kwargs))
+        if not any_tensor((values, named)):
+            return False
+        if isinstance(function, torch._ops.OpOverload):
+            return True
+        given, options = copied(self.value_of((args, kwargs)))
+        meant = getattr(type(given[0]), function, call.op) if isinstance(function, str) else function
+        expected, actual = meant(*given, **options), call.op(*values, **named)
+        pairs = zip(leaves(expected), leaves(actual), strict=False)
+        return all(
+            torch.equal(a.nan_to_num(), b.nan_to_num())
+            if isinstance(a, Tensor) and isinstance(b, Tensor)
+            else a == b
+            for a, b in pairs
+        )
 
     def emit(
         self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], path: str | None, key: str

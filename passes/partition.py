@@ -17,6 +17,7 @@ from torch import fx, nn
 from fxinvert.errors import CutError
 from fxinvert.passes.capture import attribute
 from fxinvert.passes.plan import Plan, Segment, Shape
+from fxinvert.passes.synthesize import parameters_of
 from fxinvert.rules import RuleSet, default_rules
 
 
@@ -57,7 +58,9 @@ def trained_parameters(node: fx.Node, rules: RuleSet) -> tuple[str, ...]:
     rule = rules.get(node.meta.get("op", ""))
     if rule is None or rule.trainable is None:
         return ()
-    return tuple(str(n.target) for n in node.all_input_nodes if _is_parameter(n))
+    owner = node.graph.owning_module
+    assert owner is not None, "a graph outside of its module"
+    return tuple(n for n in parameters_of(node).values() if isinstance(attribute(owner, n), nn.Parameter))
 
 
 def _line(graph: fx.GraphModule) -> list[fx.Node]:
@@ -191,7 +194,8 @@ def _pieces(
 def _segment(piece: list[fx.Node], entry: fx.Node, trained: dict[fx.Node, tuple[str, ...]]) -> Segment:
     ops = [node for node in piece if node in trained]
     parameters = dict.fromkeys(name for node in ops for name in trained[node])
-    sizes = {str(n.target): _size(n) for node in ops for n in node.all_input_nodes if n.op == "get_attr"}
+    owner = piece[0].graph.owning_module
+    assert owner is not None, "a graph outside of its module"
     return Segment(
         name=(ops or piece[-1:])[0].meta["path"],
         entry=entry.meta["path"],
@@ -199,7 +203,7 @@ def _segment(piece: list[fx.Node], entry: fx.Node, trained: dict[fx.Node, tuple[
         nodes=tuple(node.meta["path"] for node in piece),
         trained=tuple(node.meta["path"] for node in ops),
         parameters=tuple(parameters),
-        parameter_count=sum(sizes[name] for name in parameters),
+        parameter_count=sum(attribute(owner, name).numel() for name in parameters),
         in_shape=_shape(entry)[1:],
         out_shape=_shape(piece[-1])[1:],
         cost=sum(map(_cost, piece)),
@@ -214,20 +218,11 @@ def _cost(node: fx.Node) -> int:
 
 
 def _shape(node: fx.Node) -> Shape:
-    return tuple(node.meta["tensor_meta"].shape)
-
-
-def _size(node: fx.Node) -> int:
-    return math.prod(_shape(node))
-
-
-def _is_parameter(node: fx.Node) -> bool:
-    owner = node.graph.owning_module
-    return (
-        node.op == "get_attr"
-        and owner is not None
-        and isinstance(attribute(owner, str(node.target)), nn.Parameter)
-    )
+    meta = node.meta["tensor_meta"]
+    first = (
+        meta if hasattr(meta, "shape") else meta[0]
+    )  # an op that gives several tensors stands by its first
+    return tuple(first.shape)
 
 
 def _prefixes(path: str) -> list[str]:

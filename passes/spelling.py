@@ -68,7 +68,8 @@ def to_aten(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value_
         function, args, kwargs = None, (args[0] if args else kwargs["input"], *fixed), {}
     if name == "pow" and len(args) == 2 and args[1] == 2:
         name, args = "square", args[:1]
-    packet = getattr(torch.ops.aten, name, None) if name else None
+    # another library's op, called without its overload, is resolved like ATen's
+    packet = getattr(torch.ops.aten, name, None) if name else function
     if not isinstance(packet, torch._ops.OpOverloadPacket):
         return None
     written = _candidates(function, packet, args, kwargs, value_of)

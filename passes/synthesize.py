@@ -14,13 +14,14 @@ import operator
 from collections.abc import Iterator
 
 from torch import fx, nn
+from torch.fx.passes.shape_prop import TensorMetadata
 
 from fxinvert.errors import NoRuleError
 from fxinvert.linalg import SolveSettings
 from fxinvert.passes.capture import attribute, describe
 from fxinvert.passes.inverse_op import InverseOp, call_arguments
 from fxinvert.passes.leaves import leaves
-from fxinvert.rules import RuleSet
+from fxinvert.rules import Rule, RuleSet
 
 #: the inverse graph's first input
 OUTPUT_TARGET = "output_target"
@@ -42,7 +43,7 @@ def synthesize(graph: fx.GraphModule, rules: RuleSet, settings: SolveSettings) -
         targets[node.meta["path"]] = target
         if source is None:
             break
-        rule = rules.require(node.meta["op"], describe(node))
+        rule = _rule(node, source, rules)
         function = graph.get_submodule(str(node.target)) if node.op == "call_module" else node.target
         op = InverseOp(rule, node.meta["path"], function, _position(node, source), settings)
         inverted = inverse.call(node, op, target)
@@ -50,6 +51,16 @@ def synthesize(graph: fx.GraphModule, rules: RuleSet, settings: SolveSettings) -
         certificates[node.meta["path"]] = inverse.item(inverted, 1, f"{node.name}_certificate")
     inverse.graph.output((targets, certificates))
     return fx.GraphModule(inverse.root, inverse.graph, "Inverse")
+
+
+def _rule(node: fx.Node, source: fx.Node, rules: RuleSet) -> Rule:
+    """The rule that inverts a node; the fallback differentiates, and so takes and gives one tensor.
+
+    Raises:
+        NoRuleError: there is none.
+    """
+    single = all(isinstance(n.meta.get("tensor_meta"), TensorMetadata) for n in (node, source))
+    return (rules if single else rules.without_fallback()).require(node.meta["op"], describe(node))
 
 
 class _Synthesis:
@@ -144,7 +155,11 @@ def chain(graph: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node | None]]:
 
 
 def parameters_of(node: fx.Node) -> dict[str, str]:
-    """The names of the parameters and buffers that an op reads, by argument name."""
+    """The names of the parameters and buffers that an op reads, by argument name; of a whole module, by its own names."""
+    owner = node.graph.owning_module
+    if node.op == "call_module" and owner is not None:
+        named = owner.get_submodule(str(node.target)).named_parameters()
+        return {name: f"{node.target}.{name}" for name, _ in named}
     arguments = call_arguments(node.target, node.args, node.kwargs)
     return {k: str(n.target) for k, n in arguments.items() if isinstance(n, fx.Node) and n.op == "get_attr"}
 

@@ -36,7 +36,7 @@ class Two(Net):
 
 class Strange(Net):
     def forward(self, images):
-        return torch.cumsum(super().forward(images), 1)
+        return torch.round(super().forward(images))
 
 
 def out_of_memory():

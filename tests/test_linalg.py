@@ -209,14 +209,15 @@ def test_rows_do_not_know_of_each_other(kind: Any) -> None:
 
 
 def test_a_row_that_has_converged_is_left_alone_bit_for_bit() -> None:
-    scale = torch.linspace(1, 30, 20, dtype=F64)
-    factor = IterativeFactor(
-        Function(lambda x: x * scale, (20,), scale), 100
-    )  # no matrix product: rounding is the row's
-    r = torch.randn(4, 20, dtype=F64)
-    r[0, 1:] = 0  # found in one step
-    together = factor.solve(r, 0.0).correction
-    for row, value in zip(r, together, strict=True):
+    scale = torch.linspace(1, 3, 20)
+    scale[15:] = 0  # something is left over in the end
+    # no matrix product, so that rounding is each row's own
+    factor = IterativeFactor(Function(lambda x: x * scale, (20,), scale), 100)
+    r = torch.randn(4, 20)
+    r[0, :14] *= 1e-3  # done sooner than the others
+    together = factor.solve(r, 0.0)
+    assert together.iterations > factor.solve(r[:1], 0.0).iterations
+    for row, value in zip(r, together.correction, strict=True):
         assert torch.equal(factor.solve(row[None], 0.0).correction[0], value)
 
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from fxinvert.errors import DataError
 from fxinvert.output_target import (
     FUNCTIONS,
+    LEAD,
     OutputTarget,
     automatic,
     class_axis,
@@ -120,11 +121,19 @@ def test_margin_is_reached_and_auto_is_the_samples_own_spread(logits: np.ndarray
     target = margin(outputs, labels)
     rival = target.scatter(1, labels[:, None], -torch.inf).amax(1)
     lead = target.gather(1, labels[:, None])[:, 0] - rival
-    assert bool((lead >= outputs.std(1) - 1e-12).all())
+    size = LEAD * outputs.shape[1] ** 0.5 * outputs.std(1)
+    assert bool((lead >= size - 1e-12).all())
     alone = [margin(outputs[i : i + 1], labels[i : i + 1]) for i in range(len(outputs))]
     torch.testing.assert_close(torch.cat(alone), target, rtol=0, atol=1e-14)
     assert torch.equal(margin(outputs, labels, 0.0), nearest(outputs, labels))
     assert torch.equal(margin(outputs, labels, 1.5), nearest(outputs, labels, 1.5))
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10, 100])
+def test_the_automatic_margin_can_be_satisfied(classes: int) -> None:
+    outputs, labels = torch.eye(classes, dtype=torch.float64) * 3 - 1, torch.arange(classes)
+    assert torch.equal(margin(outputs, labels), outputs), "nobody can be surer"
+    assert not torch.equal(margin(outputs.roll(1, 0), labels), outputs.roll(1, 0))
 
 
 def test_nearest_reaches_float32_accuracy() -> None:

@@ -128,3 +128,18 @@ def test_cuts_that_are_none_are_refused(
 ) -> None:
     with pytest.raises(CutError, match=message):
         fxinvert.partition(cnn, **arguments)  # type: ignore[arg-type]
+
+
+def test_an_op_that_gives_several_tensors_does_not_stop_the_plan() -> None:
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.leave = nn.Linear(4, 6), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = self.enter(x).chunk(2, dim=1)
+            result: Tensor = self.leave(first * second)
+            return result
+
+    plan = fxinvert.partition(fxinvert.trace(Halves(), torch.rand(2, 4)))
+    assert names(plan) == ["enter", "leave"]

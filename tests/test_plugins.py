@@ -55,13 +55,13 @@ class Doubled(nn.Module):
 
 
 def halved(op: Op, target: Tensor) -> Tensor:
-    return (target - op.parameters["b"]) / op.attributes["factor"]
+    return (target - op.parameters["b"]) / float(op.attributes["factor"])
 
 
 def cubed(x: Tensor) -> Tensor:
     if float(x.sum()) > 1e30:
         raise OverflowError
-    return x**3
+    return x * x * x
 
 
 def cube_root(op: Op, target: Tensor) -> Tensor:
@@ -154,23 +154,23 @@ def test_what_does_not_name_an_op_is_refused(spelling: Any) -> None:
 
 
 def test_a_rule_for_a_torch_op_that_had_none() -> None:
-    with pytest.raises(NoRuleError, match="'layer_norm'"):
-        check_rule(nn.LayerNorm(5).double(), X)
-
-    @fxinvert.inverse_rule(nn.LayerNorm)
     def invert_layer_norm(op: Op, target: Tensor) -> Tensor:
         spread = op.anchor.std(-1, keepdim=True, correction=0)
         return target * spread + op.anchor.mean(-1, keepdim=True)
 
+    known = fxinvert.default_rules()
+    rules = RuleSet({key: rule for key, rule in known.items() if key != "layer_norm"})
+    larger = rules.extend({nn.LayerNorm: invert_layer_norm})
+    assert larger["layer_norm"].kind is Kind.CUSTOM
     # ε is forgotten here, so the inverse is not exact
-    assert check_rule(nn.LayerNorm(5).double(), X, tolerance=1e-2).op == "layer_norm"
+    assert check_rule(nn.LayerNorm(5).double(), X, rules=larger, tolerance=1e-2).op == "layer_norm"
 
 
 def test_a_torch_module_that_is_no_single_op_is_kept_whole() -> None:
-    key = fxinvert.default_rules().key(nn.Tanhshrink)
-    fxinvert.inverse_rule(nn.Tanhshrink)(lambda op, target: op.anchor)
-    assert fxinvert.default_rules().keeps_whole(nn.Tanhshrink)
-    (node,) = inverse_of(nn.Sequential(nn.Tanhshrink()), X).graph.graph.find_nodes(op="call_module")
+    key = fxinvert.default_rules().key(nn.Softmin)
+    fxinvert.inverse_rule(nn.Softmin)(lambda op, target: op.anchor)
+    assert fxinvert.default_rules().keeps_whole(nn.Softmin)
+    (node,) = inverse_of(nn.Sequential(nn.Softmin(1)), X).graph.graph.find_nodes(op="call_module")
     assert node.meta["op"] == key
     assert not fxinvert.default_rules().keeps_whole(nn.ReLU)
 
@@ -211,7 +211,7 @@ def test_extend_makes_a_larger_copy() -> None:
 
 def test_a_missing_rule_offers_names_that_are_like_it() -> None:
     with pytest.raises(NoRuleError, match=r"'leaky_reluu' \(node 'a'\).*leaky_relu.*inverse_rule"):
-        fxinvert.default_rules().require("leaky_reluu", "node 'a'")
+        fxinvert.default_rules().without_fallback().require("leaky_reluu", "node 'a'")
 
 
 # --- what a rule is given, and what it may return -----------------------------------------------------------
@@ -267,10 +267,10 @@ def test_a_scalar_function_needs_its_branches_only() -> None:
 def test_an_end_that_rounding_cannot_tell_is_not_returned() -> None:
     """1e10 + exp(x) in float32 has no value between 1e10 and the next number; its logarithm there would be −∞."""
     branches = (rising(-math.inf, math.inf, (1e10, math.inf), lambda y: (y - 1e10).log()),)
-    x = torch.zeros(2, 1)
+    x = torch.tensor([[30.0], [0.0]])
     op = Op("far", "far", {"x": x}, x.exp() + 1e10, {}, {}, lambda x: x.exp() + 1e10)
     value, certificate = invert_branches(op, torch.tensor([[0.0], [2e10]]), branches)
-    assert value[0] == 0
+    assert value[0] == 30
     assert float(value[1]) == pytest.approx(math.log(1e10))
     assert certificate.status is Status.PROJECTED
 

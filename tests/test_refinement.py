@@ -62,6 +62,10 @@ def test_samples_end_one_by_one() -> None:
     value = refine(cube, start, start, goal, 20)
     assert float(relative(value**3 - goal, goal).max()) <= TOLERANCE
     assert float(value[0]) == 1.0, "within the tolerance already"
+    once = refine(cube, start, start, goal, 1)
+    done = relative(once**3 - goal, goal) <= TOLERANCE
+    assert done.tolist() == [True, True, False]
+    assert torch.equal(value[done], once[done]), "what is done is left alone"
     moved = [len({float(x[i]) for x in seen}) for i in range(3)]
     assert moved[0] == 1 < moved[1] < moved[2]
     assert len(seen) < 40, "it stops when all are done"
@@ -89,18 +93,20 @@ def test_a_jacobian_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("state", ["early", "converged"])
-def test_refined_targets_of_the_cnn_reach_the_output_target(state: str, data: tuple[Tensor, Tensor]) -> None:
-    model = zoo.load("digits_cnn", state)
-    plain = fxinvert.invert(model, data[0], output_target="margin")(*data)
-    rec = fxinvert.invert(model, data[0], output_target="margin", refine=10)(*data)
+def test_refined_targets_of_the_cnn_reach_the_output_target(state: str) -> None:
+    digits, model = zoo.digits(), zoo.load("digits_cnn", state)
+    wrong = model(digits.x_test).argmax(1) != digits.y_test
+    x, y = digits.x_test[wrong], digits.y_test[wrong]
+    plain = fxinvert.invert(model, x[:2])(x, y)
+    rec = fxinvert.invert(model, x[:2], refine=10)(x, y)
     for name in rec.names:
         assert bool((rec.consistency(name) <= plain.consistency(name) + 1e-6).all())
         reached = float((rec.consistency(name) <= 1.01 * TOLERANCE).float().mean())
-        assert reached >= (0.85 if name == "images" else 0.98), name
+        assert reached >= (0.8 if name == "images" else 0.95), name
         assert str(rec.certificates[name]) == str(plain.certificates[name])
         assert torch.equal(rec.anchors[name], plain.anchors[name])
     assert torch.equal(rec.output_target, plain.output_target)
-    assert float((plain.consistency("conv2") <= TOLERANCE).float().mean()) < 0.6
+    assert float((plain.consistency("conv2") <= TOLERANCE).float().mean()) < 0.1
 
 
 def test_refining_keeps_the_contracts(data: tuple[Tensor, Tensor]) -> None:

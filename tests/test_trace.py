@@ -44,6 +44,9 @@ def test_the_reference_networks_keep_their_names(name: str) -> None:
     assert torch.equal(graph(x), model(x))
     paths = [n.meta["path"] for n in graph.graph.nodes if n.meta.get("active")]
     assert paths == ["images", *(path for path, _ in model.named_children())]
+    assert "torch.ops.aten.linear.default(flatten, fc1_weight, fc1_bias)" in graph.code
+    if name == "digits_cnn":
+        assert "torch.ops.aten.conv2d.default(images, conv1_weight, conv1_bias)" in graph.code
 
 
 def test_paths_parameters_and_shapes() -> None:
@@ -72,6 +75,19 @@ def test_paths_parameters_and_shapes() -> None:
     for name in read:
         own = model.get_parameter(name) if name in dict(model.named_parameters()) else model.get_buffer(name)
         assert getattr(graph.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) is own
+
+
+def test_what_is_computed_from_parameters_and_buffers_follows_them() -> None:
+    model = Model(
+        lambda self, x: x * self.p.exp() + self.b * 2, p=nn.Parameter(torch.randn(3)), b=torch.randn(3)
+    )
+    x = torch.randn(2, 3)
+    graph = fxinvert.trace(model, x)
+    with torch.no_grad():
+        model.get_parameter("p").add_(1)
+        model.get_buffer("b").add_(1)
+    assert torch.equal(graph(x), model(x))
+    assert set(vars(model)["_buffers"]) == {"b"}
 
 
 def test_a_tied_parameter_has_one_name() -> None:
@@ -166,6 +182,13 @@ def test_the_model_is_left_as_it_was_found() -> None:
     assert torch.equal(graph(x), copy.deepcopy(model).eval()(x)), (
         "the graph evaluates whatever the model's mode"
     )
+
+
+def test_a_model_that_draws_random_numbers_leaves_the_generator_alone() -> None:
+    before = torch.get_rng_state()
+    with pytest.raises(TraceError, match="the model is random"):
+        fxinvert.trace(Model(lambda self, x: F.dropout(x)), torch.randn(4, 3, generator=torch.Generator()))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_what_forward_leaves_on_the_model_is_undone() -> None:

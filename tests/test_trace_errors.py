@@ -96,6 +96,22 @@ def test_a_whole_module_that_changes_its_input_is_refused() -> None:
         fxinvert.trace(nn.Sequential(nn.ReLU(), MutatesItsInput()), torch.randn(2, 3), rules=rules)
 
 
+class Untracked(nn.Module):
+    """Computes with a tensor that is none of its parameters, and changes its input; passes for one of torch's own."""
+
+    __module__ = "torch.nn.modules.untracked"
+
+    def forward(self, x: Tensor) -> Tensor:
+        shifted = x + torch.ones(3)
+        x.relu_()
+        return shifted + x
+
+
+def test_a_module_that_is_not_followed_cannot_change_its_input_unnoticed() -> None:
+    with pytest.raises(TraceError, match=r"'1', call_module 1.* changes its input in place"):
+        fxinvert.trace(nn.Sequential(nn.Tanh(), Untracked()), torch.randn(2, 3))
+
+
 # --- ops without a rule -------------------------------------------------------------------------------------
 
 
@@ -130,7 +146,7 @@ def test_an_unknown_function_stays_and_has_no_rule(name: str, model: nn.Module) 
     assert node.target is globals()[name]
     place = rf"node '{name}', call_function {name}, at File .*test_trace_errors.py., line \d+"
     with pytest.raises(NoRuleError, match=rf"no inverse rule for op '.*{name}' \({place}.*inverse_rule"):
-        fxinvert.invert(graph)
+        fxinvert.invert(graph, rules=fxinvert.default_rules().without_fallback())
 
 
 def test_an_unknown_function_can_be_given_a_rule() -> None:
@@ -157,3 +173,13 @@ def test_a_rule_that_raises_or_returns_nonsense_is_named() -> None:
         rules = fxinvert.default_rules().extend({unknown_function: rule})
         with pytest.raises(RuleError, match=message):
             fxinvert.invert(model, x, output_target="regression", rules=rules)(x, x)
+
+
+def test_a_number_that_two_overloads_read_differently_keeps_the_users_call() -> None:
+    class Variance(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.var(1)  # to ATen's first overload, 1 is a flag
+
+    graph = fxinvert.trace(Variance(), torch.randn(4, 6))
+    x = torch.randn(3, 6)
+    assert torch.equal(graph(x), x.var(1))

@@ -93,28 +93,93 @@ class IterativeFactor(Factor):
         self.largest = _largest_singular_value(operator)
 
     def solve(self, r: Tensor, damping: float) -> Solution:
-        operator = self.operator
         tolerance = 1e-12 if r.dtype == torch.float64 else 1e-6
-        x = torch.zeros(len(r), *operator.in_shape, dtype=r.dtype, device=r.device)
-        residual, s = r.clone(), operator.adjoint(r)
-        p, gamma, start = s, _dot(s, s), _dot(r, r)
-        # a sample that is not finite has no solution, and must not keep the others iterating
-        converged = ~torch.isfinite(gamma) | (gamma <= (tolerance * self.largest) ** 2 * start)
-        step = 0
-        while step < self.limit and not bool(converged.all()):
-            step += 1
-            q = operator.apply(p)
-            curvature = _dot(q, q) + damping * _dot(p, p)
-            alpha = torch.where(converged, 0, gamma / torch.where(converged, 1, curvature))
-            x = x + _rows(alpha, x) * p
-            residual = residual - _rows(alpha, residual) * q
-            s = operator.adjoint(residual) - damping * x
-            renewed, size = _dot(s, s), _dot(residual, residual)
-            converged = converged | (size <= tolerance**2 * start)
-            converged = converged | (renewed <= (tolerance * self.largest) ** 2 * size)
-            beta = torch.where(converged, 0, renewed / torch.where(converged, 1, gamma))
-            p, gamma = s + _rows(beta, p) * p, renewed
-        return Solution(x, step, converged)
+        found = cgls(
+            self.operator,
+            r,
+            r.new_full((len(r),), damping),
+            largest=r.new_full((len(r),), self.largest),
+            tolerance=tolerance,
+            small_enough=tolerance * _dot(r, r).sqrt(),
+            limit=self.limit,
+        )
+        return Solution(found.correction, int(found.iterations.max()) if len(r) else 0, found.converged)
+
+
+class Gradients(NamedTuple):
+    """What conjugate gradients have found, row by row.
+
+    Attributes:
+        correction: `(B, *in_shape)`, A⁺_λ r.
+        dual: `(B, *out_shape)`, the z with correction = Aᵀ z.
+        iterations: `(B,)`, pairs of products with A and Aᵀ, after the first product Aᵀ r.
+        converged: `(B,)`, samples that are done; the others met the limit. Those that are not finite are done, too.
+        slope: `(B,)`, ‖Aᵀ r‖ at the start.
+        largest: `(B,)`, the largest of the estimate that was given and of ‖A p‖ / ‖p‖ on the way, so σ_max or less.
+    """
+
+    correction: Tensor
+    dual: Tensor
+    iterations: Tensor
+    converged: Tensor
+    slope: Tensor
+    largest: Tensor
+
+
+def cgls(
+    operator: LinearOperator,
+    r: Tensor,
+    damping: Tensor,
+    *,
+    largest: Tensor,
+    tolerance: float,
+    small_enough: Tensor,
+    limit: int | Tensor,
+    slope: Tensor | float = 0.0,
+    skip: Tensor | None = None,
+) -> Gradients:
+    """Batched conjugate gradients on the normal equations, started at zero (CGLS, Björck 1996, §7.4).
+
+    Args:
+        operator: A, which may be another one for every row.
+        r: `(B, *out_shape)`.
+        damping: `(B,)`, λ of every row.
+        largest: `(B,)`, an estimate of σ_max, or 0.
+        tolerance: a row is done where ‖Aᵀ ρ − λ d‖ ≤ tolerance · σ_max ‖ρ‖ for its residual ρ = r − A d,
+        small_enough: `(B,)`, or where ‖ρ‖ is this or less.
+        limit: on the number of iterations; may be `(B,)`.
+        slope: `(B,)`, or where ‖Aᵀ ρ − λ d‖ ≤ slope · ‖Aᵀ r‖.
+        skip: `(B,)`, rows that are not solved; they get 0.
+    """
+    x = torch.zeros(len(r), *operator.in_shape, dtype=r.dtype, device=r.device)
+    dual, residual, s = torch.zeros_like(r), r, operator.adjoint(r)
+    p, u, gamma = s, r, _dot(s, s)
+    start, iterations = gamma, torch.zeros(len(r), dtype=torch.long, device=r.device)
+    # a sample that is not finite has no solution, and must not keep the others iterating
+    converged = ~torch.isfinite(gamma) | (gamma <= (tolerance * largest).square() * _dot(r, r)) | (gamma == 0)
+    converged = converged if skip is None else converged | skip
+    while True:
+        idle = converged | (iterations >= limit)
+        if bool(idle.all()):
+            break
+        iterations = iterations + ~idle
+        q, length = operator.apply(p), _dot(p, p)
+        squared = _dot(q, q)
+        largest = torch.where(idle, largest, torch.maximum(largest, (squared / length).sqrt()))
+        alpha = torch.where(idle, 0, gamma / torch.where(idle, 1, squared + damping * length))
+        x = x + _rows(alpha, x) * p
+        dual = dual + _rows(alpha, r) * u
+        residual = residual - _rows(alpha, residual) * q
+        s = operator.adjoint(residual) - _rows(damping, x) * x
+        renewed, size = _dot(s, s), _dot(residual, residual)
+        converged = converged | (size <= small_enough.square())
+        converged = (
+            converged | (renewed <= (tolerance * largest).square() * size) | (renewed <= start * slope**2)
+        )
+        beta = torch.where(converged, 0, renewed / torch.where(converged, 1, gamma))
+        p, u = s + _rows(beta, p) * p, residual - _rows(damping, dual) * dual + _rows(beta, u) * u
+        gamma = renewed
+    return Gradients(x, dual, iterations, converged, start.sqrt(), largest)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

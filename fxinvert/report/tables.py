@@ -101,7 +101,7 @@ def nodes_table(graph: fx.GraphModule, rules: RuleSet) -> Table:
     for node in graph.graph.nodes:
         if node.op in ("placeholder", "get_attr", "output") or not node.meta.get("active"):
             continue
-        rule = rules.get(node.meta["op"])
+        rule = rules.lookup(node.meta["op"])
         table.add_row(
             node.meta["path"],
             node.meta["op"],

@@ -3,8 +3,9 @@
 from fxinvert.rules.affine import invert_affine, invert_by_autograd, invert_diagonal
 from fxinvert.rules.branches import Branch, falling, flat, invert_branches, rising
 from fxinvert.rules.certificate import Certificate, Inverse, Status
+from fxinvert.rules.keys import key_of
 from fxinvert.rules.op import FactorCache, Op
-from fxinvert.rules.registry import Kind, Rule, RuleSet, default_rules, inverse_rule, key_of
+from fxinvert.rules.registry import Kind, Rule, RuleSet, default_rules, inverse_rule
 from fxinvert.rules.trainable import Trainable
 
 __all__ = [

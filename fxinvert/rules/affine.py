@@ -70,15 +70,15 @@ def invert_affine(
     anchor = op.anchor
     shape = (tuple(anchor.shape[1:]), anchor.dtype, anchor.device)
     factor = op.cache.get(shape, tuple(op.parameters.values()), lambda: _factorized(op, operator))
-    solved = solve_anchored(factor, rows.split(_missing(op, target)), op.settings)
-    return _moved(op, target, rows.join(solved.value, anchor), solved)
+    solved = solve_anchored(factor, rows.split(shortfall(op, target)), op.settings)
+    return moved(op, target, rows.join(solved.value, anchor), solved)
 
 
 def invert_diagonal(op: Op, target: Tensor, scale: Tensor) -> Inverse:
     """The same for y = scale ⊙ x + constant; `scale` broadcasts to the anchor, one for all samples or one for each."""
-    missing = _missing(op, target)
+    missing = shortfall(op, target)
     solved = solve_diagonal(scale.to(missing.dtype), missing, op.settings)
-    return _moved(op, target, solved.value, solved)
+    return moved(op, target, solved.value, solved)
 
 
 def invert_by_autograd(op: Op, target: Tensor) -> Inverse:
@@ -92,7 +92,7 @@ def _working(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _missing(op: Op, target: Tensor) -> Tensor:
+def shortfall(op: Op, target: Tensor) -> Tensor:
     """r = t − f(x0), in the dtype that is solved in."""
     dtype = _working(target.dtype)
     return target.to(dtype) - op.output.to(dtype)
@@ -108,7 +108,7 @@ def _factorized(op: Op, operator: Callable[[], LinearOperator]) -> Factor:
     return factorize(operator().to(_working(op.anchor.dtype)), op.settings)
 
 
-def _moved(op: Op, target: Tensor, correction: Tensor, solved: Correction) -> Inverse:
+def moved(op: Op, target: Tensor, correction: Tensor, solved: Correction) -> Inverse:
     """The anchor with its correction, and the certificate, measured on what is returned."""
     anchor = op.anchor
     value = (anchor + correction).to(anchor.dtype)

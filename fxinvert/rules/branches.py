@@ -8,11 +8,13 @@ closest to the anchor:
 
     x* = argmin_x |f(x) − t|, ties by |x − x0|,
 
-which is the anchored equation with λ → 0 for a function of one variable.
+which is the anchored equation with λ → 0 for a function of one variable. Batches are worked through in blocks that fit
+the processor's cache.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,71 +26,118 @@ from fxinvert.rules.certificate import Certificate, Inverse, Status, relative, r
 from fxinvert.rules.op import Op
 
 Scalar = Callable[[Tensor], Tensor]
+Number = float | Tensor
 
 #: How near an answer may come to an end of an image that is only reached at infinity, relative to the image's width
 #: (absolute where the image is unbounded). It applies to targets beyond that end: they have no pre-image at all.
 MARGIN = 1e-6
+#: values that are worked on at once
+BLOCK = 16384
+#: makes any difference in the distance from the target count for more than the distance from the anchor
+FIRST = 1e30
 
 
 @dataclass(frozen=True)
 class Branch:
-    """An interval on which a scalar function is monotone or constant.
+    """An interval on which a scalar function is monotone or constant; ends are numbers, or tensors that broadcast.
 
     Attributes:
         low, high: ends of the interval of x.
-        least, most: ends of its image, the smaller first. An end reached only at infinity is never returned.
-        inverse: the closed-form pre-image, or None for a constant branch.
-        open_least, open_most: whether that end of the image is only approached.
+        least, most: ends of its image, the smaller first.
+        inverse: the pre-image nearest the anchor, of a value of the image and the anchor.
+        open_least, open_most: whether that end of the image is only approached, at infinity. It is never returned.
+        open_low, open_high: whether that end of the interval does not belong to it: a pole or a jump.
     """
 
-    low: float
-    high: float
-    least: float
-    most: float
-    inverse: Scalar | None
+    low: Number
+    high: Number
+    least: Number
+    most: Number
+    inverse: Callable[[Tensor, Tensor], Tensor]
     open_least: bool = False
     open_most: bool = False
+    open_low: bool = False
+    open_high: bool = False
 
-    def candidate(self, target: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:
-        """The branch's best pre-image and the value the function takes there; same shape as `target`."""
-        if self.inverse is None:
-            return anchor.clamp(self.low, self.high), torch.full_like(target, self.least)
+    def candidate(self, target: Tensor, anchor: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The branch's best pre-image, for an answer in `dtype`, and the value the function takes there."""
+        value = within(target, self.least, self.most)
+        if self.open_least and not bool(value.amin() > self.least):
+            value = torch.where(value <= self.least, self.least + self._margin, value)
+        if self.open_most and not bool(value.amax() < self.most):
+            value = torch.where(value >= self.most, self.most - self._margin, value)
+        low = _off(self.low, 1, dtype) if self.open_low else self.low
+        high = _off(self.high, -1, dtype) if self.open_high else self.high
+        return within(self.inverse(value, anchor), low, high), value
+
+    @property
+    def _margin(self) -> float:
+        if isinstance(self.least, Tensor) or isinstance(self.most, Tensor):
+            return MARGIN
         width = self.most - self.least
-        margin = MARGIN * (width if math.isfinite(width) else 1.0)
-        value = target
-        if self.open_least:
-            value = torch.where(value <= self.least, self.least + margin, value)
-        elif self.least > -math.inf:
-            value = value.clamp(min=self.least)
-        if self.open_most:
-            value = torch.where(value >= self.most, self.most - margin, value)
-        elif self.most < math.inf:
-            value = value.clamp(max=self.most)
-        return self.inverse(value).clamp(self.low, self.high), value
+        return MARGIN * (width if math.isfinite(width) else 1.0)
 
 
-def flat(low: float, high: float, value: float) -> Branch:
+def flat(low: Number, high: Number, value: Number) -> Branch:
     """The function is constant on [low, high]."""
-    return Branch(low, high, value, value, None)
+    return Branch(low, high, value, value, lambda y, anchor: anchor)
 
 
-def rising(low: float, high: float, image: tuple[float, float], inverse: Scalar) -> Branch:
+def rising(low: Number, high: Number, image: tuple[Number, Number], inverse: Scalar) -> Branch:
     """The function increases on [low, high], onto `image`."""
     return _monotone(low, high, image, inverse, increasing=True)
 
 
-def falling(low: float, high: float, image: tuple[float, float], inverse: Scalar) -> Branch:
+def falling(low: Number, high: Number, image: tuple[Number, Number], inverse: Scalar) -> Branch:
     """The function decreases on [low, high], onto `image` (smaller end first)."""
     return _monotone(low, high, image, inverse, increasing=False)
 
 
+def periodic(period: float, image: tuple[float, float], inverse: Scalar) -> Branch:
+    """The function repeats itself; `inverse` gives one pre-image, the nearest is a number of periods away."""
+
+    def nearest(y: Tensor, anchor: Tensor) -> Tensor:
+        x = inverse(y)
+        return x + period * torch.round((anchor - x) / period)
+
+    return Branch(-math.inf, math.inf, *image, nearest)
+
+
 def _monotone(
-    low: float, high: float, image: tuple[float, float], inverse: Scalar, *, increasing: bool
+    low: Number, high: Number, image: tuple[Number, Number], inverse: Scalar, *, increasing: bool
 ) -> Branch:
-    ends = (low, high) if increasing else (high, low)
+    at_low, at_high = image if increasing else image[::-1]
     # an end of the image at infinity needs no margin: no target lies beyond it
-    open_least, open_most = (math.isinf(x) and math.isfinite(y) for x, y in zip(ends, image, strict=True))
-    return Branch(low, high, *image, inverse, open_least, open_most)
+    approached = _infinite(low) and not _infinite(at_low), _infinite(high) and not _infinite(at_high)
+    return Branch(
+        low,
+        high,
+        *image,
+        lambda y, anchor: inverse(y),
+        *(approached if increasing else approached[::-1]),
+        open_low=_infinite(at_low) and not _infinite(low),
+        open_high=_infinite(at_high) and not _infinite(high),
+    )
+
+
+def _infinite(end: Number) -> bool:
+    return not isinstance(end, Tensor) and math.isinf(end)
+
+
+def _off(end: Number, direction: int, dtype: torch.dtype) -> Number:
+    """The number next to an end that does not belong to the interval."""
+    digits = torch.finfo(dtype)
+    size = end.abs() if isinstance(end, Tensor) else abs(end)
+    return end + direction * (size * digits.eps + digits.tiny)
+
+
+def within(value: Tensor, low: Number, high: Number) -> Tensor:
+    """`value` moved into [low, high], whose ends are numbers or tensors."""
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        ends = (torch.as_tensor(end, dtype=value.dtype, device=value.device) for end in (low, high))
+        return torch.clamp(value, *ends)
+    least, most = (None if math.isinf(end) else end for end in (low, high))
+    return value if least is None and most is None else value.clamp(least, most)
 
 
 def invert_branches(op: Op, target: Tensor, branches: tuple[Branch, ...]) -> Inverse:
@@ -96,68 +145,57 @@ def invert_branches(op: Op, target: Tensor, branches: tuple[Branch, ...]) -> Inv
 
     The anchor is the first candidate, so an entry moves only if that brings the output closer to the target.
     """
-    # half precisions cannot tell 1 from 1 − MARGIN
-    working = torch.promote_types(target.dtype, torch.float32)
-    anchor, wanted, reached = op.anchor.to(working), target.to(working), op.output.to(working)
-    best = anchor
-    for branch in branches:
-        x, y = branch.candidate(wanted, anchor)
-        error, best_error = (y - wanted).abs(), (reached - wanted).abs()
-        nearer = (x - anchor).abs() < (best - anchor).abs()
-        better = ((error < best_error) | ((error == best_error) & nearer)) & torch.isfinite(x)
-        best, reached = torch.where(better, x, best), torch.where(better, y, reached)
-    outside = int(((reached - wanted).abs() > 0).sum())
-    value = best.to(target.dtype)
-    residual = relative(op(value) - target, target)
+    anchor = op.anchor
+    value = torch.empty_like(anchor)
+    residual, distance = row_norms(value).zero_(), row_norms(value).zero_()
+    outside = 0
+    for rows in _blocks(op):
+        x, t = anchor[rows], target[rows]
+        # half precisions cannot tell 1 from 1 − MARGIN
+        working = torch.promote_types(t.dtype, torch.float32)
+        best, gap = _nearest(x.to(working), op.output[rows].to(working), t.to(working), branches, x.dtype)
+        value[rows] = best
+        outside += int(gap.gt_(0).sum(dtype=torch.float64))
+        found = value[rows]
+        residual[rows] = relative(op(found) - t, t)
+        distance[rows] = row_norms(found - x)
+    reached = bool((residual <= torch.finfo(target.dtype).eps ** 0.5).all())
+    status = Status.NEAREST if len(branches) > 1 else Status.EXACT
     certificate = Certificate(
-        status=Status.PROJECTED if outside else Status.NEAREST if len(branches) > 1 else Status.EXACT,
+        status=Status.PROJECTED if outside else status if reached else Status.LEAST_SQUARES,
         residual=residual,
-        distance=row_norms(value - op.anchor),
-        failed=torch.zeros_like(residual, dtype=torch.bool),
+        distance=distance,
+        failed=torch.isnan(residual),
         projected=outside,
     )
     return Inverse(value, certificate)
 
 
-def numeric(
-    function: Scalar, bracket: Callable[[Tensor], tuple[Tensor, Tensor]], *, increasing: bool
-) -> Scalar:
-    """Inverse of a smooth monotone function without a closed form.
+def _blocks(op: Op) -> list[slice]:
+    """Samples by blocks; all at once where parameters are the samples' own."""
+    anchor = op.anchor
+    own = any(p.dim() == anchor.dim() and len(p) > 1 for p in op.parameters.values())
+    step = len(anchor) if own else max(1, BLOCK * len(anchor) // max(1, anchor.numel()))
+    return [slice(i, i + step) for i in range(0, len(anchor), max(1, step))] if anchor.numel() else []
 
-    Newton's method, safeguarded by bisection: every step that leaves the bracket is replaced by the bracket's middle.
-    An entry stops by itself, so that it never depends on its neighbours.
 
-    Args:
-        function: the scalar function, differentiable.
-        bracket: two points, for every target, between which its pre-image lies.
-        increasing: the direction.
-    """
-
-    def inverse(target: Tensor) -> Tensor:
-        # in float64: where the function is flat, its rounding is what decides
-        t = target.flatten().double()
-        a, b = bracket(t)
-        x = (a + b) / 2
-        result, index = torch.full_like(x, torch.nan), torch.isfinite(t).nonzero()[:, 0]
-        t, a, b, x = t[index], a[index], b[index], x[index]
-        digits = 4 * torch.finfo(target.dtype).eps
-        for _ in range(60):
-            with torch.enable_grad():
-                x = x.detach().requires_grad_()
-                y = function(x)
-                (slope,) = torch.autograd.grad(y.sum(), x)
-            x, error = x.detach(), y.detach() - t
-            above = (error > 0) == increasing
-            a, b = torch.where(above, a, x), torch.where(above, x, b)
-            step = x - error / slope
-            inside = (step > a) & (step < b)
-            result[index] = x
-            near = torch.minimum((step - x).abs(), b - a) <= digits * (1 + x.abs())
-            far = ~near & (error.abs() > digits * t.abs())
-            x = torch.where(inside, step, (a + b) / 2)
-            index, t, a, b, x = index[far], t[far], a[far], b[far], x[far]
-            if not len(index):
-                break
-        return result.reshape(target.shape).to(target.dtype)
-
-    return inverse
+def _nearest(
+    anchor: Tensor, output: Tensor, target: Tensor, branches: tuple[Branch, ...], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The best candidate, entry by entry, and how far from the target the function stays there."""
+    found, errors = [], [(output - target).abs_()]
+    for branch in branches:
+        x, y = branch.candidate(target, anchor, dtype)
+        found.append(x)
+        errors.append((y - target).abs_())
+    gap = functools.reduce(torch.minimum, errors)
+    # one number orders the candidates: what comes closest to the target has only its distance from the anchor
+    best, score = anchor, (errors[0] - gap).mul_(FIRST)
+    bound = torch.finfo(anchor.dtype).max / 4
+    for x, error in zip(found, errors[1:], strict=True):
+        own = (x - anchor).abs_().add_(error.sub_(gap), alpha=FIRST)
+        # a choice by weights 0 and 1, which is exact between finite numbers and several times as fast as one by masks
+        weight = torch.lt(own, score, out=torch.empty_like(own))
+        best = torch.lerp(best, x.clamp(-bound, bound), weight)
+        score = torch.minimum(score, own)
+    return best, gap

@@ -1,29 +1,40 @@
-"""Scalar functions, applied entry by entry: one line per op, its monotone branches.
+"""Activations, applied entry by entry: one line per op, its monotone branches.
 
 A line gives the branches as a function of the op's attributes; `branches.py` does the rest.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fxinvert.rules.branches import Branch, Scalar, falling, flat, invert_branches, numeric, rising
+from fxinvert.rules.branches import Branch, Number, Scalar, falling, flat, invert_branches, rising
 from fxinvert.rules.certificate import Inverse
+from fxinvert.rules.fallback import invert_matrix_free
 from fxinvert.rules.op import Op
 from fxinvert.rules.registry import Kind, Rule
+from fxinvert.rules.tabulated import Tabulated
 
 INF = math.inf
+#: from here on GELU and its kin are straight lines of slope 1, to all digits
+STRAIGHT = 40.0
 Branches = tuple[Branch, ...]
 
 
 def same(y: Tensor) -> Tensor:
     return y
+
+
+def logit(y: Tensor) -> Tensor:
+    """log(y / (1 − y)): torch's own is not vectorized."""
+    return (y / (1 - y)).log_()
 
 
 def divided(scale: float) -> Scalar:
@@ -45,14 +56,27 @@ def everywhere(image: tuple[float, float], inverse: Scalar) -> Branches:
     return (rising(-INF, INF, image, inverse),)
 
 
-def even(root: Scalar) -> Branches:
-    """A function of |x| that increases from 0."""
-    return falling(-INF, 0, (0, INF), lambda y: -root(y)), rising(0, INF, (0, INF), root)
+def even(root: Scalar, least: float = 0) -> Branches:
+    """A function of |x| that increases from `least`."""
+    return falling(-INF, 0, (least, INF), lambda y: -root(y)), rising(0, INF, (least, INF), root)
 
 
-def clipped(low: float, high: float) -> Branches:
-    """x, clipped to [low, high]."""
-    return flat(-INF, low, low), rising(low, high, (low, high), same), flat(high, INF, high)
+def odd(inverse: Scalar) -> Branches:
+    """An increasing function with f(−x) = −f(x), from its inverse for y ≥ 0."""
+    return rising(-INF, 0, (-INF, 0), lambda y: -inverse(-y)), rising(0, INF, (0, INF), inverse)
+
+
+def clipped(low: Number, high: Number) -> Branches:
+    """x, clipped to [low, high]; the upper end counts where they are in the wrong order, as in torch."""
+    if isinstance(low, Tensor):
+        low = torch.minimum(low, torch.as_tensor(high).to(low))
+    elif not isinstance(high, Tensor):
+        low = min(low, high)
+    elif low > -INF:
+        low = high.clamp(max=low)
+    below = () if isinstance(low, float) and low == -INF else (flat(-INF, low, low),)
+    above = () if isinstance(high, float) and high == INF else (flat(high, INF, high),)
+    return (*below, rising(low, high, (low, high), same), *above)
 
 
 def exponential_unit(alpha: float, scale: float = 1.0, rate: float = 1.0) -> Branches:
@@ -74,21 +98,52 @@ def valley(function: Scalar, bottom: float, far: float) -> Branches:
 
     `bottom` is where the lowest point lies, `far` an x below which the function is zero for all purposes.
     """
-    at = torch.tensor([far, bottom], dtype=torch.float64)
-    edge, least = function(at).tolist()
-
-    def left(target: Tensor) -> tuple[Tensor, Tensor]:
-        # what is as near to zero as makes no difference belongs to the far end; nothing has to be searched
-        return torch.full_like(target, far), torch.where(target >= 2 * edge, far, bottom)
-
-    def right(target: Tensor) -> tuple[Tensor, Tensor]:
-        # the pre-image of a negative target is negative; that of another one exceeds it, by 0.31 at most
-        return torch.where(target < 0, bottom, target), target.clamp(min=0) + 0.32
-
-    return (
-        falling(far, bottom, (least, edge), numeric(function, left, increasing=False)),
-        rising(bottom, INF, (least, INF), numeric(function, right, increasing=True)),
+    least, edge = function(torch.tensor([bottom, far], dtype=torch.float64)).tolist()
+    # a square root at the bottom, on both sides; towards zero the pre-image grows like the logarithm of the value
+    left = Tabulated(
+        function,
+        (bottom, far),
+        lambda y: (y / least).log_().neg_().clamp_(min=0).sqrt_(),
+        lambda c: least * torch.exp(-c.square()),
+        least,
+        edge,
     )
+    right = Tabulated(
+        function,
+        (bottom, STRAIGHT),
+        lambda y: (y - least).clamp_(min=0).sqrt_(),
+        lambda c: least + c.square(),
+        least,
+        STRAIGHT,
+    )
+    return falling(far, bottom, (least, edge), left), rising(bottom, INF, (least, INF), right)
+
+
+@functools.cache
+def gelu(approximate: str) -> Branches:
+    if approximate == "none":
+        return valley(lambda x: x * torch.erfc(x * -math.sqrt(0.5)) / 2, -0.7517915246935645, -11)
+    rate = math.sqrt(8 / math.pi)
+    return valley(lambda x: x * torch.sigmoid(rate * (x + 0.044715 * x**3)), -0.7524614220710162, -8)
+
+
+@functools.cache
+def silu() -> Branches:
+    return valley(F.silu, -1.2784645427610738, -60)
+
+
+@functools.cache
+def mish() -> Branches:
+    return valley(F.mish, -1.1924312145154954, -60)
+
+
+@functools.cache
+def tanhshrink() -> Branches:
+    """x − tanh x: odd, like x³/3 at zero and like x − 1 far from it."""
+    inverse = Tabulated(
+        lambda x: x - x.tanh(), (0, STRAIGHT), lambda y: y ** (1 / 3), lambda c: c**3, 0, STRAIGHT - 1
+    )
+    return odd(inverse)
 
 
 def hardsigmoid() -> Branches:
@@ -121,16 +176,53 @@ def softplus(beta: float, threshold: float) -> Branches:
     return everywhere((0, INF), inverse)
 
 
-def gelu(approximate: str) -> Branches:
-    bottom = -0.7517915246935645 if approximate == "none" else -0.7524614220710162
-    return valley(lambda x: F.gelu(x, approximate=approximate), bottom, -12)
+def shrunk(lambd: float, offset: float) -> Branches:
+    """0 for |x| ≤ λ, beyond it x, less `offset` in size: hard shrink (a jump) and soft shrink."""
+    end = lambd - offset
+    above = rising(lambd, INF, (end, INF), lambda y: y + offset)
+    below = rising(-INF, -lambd, (-INF, -end), lambda y: y - offset)
+    jump = end > 0
+    return (
+        replace(below, open_high=jump),
+        flat(-lambd, lambd, 0),
+        replace(above, open_low=jump),
+    )
+
+
+def threshold(limit: float, value: float) -> Branches:
+    """x where it is above a limit, a value elsewhere."""
+    return flat(-INF, limit, value), replace(rising(limit, INF, (limit, INF), same), open_low=limit != value)
+
+
+def per_channel(slope: Tensor) -> Branches:
+    """x for x ≥ 0, slope · x below, for slopes of any sign that broadcast."""
+    zero = torch.zeros_like(slope)
+    least, most = torch.where(slope > 0, -INF, zero), torch.where(slope < 0, INF, zero)
+
+    def below(y: Tensor, anchor: Tensor) -> Tensor:
+        return torch.where(slope == 0, anchor, y / slope)
+
+    return Branch(-INF, 0, least, most, below), rising(0, INF, (0, INF), same)
+
+
+def prelu(op: Op) -> Branches:
+    """The slope is one number, or one for every channel, on the second axis."""
+    slope = op.parameters["weight"]
+    return per_channel(slope.reshape(-1, *[1] * (op.anchor.dim() - 2)))
 
 
 def elementwise(key: str, branches: Callable[[Mapping[str, Any]], Branches]) -> Rule:
-    """A rule from the branches of a scalar function, given as a function of the op's attributes."""
+    """A rule from the branches of a scalar function, given as a function of the op's attributes and parameters."""
+    return with_op(key, lambda op: branches({**op.attributes, **op.parameters}))
+
+
+def with_op(key: str, branches: Callable[[Op], Branches]) -> Rule:
+    """The same, where the branches depend on the op's shapes."""
 
     def invert(op: Op, target: Tensor) -> Inverse:
-        return invert_branches(op, target, branches(op.attributes))
+        if op.anchor.shape != target.shape:  # a constant has spread the anchor over more entries
+            return invert_matrix_free(op, target)
+        return invert_branches(op, target, branches(op))
 
     return Rule(key, invert, Kind.ELEMENTWISE)
 
@@ -139,21 +231,25 @@ def rules() -> list[Rule]:
     return [
         elementwise("relu", lambda a: hinge(0.0)),
         elementwise("leaky_relu", lambda a: hinge(a["negative_slope"])),
+        elementwise("rrelu", lambda a: hinge((a["lower"] + a["upper"]) / 2)),
+        with_op("prelu", prelu),
+        elementwise("threshold", lambda a: threshold(a["threshold"], a["value"])),
+        elementwise("_threshold", lambda a: threshold(a["threshold"], a["value"])),
         elementwise("hardtanh", lambda a: clipped(a["min_val"], a["max_val"])),
+        elementwise("hardshrink", lambda a: shrunk(a["lambd"], 0.0)),
+        elementwise("softshrink", lambda a: shrunk(a["lambd"], a["lambd"])),
+        elementwise("tanhshrink", lambda a: tanhshrink()),
         elementwise("elu", lambda a: exponential_unit(a["alpha"], a["scale"], a["input_scale"])),
         elementwise("celu", lambda a: exponential_unit(a["alpha"], 1.0, 1 / a["alpha"])),
         elementwise("selu", lambda a: exponential_unit(1.6732632423543772, 1.0507009873554805)),
         elementwise("tanh", lambda a: everywhere((-1, 1), torch.atanh)),
-        elementwise("sigmoid", lambda a: everywhere((0, 1), torch.logit)),
+        elementwise("sigmoid", lambda a: everywhere((0, 1), logit)),
         elementwise("log_sigmoid", lambda a: everywhere((-INF, 0), lambda y: y - torch.log(-torch.expm1(y)))),
         elementwise("softplus", lambda a: softplus(a["beta"], a["threshold"])),
         elementwise("softsign", lambda a: everywhere((-1, 1), lambda y: y / (1 - y.abs()))),
         elementwise("hardsigmoid", lambda a: hardsigmoid()),
         elementwise("hardswish", lambda a: hardswish()),
         elementwise("gelu", lambda a: gelu(a["approximate"])),
-        elementwise("silu", lambda a: valley(F.silu, -1.2784645427610738, -60)),
-        elementwise("mish", lambda a: valley(F.mish, -1.1924312145315, -60)),
-        elementwise("exp", lambda a: everywhere((0, INF), torch.log)),
-        elementwise("square", lambda a: even(torch.sqrt)),
-        elementwise("abs", lambda a: even(same)),
+        elementwise("silu", lambda a: silu()),
+        elementwise("mish", lambda a: mish()),
     ]

@@ -1,21 +1,62 @@
-"""Linear layers and convolutions: one line per op."""
+"""Linear layers, matrix products, convolutions and their transposes: one line per op."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from fxinvert.linalg import Convolution, Dense
-from fxinvert.rules.affine import LAST_AXIS, PIXELS, invert_affine, invert_by_autograd
+from fxinvert.rules.affine import LAST_AXIS, PIXELS, Rows, invert_affine, invert_by_autograd
+from fxinvert.rules.arithmetic import invert_scaled
 from fxinvert.rules.certificate import Inverse
+from fxinvert.rules.groups import axes
 from fxinvert.rules.op import Op
+from fxinvert.rules.products import invert_product
 from fxinvert.rules.registry import Kind, Rule
-from fxinvert.rules.trainable import ConvolutionWeights, LinearWeights
-from fxinvert.rules.windows import sliding
+from fxinvert.rules.trainable import (
+    ConvolutionWeights,
+    LinearWeights,
+    MatrixWeights,
+    Trainable,
+    TransposedConvolutionWeights,
+)
+from fxinvert.rules.windows import Sliding, each, sliding
 
 
 def linear(op: Op, target: Tensor) -> Inverse:
     """y = W x + b over the last axis; every position is a system of its own."""
     return invert_affine(op, target, lambda: Dense(op.parameters["weight"]), LAST_AXIS)
+
+
+def inner(op: Op, target: Tensor) -> Inverse:
+    """y = W x over the last axis, W the other operand."""
+    if "self" not in op.anchors or op.parameters["other"].dim() != 2:
+        return invert_by_autograd(op, target)
+    return invert_affine(op, target, lambda: Dense(op.parameters["other"]), LAST_AXIS)
+
+
+def cumulative(op: Op, target: Tensor) -> Inverse:
+    """Running sums along an axis; every line is a triangular system of its own."""
+    (axis,) = axes(op, op.attributes["dim"])
+    size = op.anchor.shape[axis]
+    lines = Rows(
+        lambda value: value.movedim(axis, -1).flatten(0, -2),
+        lambda value, like: value.reshape(like.movedim(axis, -1).shape).movedim(-1, axis),
+    )
+    return invert_affine(op, target, lambda: Dense(op.anchor.new_ones(size, size).tril()), lines)
+
+
+def product(key: str, left: str, right: str, added: str = "", trainable: Trainable | None = None) -> Rule:
+    """A rule for y = β c + α (left @ right), one of the three unknown, with the names of these operands."""
+
+    def invert(op: Op, target: Tensor) -> Inverse:
+        """The nearest operand of a matrix product, the others held; every row or column is a system of its own."""
+        if added in op.anchors:
+            return invert_scaled(op, target, op.anchor.new_tensor(op.attributes["beta"]))
+        matrix = op.parameters[right if left in op.anchors else left]
+        return invert_product(op, target, matrix * op.attributes.get("alpha", 1), left=left in op.anchors)
+
+    return Rule(key, invert, Kind.AFFINE, trainable=trainable)
 
 
 def convolution(op: Op, target: Tensor) -> Inverse:
@@ -33,10 +74,81 @@ def convolution(op: Op, target: Tensor) -> Inverse:
     )
 
 
+def transposed_convolution(op: Op, target: Tensor) -> Inverse:
+    """y = Wᵀ ∗ x + b; windows that meet without overlap are a small dense system at every position of the input."""
+    weight, groups, anchor = op.parameters["weight"], op.attributes["groups"], op.anchor
+    window = sliding(weight.shape[2:], op.attributes)
+    tiles = window.kernel == window.stride and set(window.dilation) == {1}
+    if (
+        tiles
+        and groups == 1
+        and not any(window.before + each(op.attributes["output_padding"], weight.dim() - 2))
+    ):
+        return invert_affine(op, target, lambda: Dense(weight.flatten(1).T), _patches(window))
+    return invert_affine(
+        op,
+        target,
+        lambda: TransposedConvolution(weight, anchor.shape[1:], target.shape[1:], window, groups),
+    )
+
+
+class TransposedConvolution(Convolution):
+    """The adjoint of a convolution, cut or filled up with zeros to `out_shape` (`output_padding`)."""
+
+    def __init__(
+        self, weight: Tensor, in_shape: torch.Size, out_shape: torch.Size, window: Sliding, groups: int
+    ) -> None:
+        self._arguments = in_shape, out_shape, window, groups
+        super().__init__(weight, out_shape, window.stride, window.before, window.dilation, groups)
+        # the convolution sees more positions than there are where the output padding is a stride or more
+        self._positions = (slice(None), slice(None), *(slice(size) for size in in_shape[1:]))
+        self._convolved = self.out_shape
+        self.in_shape, self.out_shape = tuple(in_shape), tuple(out_shape)
+
+    def apply(self, x: Tensor) -> Tensor:
+        filled = x.new_zeros(len(x), *self._convolved)
+        filled[self._positions] = x
+        return self._input_gradient((len(x), *self.out_shape), self.weight, filled, **self.options)
+
+    def adjoint(self, r: Tensor) -> Tensor:
+        return self._forward(r, self.weight, **self.options)[self._positions]
+
+    def to(self, dtype: torch.dtype) -> TransposedConvolution:
+        return TransposedConvolution(self.weight.to(dtype), *self._arguments)
+
+
+def _patches(window: Sliding) -> Rows:
+    """The patch that each position of a transposed convolution writes: `(B, C, *out)` → `(B·positions, C·∏kernel)`."""
+    n = len(window.kernel)
+
+    def split(value: Tensor) -> Tensor:
+        return window.unfold(value).movedim(1, n + 1).flatten(n + 1).flatten(0, n)
+
+    return Rows(split, PIXELS.join)
+
+
 def rules() -> list[Rule]:
     return [
         Rule("linear", linear, Kind.AFFINE, trainable=LinearWeights()),
-        Rule("conv1d", convolution, Kind.AFFINE, trainable=ConvolutionWeights()),
-        Rule("conv2d", convolution, Kind.AFFINE, trainable=ConvolutionWeights()),
-        Rule("conv3d", convolution, Kind.AFFINE, trainable=ConvolutionWeights()),
+        Rule("inner", inner, Kind.AFFINE),
+        Rule("cumsum", cumulative, Kind.AFFINE),
+        product("matmul", "self", "other", trainable=MatrixWeights("self", "other")),
+        product("linalg_matmul", "self", "other", trainable=MatrixWeights("self", "other")),
+        product("mm", "self", "mat2", trainable=MatrixWeights("self", "mat2")),
+        product("bmm", "self", "mat2"),
+        product("mv", "self", "vec", trainable=MatrixWeights("self", "vec")),
+        product("addmm", "mat1", "mat2", "self", trainable=MatrixWeights("mat1", "mat2", "self")),
+        product("baddbmm", "batch1", "batch2", "self"),
+        product("addmv", "mat", "vec", "self"),
+        Rule("tensordot", invert_by_autograd, Kind.AFFINE),
+        *[Rule(f"conv{n}d", convolution, Kind.AFFINE, trainable=ConvolutionWeights()) for n in (1, 2, 3)],
+        *[
+            Rule(
+                f"conv_transpose{n}d",
+                transposed_convolution,
+                Kind.AFFINE,
+                trainable=TransposedConvolutionWeights(),
+            )
+            for n in (1, 2, 3)
+        ],
     ]

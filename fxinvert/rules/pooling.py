@@ -1,6 +1,8 @@
-"""Pooling: averages are affine, maxima have a closed form. One line per op."""
+"""Pooling and interpolation: averages are affine, maxima have a closed form. One line per op."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,22 +10,36 @@ from torch import Tensor
 from fxinvert.linalg import Function
 from fxinvert.rules.affine import channels, invert_affine
 from fxinvert.rules.certificate import Certificate, Inverse, Status, relative, row_norms
+from fxinvert.rules.movement import invert_movement
 from fxinvert.rules.op import Op
 from fxinvert.rules.registry import Kind, Rule
 from fxinvert.rules.windows import Sliding, each, sliding
 
 
+def channelwise(op: Op, target: Tensor, spatial: int) -> Inverse:
+    """One linear system over the last `spatial` axes, the same for every channel."""
+    anchor = op.anchor
+    one_channel = (1, *anchor.shape[anchor.dim() - spatial :])
+    # the op has no parameters: it works in any dtype, and half precisions have too few digits
+    like = anchor.new_zeros((), dtype=torch.promote_types(anchor.dtype, torch.float32))
+    return invert_affine(op, target, lambda: Function(op.evaluate, one_channel, like), channels(spatial))
+
+
 def average(key: str, spatial: int) -> Rule:
-    """A rule for averages over windows: one small system, the same for every channel."""
+    """A rule for averages, over windows or with the weights of an interpolation."""
 
     def invert(op: Op, target: Tensor) -> Inverse:
-        anchor = op.anchor
-        one_channel = (1, *anchor.shape[anchor.dim() - spatial :])
-        return invert_affine(
-            op, target, lambda: Function(op.evaluate, one_channel, anchor), channels(spatial)
-        )
+        """One linear system, the same for every channel."""
+        return channelwise(op, target, spatial)
 
     return Rule(key, invert, Kind.AFFINE)
+
+
+def interpolate(op: Op, target: Tensor) -> Inverse:
+    """Nearest neighbours are copies; every other mode is a linear system for every channel."""
+    if op.attributes["mode"].startswith("nearest"):
+        return invert_movement(op, target)
+    return channelwise(op, target, op.anchor.dim() - 2)
 
 
 def maximum(key: str, spatial: int) -> Rule:
@@ -36,6 +52,15 @@ def maximum(key: str, spatial: int) -> Rule:
 
 
 def invert_maximum(op: Op, target: Tensor, window: Sliding) -> Inverse:
+    """Nearest input whose maxima over sliding windows are the target."""
+    n = len(window.kernel)
+    size, out = op.anchor.shape[-n:], target.shape[-n:]
+    index = torch.arange(size.numel(), device=op.anchor.device).reshape(1, 1, *size)
+    index = window.unfold(index, out, fill=-1).reshape(out.numel(), -1)
+    return invert_window_maxima(op, target, index, n, disjoint=window.disjoint)
+
+
+def invert_window_maxima(op: Op, target: Tensor, index: Tensor, spatial: int, *, disjoint: bool) -> Inverse:
     """Nearest input whose window maxima are the target.
 
     No entry may exceed the targets of the windows that it lies in (its cap), and every window needs one entry that is
@@ -45,13 +70,17 @@ def invert_maximum(op: Op, target: Tensor, window: Sliding) -> Inverse:
     of the raised entry is greedy (choosing best is a set cover). A window whose every entry is capped below its
     target by a neighbour gets the largest value it can have; a map that this brings no closer to its target than it
     was stays as it was.
+
+    Args:
+        op: the op.
+        target: `(B, C, *positions)`.
+        index: `(positions, entries)`, the flat index of every input in every window, −1 for none.
+        spatial: number of spatial dimensions.
+        disjoint: whether no input lies in two windows.
     """
     anchor = op.anchor
-    n = len(window.kernel)
-    size, out = anchor.shape[-n:], target.shape[-n:]
+    size, out = anchor.shape[-spatial:], target.shape[-spatial:]
     x, t = anchor.reshape(-1, size.numel()), target.reshape(-1, out.numel())
-    index = torch.arange(size.numel(), device=anchor.device).reshape(1, 1, *size)
-    index = window.unfold(index, out, fill=-1).reshape(out.numel(), -1)
     inside = index >= 0
     index = index.clamp(min=0)
 
@@ -86,13 +115,41 @@ def invert_maximum(op: Op, target: Tensor, window: Sliding) -> Inverse:
     missed = int(unattained.sum())
     residual = relative(op(value) - target, target)
     certificate = Certificate(
-        status=Status.PROJECTED if missed else Status.NEAREST if window.disjoint else Status.EXACT,
+        status=Status.PROJECTED if missed else Status.NEAREST if disjoint else Status.EXACT,
         residual=residual,
         distance=row_norms(value - anchor),
         failed=torch.zeros_like(residual, dtype=torch.bool),
         projected=missed,
     )
     return Inverse(value, certificate)
+
+
+def adaptive_maximum(key: str, spatial: int) -> Rule:
+    """A rule for maxima over the windows of an adaptive pooling, which differ in size."""
+
+    def invert(op: Op, target: Tensor) -> Inverse:
+        """Nearest input whose window maxima are the target, as for `invert_maximum`."""
+        size, out = op.anchor.shape[-spatial:], target.shape[-spatial:]
+        index = adaptive_index(size, out).to(op.anchor.device)
+        disjoint = all(n % m == 0 for n, m in zip(size, out, strict=True))
+        return invert_window_maxima(op, target, index, spatial, disjoint=disjoint)
+
+    return Rule(key, invert, Kind.CLOSED_FORM)
+
+
+def adaptive_index(size: Sequence[int], out: Sequence[int]) -> Tensor:
+    """The inputs in each window of an adaptive pooling, ⌊i n / m⌋ to ⌈(i + 1) n / m⌉: `(positions, entries)`, −1 for none."""
+    index = torch.zeros(1, 1, dtype=torch.long)
+    for n, m in zip(size, out, strict=True):
+        start = torch.arange(m) * n // m
+        end = -(-(torch.arange(m) + 1) * n // m)
+        widest = int((end - start).max()) if m else 0
+        own = start[:, None] + torch.arange(widest)
+        own = torch.where(own < end[:, None], own, -1)
+        outer, inner = index[:, None, :, None], own[None, :, None, :]
+        joined = torch.where((outer < 0) | (inner < 0), -1, outer * n + inner)
+        index = joined.reshape(len(index) * m, -1)
+    return index
 
 
 def rules() -> list[Rule]:
@@ -103,7 +160,15 @@ def rules() -> list[Rule]:
         average("adaptive_avg_pool1d", 1),
         average("adaptive_avg_pool2d", 2),
         average("adaptive_avg_pool3d", 3),
+        average("upsample_linear1d", 1),
+        average("upsample_bilinear2d", 2),
+        average("upsample_bicubic2d", 2),
+        average("upsample_trilinear3d", 3),
+        Rule("interpolate", interpolate, Kind.AFFINE),
         maximum("max_pool1d", 1),
         maximum("max_pool2d", 2),
         maximum("max_pool3d", 3),
+        adaptive_maximum("adaptive_max_pool1d", 1),
+        adaptive_maximum("adaptive_max_pool2d", 2),
+        adaptive_maximum("adaptive_max_pool3d", 3),
     ]

@@ -9,34 +9,20 @@ from __future__ import annotations
 import enum
 import functools
 import inspect
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fxinvert.errors import NoRuleError, RuleError
 from fxinvert.rules.certificate import Inverse
+from fxinvert.rules.keys import aten_by_letters, is_torch, key_of
 from fxinvert.rules.op import Op
+from fxinvert.rules.plugins import load_plugins
 
 if TYPE_CHECKING:
     from fxinvert.rules.trainable import Trainable
-
-#: names in torch that are not ATen's
-_ATEN_NAMES = {
-    "identity": "alias",
-    "truediv": "div",
-    "iadd": "add",
-    "isub": "sub",
-    "imul": "mul",
-    "itruediv": "div",
-    "logsigmoid": "log_sigmoid",
-    "dropout1d": "feature_dropout",
-    "dropout2d": "feature_dropout",
-    "dropout3d": "feature_dropout",
-}
 
 Invert = Callable[[Op, Tensor], Inverse | Tensor]
 
@@ -49,6 +35,7 @@ class Kind(enum.Enum):
     AFFINE = "linear solve"
     CLOSED_FORM = "closed form"
     CUSTOM = "user rule"
+    MATRIX_FREE = "matrix-free"
 
 
 @dataclass(frozen=True)
@@ -76,17 +63,22 @@ class Rule:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # a rule is code: it is pickled by name, like a function, and found again in the default set
-        return _rule_named, (self.key,)
+        return (matrix_free if self.kind is Kind.MATRIX_FREE else _rule_named), (self.key,)
 
 
 class RuleSet(Mapping[str, Rule]):
     """Rules by key. Immutable to its users but for `add`; `extend` makes a larger copy."""
 
     def __init__(
-        self, rules: Mapping[str, Rule] | None = None, kept_whole: Mapping[Any, str] | None = None
+        self,
+        rules: Mapping[str, Rule] | None = None,
+        kept_whole: Mapping[Any, str] | None = None,
+        *,
+        fallback: bool = True,
     ) -> None:
         self._rules = dict(rules or {})
         self._kept_whole = dict(kept_whole or {})
+        self.fallback = fallback
 
     def __getitem__(self, key: str) -> Rule:
         return self._rules[key]
@@ -126,8 +118,8 @@ class RuleSet(Mapping[str, Rule]):
             )
         self._rules[rule.key] = rule
         # a module of torch's own that is no ATen op would be taken apart, and its rule never be asked
-        if not _is_torch(spelling) or (
-            isinstance(spelling, type) and rule.key not in _aten_by_letters().values()
+        if not is_torch(spelling) or (
+            isinstance(spelling, type) and rule.key not in aten_by_letters().values()
         ):
             self._kept_whole[spelling] = rule.key
 
@@ -137,45 +129,109 @@ class RuleSet(Mapping[str, Rule]):
         Raises:
             RuleError: an op has a rule already and `override` is False.
         """
-        larger = RuleSet(self._rules, self._kept_whole)
+        larger = RuleSet(self._rules, self._kept_whole, fallback=self.fallback)
         for spelling, rule in rules.items():
             made = rule if isinstance(rule, Rule) else Rule(key_of(spelling), rule, Kind.CUSTOM)
             larger.add(spelling, made, override=override)
         return larger
 
+    def without_fallback(self) -> RuleSet:
+        """A copy of this set in which an op without a rule of its own has none, not the matrix-free fallback."""
+        return RuleSet(self._rules, self._kept_whole, fallback=False)
+
+    def lookup(self, key: str) -> Rule | None:
+        """The rule that inverts `key`: its own, or the matrix-free fallback where that may apply."""
+        from fxinvert.rules.fallback import NOT_DIFFERENTIABLE
+
+        if key in self._rules or not self.fallback or key in NOT_DIFFERENTIABLE:
+            return self._rules.get(key)
+        return matrix_free(key)
+
     def require(self, key: str, where: str) -> Rule:
-        """The rule for `key`.
+        """The rule for `key`, as `lookup` finds it.
 
         Raises:
             NoRuleError: there is none; the message offers the nearest names.
         """
-        if key in self._rules:
-            return self._rules[key]
+        found = self.lookup(key)
+        if found is not None:
+            return found
         import difflib
 
+        from fxinvert.rules.fallback import NOT_DIFFERENTIABLE
+
+        reason = " Its values do not follow its input." if key in NOT_DIFFERENTIABLE else ""
         close = difflib.get_close_matches(key, self._rules, n=3)
         hint = f" Rules with similar names: {', '.join(close)}." if close else ""
         raise NoRuleError(
-            f"no inverse rule for op {key!r} ({where}).{hint} "
+            f"no inverse rule for op {key!r} ({where}).{reason}{hint} "
             f"Write one with @fxinvert.inverse_rule(...), or cut the graph after this node."
         )
 
 
-@functools.cache
-def default_rules() -> RuleSet:
-    """The rules that apply when none are given; `inverse_rule` adds to this set."""
-    from fxinvert.rules import arithmetic, elementwise, linear, normalization, pooling, shape
+def matrix_free(key: str) -> Rule:
+    """The fallback as the rule of an op that has no other."""
+    from fxinvert.rules.fallback import invert_matrix_free
 
-    families = (linear, normalization, elementwise, pooling, shape, arithmetic)
+    return Rule(key, invert_matrix_free, Kind.MATRIX_FREE)
+
+
+def default_rules() -> RuleSet:
+    """The rules that apply when none are given: ours, those of installed plug-ins, and what `inverse_rule` adds."""
+    rules = _built_in()
+    _add_plugins()
+    return rules
+
+
+@functools.cache
+def _built_in() -> RuleSet:
+    from fxinvert.rules import (
+        arithmetic,
+        elementwise,
+        functions,
+        linear,
+        movement,
+        normalization,
+        pooling,
+        reduction,
+        shape,
+        simplex,
+    )
+
+    families = (
+        linear,
+        normalization,
+        elementwise,
+        functions,
+        simplex,
+        pooling,
+        reduction,
+        shape,
+        movement,
+        arithmetic,
+    )
     return RuleSet({rule.key: rule for family in families for rule in family.rules()})
 
 
-def inverse_rule(spelling: Any, *, override: bool = False) -> Callable[[Invert], Invert]:
+_plugins_added = False
+
+
+def _add_plugins() -> None:
+    global _plugins_added
+    if not _plugins_added:
+        _plugins_added = True  # first: plug-ins ask for the default rules while they load
+        load_plugins()
+
+
+def inverse_rule(
+    spelling: Any, *, trainable: Trainable | None = None, override: bool = False
+) -> Callable[[Invert], Invert]:
     """Decorator that adds a rule for an op to the default set.
 
     Args:
         spelling: an `nn.Module` class or a Python function (each kept whole while tracing), a method name, or a
             `torch.library` op.
+        trainable: how the op depends on its parameters, if it is to be trained in closed form.
         override: replace the rule that is there.
 
     The function receives the `Op` (anchors, parameters, attributes; calling it evaluates the op) and the target of its
@@ -186,64 +242,12 @@ def inverse_rule(spelling: Any, *, override: bool = False) -> Callable[[Invert],
     """
 
     def register(invert: Invert) -> Invert:
-        default_rules().add(spelling, Rule(key_of(spelling), invert, Kind.CUSTOM), override=override)
+        rule = Rule(key_of(spelling), invert, Kind.CUSTOM, trainable)
+        default_rules().add(spelling, rule, override=override)
         return invert
 
     return register
 
 
-def key_of(spelling: Any) -> str:
-    """The normalized name of an op, from any of its spellings.
-
-    ATen ops and torch's own functions, methods and modules have the ATen name without overload and in-place mark;
-    everything else is known by its qualified name.
-
-    Raises:
-        RuleError: the spelling names no op.
-    """
-    if isinstance(spelling, str):
-        name = spelling if spelling.startswith("_") else spelling.rstrip("_")
-        return _ATEN_NAMES.get(name, name)
-    if isinstance(spelling, torch._ops.OpOverload):
-        spelling = spelling.overloadpacket
-    if isinstance(spelling, torch._ops.OpOverloadPacket):
-        namespace, name = spelling._qualified_op_name.split("::")
-        return key_of(name) if namespace == "aten" else f"{namespace}::{name}"
-    if isinstance(spelling, type) and issubclass(spelling, nn.Module) and _is_torch(spelling):
-        return _module_key(spelling.__name__)
-    if not hasattr(spelling, "__qualname__"):
-        raise RuleError(
-            f"{spelling!r} does not name an op; give a module class, a function, a method name or an ATen op"
-        )
-    return (
-        key_of(spelling.__name__) if _is_torch(spelling) else f"{spelling.__module__}.{spelling.__qualname__}"
-    )
-
-
-def _is_torch(spelling: Any) -> bool:
-    if isinstance(spelling, str | torch._ops.OpOverload | torch._ops.OpOverloadPacket):
-        return True
-    module = getattr(spelling, "__module__", None) or ""
-    # methods of tensors and built-in functions have no module of their own
-    return not module or module.split(".")[0] in ("torch", "_operator", "builtins")
-
-
-def _module_key(name: str) -> str:
-    """`LeakyReLU` → `leaky_relu`, `BatchNorm2d` → `batch_norm`: matched to ATen's names, letters only."""
-    letters = name.lower()
-    if letters in _ATEN_NAMES:
-        return _ATEN_NAMES[letters]
-    known = _aten_by_letters()
-    return known.get(letters) or known.get(re.sub(r"[123]d$", "", letters)) or letters
-
-
-@functools.cache
-def _aten_by_letters() -> dict[str, str]:
-    """ATen's names, without overloads and private ones, by their letters."""
-    full = sorted(torch._C._dispatch_get_all_op_names())
-    names = [name.removeprefix("aten::").split(".")[0] for name in full if name.startswith("aten::")]
-    return {name.replace("_", ""): name for name in names if not (name.startswith("_") or name.endswith("_"))}
-
-
 def _rule_named(key: str) -> Rule:
-    return default_rules().require(key, "while loading a saved inverse graph")
+    return default_rules().without_fallback().require(key, "while loading a saved inverse graph")

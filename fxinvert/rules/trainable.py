@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fxinvert.rules.op import Op
-from fxinvert.rules.windows import sliding
+from fxinvert.rules.windows import Sliding, each, sliding
 
 
 class Trainable(ABC):
@@ -59,12 +59,87 @@ class ConvolutionWeights(Trainable):
         return _with_one(rows.transpose(0, 1), op)
 
     def outputs(self, op: Op, value: Tensor) -> Tensor:
-        groups = op.attributes["groups"]
-        rows = value.movedim(1, -1).flatten(0, -2)
-        return rows.reshape(len(rows), groups, -1).transpose(0, 1)
+        return _channel_groups(value, op.attributes["groups"])
 
     def changes(self, parameters: Mapping[str, Tensor], matrix: Tensor) -> dict[str, Tensor]:
         return _unpacked(parameters, matrix)
+
+
+class TransposedConvolutionWeights(Trainable):
+    """y = Wᵀ ∗ a + b: a convolution, by the flipped kernel, of the input with zeros between its entries."""
+
+    def features(self, op: Op) -> Tensor:
+        weight, groups = op.parameters["weight"], op.attributes["groups"]
+        window, n = sliding(weight.shape[2:], op.attributes), weight.dim() - 2
+        anchor = op.anchor
+        spread = [(size - 1) * s + 1 for size, s in zip(anchor.shape[2:], window.stride, strict=True)]
+        spaced = anchor.new_zeros(*anchor.shape[:2], *spread)
+        spaced[(slice(None), slice(None), *(slice(None, None, s) for s in window.stride))] = anchor
+        reach = [d * (k - 1) for k, d in zip(window.kernel, window.dilation, strict=True)]
+        before = tuple(r - p for r, p in zip(reach, window.before, strict=True))
+        after = tuple(b + o for b, o in zip(before, each(op.attributes["output_padding"], n), strict=True))
+        flipped = Sliding(window.kernel, (1,) * n, window.dilation, before, after)
+        windows = flipped.unfold(spaced).flip(tuple(range(-n, 0)))
+        patches = windows.movedim(1, n + 1)
+        rows = patches.reshape(-1, groups, weight[:, 0].numel() // groups)
+        return _with_one(rows.transpose(0, 1), op)
+
+    def outputs(self, op: Op, value: Tensor) -> Tensor:
+        return _channel_groups(value, op.attributes["groups"])
+
+    def changes(self, parameters: Mapping[str, Tensor], matrix: Tensor) -> dict[str, Tensor]:
+        weight, (groups, outputs) = parameters["weight"], matrix.shape[:2]
+        like = {
+            **parameters,
+            "weight": weight.new_empty(groups, outputs, len(weight) // groups, *weight.shape[2:]),
+        }
+        found = _unpacked(like, matrix)
+        return found | {"weight": found["weight"].transpose(1, 2).reshape(weight.shape)}
+
+
+class MatrixWeights(Trainable):
+    """y = α a @ W + β b, or α W @ a + β b, for a matrix W or a batch of them; `left`, `right`, `added`: argument names."""
+
+    def __init__(self, left: str, right: str, added: str = "") -> None:
+        self.left, self.right, self.added = left, right, added
+
+    def features(self, op: Op) -> Tensor:
+        anchor = op.anchor if self.left in op.anchors else op.anchor.mT
+        rows = self._grouped(op, anchor * op.attributes.get("alpha", 1))
+        if self.added not in op.parameters:
+            return rows
+        return torch.cat([rows, rows.new_full((*rows.shape[:-1], 1), op.attributes["beta"])], dim=-1)
+
+    def outputs(self, op: Op, value: Tensor) -> Tensor:
+        if op.parameters[self._matrix(op.parameters)].dim() == 1:
+            value = value.unsqueeze(-1)
+        elif self.left not in op.anchors:
+            value = value.mT
+        return self._grouped(op, value)
+
+    def changes(self, parameters: Mapping[str, Tensor], matrix: Tensor) -> dict[str, Tensor]:
+        name, added = self._matrix(parameters), parameters.get(self.added)
+        found = {}
+        if added is not None:
+            found, matrix = {self.added: matrix[..., -1].reshape(added.shape)}, matrix[..., :-1]
+        turned = matrix.mT if name == self.right else matrix
+        return {name: turned.reshape(parameters[name].shape), **found}
+
+    def _matrix(self, parameters: Mapping[str, Tensor]) -> str:
+        return self.right if self.right in parameters else self.left
+
+    def _grouped(self, op: Op, value: Tensor) -> Tensor:
+        """`(B, …, n)` → `(groups, rows, n)`: one group for every matrix."""
+        matrix = op.parameters[self._matrix(op.parameters)]
+        vectors = 1 if matrix.dim() == 1 else 2
+        lead = op.output.shape[: op.output.dim() - 2 + (vectors == 1)]
+        value = value.expand(*lead, *value.shape[-2:]) if vectors == 2 else value
+        own = (1,) * (len(lead) - matrix.dim() + 2) + tuple(matrix.shape[:-2])
+        groups = [axis for axis in range(len(own)) if own[axis] > 1]
+        value = value.movedim(groups, tuple(range(len(groups))))
+        return value.flatten(len(groups), -2).reshape(
+            matrix[..., :1, :1].numel() if vectors == 2 else 1, -1, value.shape[-1]
+        )
 
 
 class ChannelScale(Trainable):
@@ -85,6 +160,12 @@ class ChannelScale(Trainable):
 
     def changes(self, parameters: Mapping[str, Tensor], matrix: Tensor) -> dict[str, Tensor]:
         return _unpacked(parameters, matrix)
+
+
+def _channel_groups(value: Tensor, groups: int) -> Tensor:
+    """`(B, C, …)` → `(groups, B·…, C / groups)`."""
+    rows = value.movedim(1, -1).flatten(0, -2)
+    return rows.reshape(len(rows), groups, -1).transpose(0, 1)
 
 
 def _with_one(rows: Tensor, op: Op) -> Tensor:

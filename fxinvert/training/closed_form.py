@@ -106,4 +106,4 @@ def _updated(inverse: InverseGraph, node: fx.Node, equations: NormalEquations, d
 
 def _owner(node: fx.Node) -> str:
     """The name of the op's first parameter: ops with the same one are trained as one."""
-    return next(str(n.target) for n in node.all_input_nodes if n.op == "get_attr")
+    return next(iter(parameters_of(node).values()))

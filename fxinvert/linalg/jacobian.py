@@ -1,0 +1,115 @@
+"""The Jacobian of a function at a batch of points, as a linear operator: products only, no matrix.
+
+J v comes from forward-mode differentiation, Jᵀ u from reverse mode. Where an op on the way has no forward mode, J v is
+the derivative of the linear map u ↦ Jᵀ u, by reverse mode twice (Griewank & Walther 2008, §3.2; the products are equal).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from fxinvert.errors import SolveError
+from fxinvert.linalg.operators import LinearOperator, flat
+
+
+class Jacobian(LinearOperator):
+    """y = J_b x for every row b, J_b the Jacobian of a function at row b of a point.
+
+    Args:
+        function: maps `(B, *in_shape)` to `(B, *out_shape)`, row by row.
+        point: `(B, *in_shape)`.
+
+    Raises:
+        SolveError: the function is not differentiable in its input.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], point: Tensor) -> None:
+        self.function, self.point = function, point.detach()
+        with differentiable(), torch.enable_grad():
+            self._leaf = self.point.clone().requires_grad_()
+            self._output = function(self._leaf)
+        super().__init__(point.shape[1:], self._output.shape[1:], point)
+        self._has_forward_mode = True
+        self.adjoint(torch.zeros_like(self._output))  # whether there is a derivative at all
+
+    def apply(self, x: Tensor) -> Tensor:
+        if self._has_forward_mode:
+            try:
+                return self._forward_mode(x)
+            except (NotImplementedError, RuntimeError):
+                # the exception's type does not tell why; what is wrong otherwise is wrong in reverse mode, too
+                self._has_forward_mode = False
+        return self._reverse_twice(x)
+
+    def adjoint(self, r: Tensor) -> Tensor:
+        return self._pulled_back(self._output, self._leaf, r, keep=True)
+
+    def to(self, dtype: torch.dtype) -> Jacobian:
+        function, own = self.function, self.dtype
+        return Jacobian(lambda x: function(x.to(own)).to(dtype), self.point.to(dtype))
+
+    def _forward_mode(self, x: Tensor) -> Tensor:
+        with differentiable(), torch.no_grad(), forward_ad.dual_level():
+            output = self.function(forward_ad.make_dual(self.point.clone(), x))  # type: ignore[no-untyped-call]
+            tangent = forward_ad.unpack_dual(output).tangent  # type: ignore[no-untyped-call]
+        return torch.zeros_like(self._output) if tangent is None else tangent.detach()
+
+    def _reverse_twice(self, x: Tensor) -> Tensor:
+        with differentiable(), torch.enable_grad():
+            leaf = self.point.clone().requires_grad_()
+            output = self.function(leaf)
+            dual = torch.zeros_like(output, requires_grad=True)
+            pulled = self._pulled_back(output, leaf, dual, keep=True, create_graph=True)
+            return self._pulled_back(pulled, dual, x, keep=False)
+
+    def _pulled_back(
+        self, output: Tensor, leaf: Tensor, r: Tensor, *, keep: bool, create_graph: bool = False
+    ) -> Tensor:
+        """The product of `r` with the derivative of `output` in `leaf`.
+
+        Raises:
+            SolveError: there is none.
+        """
+        gradient = None
+        if output.requires_grad:
+            (gradient,) = torch.autograd.grad(
+                output, leaf, r, retain_graph=keep, create_graph=create_graph, allow_unused=True
+            )
+        if gradient is None:
+            raise SolveError("the output does not depend on the input in a way that can be differentiated")
+        return gradient if create_graph else gradient.detach()
+
+
+def acts_on_values(jacobian: Jacobian) -> Tensor:
+    """`(B,)`, the rows with a diagonal Jacobian: J v = (J 1) ⊙ v for a random v, up to rounding.
+
+    Two products tell; one that is not diagonal passes with probability zero.
+    """
+    one = torch.ones_like(jacobian.point)
+    if jacobian.in_shape != jacobian.out_shape:
+        return torch.zeros(len(one), dtype=torch.bool, device=one.device)
+    probe = torch.rand(jacobian.in_shape, generator=torch.Generator().manual_seed(0)).to(one) + 0.5
+    found, diagonal = jacobian.apply(probe.expand_as(one).contiguous()), jacobian.apply(one)
+    rounding = 1e3 * torch.finfo(one.dtype).eps * flat(diagonal).abs().sum(1)
+    return (flat(found - diagonal * probe).abs() <= rounding[:, None]).all(1)
+
+
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Runs the body with the kernels of attention that can be differentiated in forward mode."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            # forward_ad loads its decompositions through torch.jit, which says that it is old
+            warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

@@ -1,0 +1,115 @@
+"""What rules share whose op combines the entries of a group (a channel, a row, a window) and no others.
+
+A group is the last axis of a view of the input. Groups do not see each other, so each is answered, kept and counted
+by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fxinvert.errors import NoRuleError
+from fxinvert.rules.affine import Rows
+from fxinvert.rules.certificate import Certificate, Inverse, Status, relative, row_norms
+from fxinvert.rules.op import Op
+
+
+def axes(op: Op, dim: int | Sequence[int] | None) -> tuple[int, ...]:
+    """The axes over which an op combines entries, counted from the front.
+
+    Raises:
+        NoRuleError: the samples of a batch are among them.
+    """
+    n = op.anchor.dim()
+    given = range(n) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
+    found = tuple(axis % n for axis in given)
+    if 0 in found:
+        raise NoRuleError(
+            f"node {op.name!r}, {op.key}: it combines the samples of a batch (dim={dim}), so that no sample has a "
+            "target of its own; reduce over the other dimensions"
+        )
+    return found
+
+
+def along(dims: Sequence[int]) -> Rows:
+    """The entries along some axes are a group: `(B, …)` → `(B, …, entries)`."""
+    last = tuple(range(-len(dims), 0))
+
+    def join(value: Tensor, like: Tensor) -> Tensor:
+        sizes = [like.shape[axis] for axis in dims]
+        return value.reshape(*value.shape[:-1], *sizes).movedim(last, tuple(dims))
+
+    return Rows(lambda value: value.movedim(tuple(dims), last).flatten(-len(dims)), join)
+
+
+def per_group(value: Tensor, anchor: Tensor) -> Tensor:
+    """One value per group: a reduction's output, its axes kept or not, as `(B, …, 1)` like `along` has it."""
+    kept = anchor.shape[:-1]
+    return value.reshape(*kept, 1)
+
+
+def settled(
+    op: Op,
+    target: Tensor,
+    value: Tensor,
+    inputs: Rows,
+    outputs: Rows,
+    *,
+    outside: Tensor | None = None,
+    damped: Tensor | None = None,
+    damping: float = 0.0,
+    iterations: int = 0,
+) -> Inverse:
+    """The answer, with the certificate measured on it.
+
+    A group whose target is its output stays at its anchor bit for bit, and so does one that rounding has brought no
+    closer. A group whose target lay outside the range, and is missed by more than half of the digits, counts as projected,
+    with all its values.
+
+    Args:
+        op: the op.
+        target: `(B, …)`.
+        value: the answer by groups.
+        inputs, outputs: how input and output are laid out as groups; they agree but for the last axis.
+        outside: `(B, …, 1)`, groups whose target was moved onto the op's range.
+        damped: `(B, …, 1)`, groups whose correction was damped.
+        damping, iterations: for the certificate.
+    """
+    anchor = op.anchor
+    wanted, before = outputs.split(target), outputs.split(op.output)
+    value = inputs.join(value, anchor).to(anchor.dtype)
+    reached = outputs.split(op(value))
+    stay = (wanted == before).all(-1, keepdim=True) | ~(_size(reached - wanted) <= _size(before - wanted))
+    value = inputs.join(torch.where(stay, inputs.split(anchor), inputs.split(value)), anchor)
+    reached = torch.where(stay, before, reached)
+    half = torch.finfo(target.dtype).eps ** 0.5
+    none = torch.zeros_like(stay)
+    missed = ~(_size(reached - wanted) <= half * _size(wanted)) & (none if outside is None else outside)
+    damped = none if damped is None else damped & ~stay
+    projected = int((missed & ~damped).sum()) * wanted.shape[-1]
+    residual = relative(outputs.join(reached - wanted, target), target)
+    if bool(damped.any()):
+        status = Status.DAMPED
+    elif projected:
+        status = Status.PROJECTED
+    else:
+        status = Status.NEAREST if bool((residual <= half).all()) else Status.LEAST_SQUARES
+    certificate = Certificate(
+        status=status,
+        residual=residual,
+        distance=row_norms(value - anchor),
+        failed=torch.zeros_like(residual, dtype=torch.bool),
+        damping=damping if bool(damped.any()) else 0.0,
+        iterations=iterations,
+        projected=projected,
+    )
+    return Inverse(value, certificate)
+
+
+def _size(value: Tensor) -> Tensor:
+    working = torch.promote_types(value.dtype, torch.float32)
+    size: Tensor = torch.linalg.vector_norm(value, dim=-1, keepdim=True, dtype=working)
+    return size

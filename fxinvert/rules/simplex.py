@@ -1,0 +1,184 @@
+"""Softmax and its kin: one line per op."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fxinvert.rules.affine import Rows
+from fxinvert.rules.branches import MARGIN
+from fxinvert.rules.certificate import Inverse
+from fxinvert.rules.groups import along, axes, settled
+from fxinvert.rules.op import Op
+from fxinvert.rules.registry import Kind, Rule
+
+#: limit of Newton's steps; ten do, unless there is no such point to be found
+STEPS = 25
+#: limit of steps where Newton's method is safeguarded by bisection
+GUARDED_STEPS = 60
+
+
+def softmax(op: Op, target: Tensor) -> Inverse:
+    """y = eˣ / Σeˣ: the pre-images of a point p inside the simplex are log p + c, and c = mean(x0 − log p) is nearest.
+
+    Any other target is first moved to the nearest point of the simplex. A coordinate that is zero there is reached only
+    at infinity: it becomes MARGIN times the largest, or stays at its anchor if that is lower.
+    """
+    group = along(axes(op, op.attributes["dim"]))
+    working = torch.promote_types(target.dtype, torch.float32)
+    wanted, anchor = group.split(target).to(working), group.split(op.anchor).to(working)
+    rounding = 8 * torch.finfo(target.dtype).eps
+    # a point of the simplex is taken as it is: small coordinates have digits that a projection would round away
+    on = (wanted > 0).all(-1, keepdim=True) & ((wanted.sum(-1, keepdim=True) - 1).abs() <= rounding)
+    p = torch.where(on, wanted, onto_simplex(wanted))
+    inside = p > torch.where(on, 0, MARGIN * p.amax(-1, keepdim=True))
+    logs = torch.where(inside, p, 1).log()
+    count = inside.sum(-1, keepdim=True).clamp(min=1)
+    shift = torch.where(inside, anchor - logs, 0).sum(-1, keepdim=True) / count
+    floor = (MARGIN * p.amax(-1, keepdim=True)).log() + shift
+    value = torch.where(inside, logs + shift, torch.minimum(anchor, floor))
+    return settled(op, target, value, group, group, outside=~on)
+
+
+def log_softmax(op: Op, target: Tensor) -> Inverse:
+    """y = x − log Σeˣ: the range is log Σeʸ = 0; the pre-images of a point y there are y + c, c = mean(x0 − y)."""
+    group = along(axes(op, op.attributes["dim"]))
+    wanted, anchor = group.split(target).double(), group.split(op.anchor).double()
+    y, iterations = onto_log_simplex(wanted)
+    shift = (anchor - y).mean(-1, keepdim=True)
+    outside = (y != wanted).any(-1, keepdim=True)
+    return settled(op, target, y + shift, group, group, outside=outside, iterations=iterations)
+
+
+def glu(op: Op, target: Tensor) -> Inverse:
+    """y = a σ(b) (Dauphin et al., arXiv 1612.08083): jointly nearest a = t / σ(b) and b."""
+    (dim,) = axes(op, op.attributes["dim"])
+
+    def split(value: Tensor) -> Tensor:
+        return torch.stack(value.chunk(2, dim), -1)
+
+    pairs = Rows(split, lambda value, like: torch.cat(value.unbind(-1), dim))
+    single = Rows(lambda value: value[..., None], lambda value, like: value[..., 0])
+    anchor, wanted = split(op.anchor).double(), target.double()
+    return settled(op, target, nearest_gated(anchor[..., 0], anchor[..., 1], wanted), pairs, single)
+
+
+def onto_simplex(value: Tensor, total: Tensor | float = 1.0) -> Tensor:
+    """Nearest point of {p ≥ 0, Σp = total} along the last axis: max(v − τ, 0), by sorting.
+
+    Held, Wolfe & Crowder, Math. Program. 6 (1974); Duchi et al., ICML 2008.
+    """
+    # a common shift changes nothing, and large values would round Σ − total away
+    value = value - value.amax(-1, keepdim=True)
+    ordered = value.sort(-1, descending=True).values
+    count = torch.arange(1, value.shape[-1] + 1, device=value.device, dtype=value.dtype)
+    excess = (ordered.cumsum(-1) - total) / count
+    kept = (ordered > excess).sum(-1, keepdim=True).clamp(min=1)
+    return (value - excess.gather(-1, kept - 1)).clamp(min=0)
+
+
+def onto_log_simplex(value: Tensor) -> tuple[Tensor, int]:
+    """Nearest point of {log Σeʸ = 0} along the last axis, and the number of iterations.
+
+    Stationary points have y + η eʸ = v; Newton's step on that and log Σeʸ = 0 takes one division per entry, for the
+    matrix is diagonal but for its last row and column. From outside (log Σeᵛ > 0) {log Σeʸ ≤ 0} is convex and the
+    solution unique. From inside, the second-order conditions leave two kinds: all entries are raised a little, or mostly
+    the largest one. Both are started from, and the nearest is kept, the plain shift v − log Σeᵛ included.
+    """
+    total = value.logsumexp(-1, keepdim=True)
+    best = value - total
+    largest = torch.zeros_like(value).scatter(-1, value.argmax(-1, keepdim=True), 1) > 0
+    others = torch.where(largest, -torch.inf, value).logsumexp(-1, keepdim=True).exp()
+    lifted = torch.where(largest, torch.log1p(-others.clamp(max=1 - 1e-12)), value)
+    steps = 0
+    # a little is at most 1 each
+    for start, possible in ((best, total > -1), (lifted, total < 0)):
+        y, count = _stationary(start, value, possible)
+        y = y - y.logsumexp(-1, keepdim=True)
+        nearer = _squared(y - value) < _squared(best - value)
+        best, steps = torch.where(nearer, y, best), max(steps, count)
+    return torch.where(total.abs() <= 4 * torch.finfo(value.dtype).eps, value, best), steps
+
+
+def _stationary(y: Tensor, value: Tensor, moving: Tensor) -> tuple[Tensor, int]:
+    """Newton's method for y + η eʸ = v, log Σeʸ = 0, in the groups that move; each stops by itself."""
+    p = y.softmax(-1)
+    eta = ((value - y) * p).sum(-1, keepdim=True) / p.square().sum(-1, keepdim=True)
+    steps = 0
+    while steps < STEPS and bool(moving.any()):
+        steps += 1
+        p = y.exp()
+        matrix = 1 + eta * p
+        error = y + eta * p - value
+        weights = p / matrix
+        total = p.sum(-1, keepdim=True)
+        turn = (total.log() * total - (weights * error).sum(-1, keepdim=True)) / (weights * p).sum(
+            -1, keepdim=True
+        )
+        # no entry grows by more than a factor e at once
+        step = (-(error + turn * p) / matrix).clamp(-1, 1)
+        y = torch.where(moving, y + step, y)
+        eta = torch.where(moving, eta + turn, eta)
+        moving = moving & (step.abs() > 1e-10 * (1 + y.abs())).any(-1, keepdim=True)
+    return y, steps
+
+
+def nearest_gated(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+    """The nearest (a, b), stacked last, with a σ(b) = t.
+
+    a = t (1 + e⁻ᵇ) leaves φ(b) = (t (1 + e⁻ᵇ) − a₀)² + (b − b₀)². With q = t e⁻ᵇ,
+
+        φ'/2 = b − b₀ − q (t + q − a₀),      φ''/2 = 2q² + q (t − a₀) + 1,
+
+    so that φ' rises but between the two roots of φ'', if there are any: a minimum may lie on either side of them. Each is
+    found by Newton's method, safeguarded by bisection, and the lower one kept.
+    """
+    zero = t == 0
+    t = torch.where(zero, 1, t)
+    # where φ' is negative for certain, and where positive: t e⁻ᵇ < a₀ − t changes the sign of its second term
+    turn = -(torch.where(a / t > 1, a / t - 1, 1)).log()
+    least = torch.where(a / t > 1, torch.minimum(b, turn), b)
+    most = torch.where(a / t > 1, torch.maximum(b, turn), b.clamp(min=0) + t.abs() * (2 * t.abs() + a.abs()))
+    slack = ((t - a) / 4).square() - 0.5
+    q = ((a - t) / 4)[..., None] + slack.clamp(min=0).sqrt()[..., None] * torch.tensor([-1.0, 1.0]).to(a)
+    ends = -(q / t[..., None]).clamp(min=torch.finfo(t.dtype).tiny).log()
+    two = (slack > 0) & (((a - t) / t) > 0)
+    left = _root(a, b, t, least, torch.where(two, ends.amin(-1).clamp(least, most), most))
+    right = left.clone()
+    right[two] = _root(a[two], b[two], t[two], ends.amax(-1).clamp(least, most)[two], most[two])
+    costs = [(t * (1 + (-x).exp()) - a).square() + (x - b).square() for x in (left, right)]
+    gate = torch.where(zero, b, torch.where(costs[0] <= costs[1], left, right))
+    return torch.stack([torch.where(zero, 0, t * (1 + (-gate).exp())), gate], -1)
+
+
+def _root(a: Tensor, b: Tensor, t: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Where φ', rising on [low, high], changes its sign; an end if it does not. An entry stops by itself."""
+    shape = t.shape
+    a, b, t, low, high = (value.flatten() for value in (a, b, t, low, high))
+    x = b.clamp(low, high)
+    result, index = x.clone(), torch.isfinite(t).nonzero()[:, 0]
+    a, b, t, low, high, x = (value[index] for value in (a, b, t, low, high, x))
+    for _ in range(GUARDED_STEPS):
+        q = t * (-x).exp()
+        slope, bend = x - b - q * (t + q - a), 2 * q.square() + q * (t - a) + 1
+        low, high = torch.where(slope > 0, low, x), torch.where(slope > 0, x, high)
+        step = x - slope / bend
+        following = torch.where((step >= low) & (step <= high), step, (low + high) / 2)
+        result[index] = following
+        far = (following - x).abs() > 1e-14 * (1 + x.abs())
+        index, a, b, t, low, high, x = (value[far] for value in (index, a, b, t, low, high, following))
+        if not len(index):
+            break
+    return result.reshape(shape)
+
+
+def _squared(value: Tensor) -> Tensor:
+    return value.square().sum(-1, keepdim=True)
+
+
+def rules() -> list[Rule]:
+    return [
+        Rule("softmax", softmax, Kind.CLOSED_FORM),
+        Rule("log_softmax", log_softmax, Kind.CLOSED_FORM),
+        Rule("glu", glu, Kind.CLOSED_FORM),
+    ]
