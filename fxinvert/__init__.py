@@ -21,7 +21,7 @@ from fxinvert.errors import (
 
 if TYPE_CHECKING:
     from fxinvert.export import export_onnx
-    from fxinvert.inverse import InverseGraph, Reconstruction, invert
+    from fxinvert.inversion import InverseGraph, Reconstruction, invert
     from fxinvert.passes import trace
     from fxinvert.passes.partition import partition
     from fxinvert.passes.plan import Plan, Segment
@@ -33,7 +33,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "export": ("export_onnx",),
-    "inverse": ("InverseGraph", "Reconstruction", "invert"),
+    "inversion": ("InverseGraph", "Reconstruction", "invert"),
     "passes": ("trace",),
     "passes.partition": ("partition",),
     "passes.plan": ("Plan", "Segment"),

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from fxinvert.config import PostTrainConfig, Schedule
+from fxinvert.commands.config import PostTrainConfig, Schedule
 from fxinvert.errors import DataError, FxInvertError
 
 FAILED, INTERRUPTED = 2, 130
@@ -107,7 +107,7 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the order in which AdamW sees the samples.")] = 0,
 ) -> None:
     """Do everything on data and weights inside the package: plan, post-train, compare with AdamW, export, prove."""
-    from fxinvert.demo import demo as run_demo
+    from fxinvert.commands.demo import demo as run_demo
     from fxinvert.report import make_console
 
     run_demo(model, state, output, seed, make_console())
@@ -167,8 +167,8 @@ def post_train(
         seed=seed,
         export=export,
     )
+    from fxinvert.commands.run import execute
     from fxinvert.report import make_console
-    from fxinvert.run import execute
 
     execute(config, run_directory, make_console())
 
@@ -197,7 +197,7 @@ def plan(
     resize: Resize = None,
 ) -> None:
     """Show how a model would be split and which rule inverts each node, without training anything."""
-    from fxinvert.look import show_plan
+    from fxinvert.commands.look import show_plan
     from fxinvert.report import make_console
 
     show_plan(
@@ -227,7 +227,7 @@ def rules(
     markdown: Annotated[bool, typer.Option("--markdown", help="As the page docs/rules.md.")] = False,
 ) -> None:
     """List the inverse rules: how each finds its answer, whether its op can be trained, where it is written."""
-    from fxinvert.look import rules_markdown, show_rules
+    from fxinvert.commands.look import rules_markdown, show_rules
     from fxinvert.report import make_console
 
     if markdown:

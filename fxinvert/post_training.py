@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxinvert.errors import CutError, DataError
-from fxinvert.inverse import InverseGraph, invert
+from fxinvert.inversion.inverse_graph import InverseGraph, invert
 from fxinvert.output_target import OutputTargetFunction, automatic, output_target
 from fxinvert.passes import trace
 from fxinvert.passes.capture import attribute, evaluating

@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import fxinvert
-import fxinvert.run
-from fxinvert.config import PostTrainConfig
+import fxinvert.commands.run
+from fxinvert.commands.config import PostTrainConfig
 from fxinvert.errors import DataError
 from fxinvert.scheduling.run_directory import is_finished
 

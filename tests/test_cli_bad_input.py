@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import fxinvert
-import fxinvert.run
+import fxinvert.commands.run
 from fxinvert.errors import DataError, ExportMismatchError
 from fxinvert.scheduling.run_directory import is_finished
 
@@ -122,7 +122,7 @@ def test_an_export_that_differs_keeps_the_weights_and_is_not_finished(
     def differ(*_: Any, **__: Any) -> None:
         raise ExportMismatchError("differs by 0.5")
 
-    monkeypatch.setattr(fxinvert.run, "export_onnx", differ)
+    monkeypatch.setattr(fxinvert.commands.run, "export_onnx", differ)
     result = invoke("post-train", "cli_nets:Net", "data.npz", "--run-directory", "run")
     assert result.exit_code == 2
     assert "ExportMismatchError" in result.stderr

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 import fxinvert
 import fxinvert.models as zoo
 from fxinvert.errors import DataError
-from fxinvert.inverse import ByName, InverseGraph, Reconstruction
+from fxinvert.inversion.inverse_graph import ByName, InverseGraph, Reconstruction
 from fxinvert.rules import Status
 from fxinvert.rules.certificate import relative
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import fxinvert
 import fxinvert.models as zoo
 from fxinvert.errors import NoRuleError
-from fxinvert.inverse import InverseGraph, Reconstruction
+from fxinvert.inversion.inverse_graph import InverseGraph, Reconstruction
 from fxinvert.linalg import anchored
 from fxinvert.rules import affine
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 import fxinvert
 import fxinvert.models as zoo
-from fxinvert import refinement
+from fxinvert.inversion import refinement
 from fxinvert.errors import DataError
-from fxinvert.refinement import TOLERANCE, refine
+from fxinvert.inversion.refinement import TOLERANCE, refine
 from fxinvert.rules.certificate import relative
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from fxinvert.errors import REPORT, SolveError
-from fxinvert.inverse import InverseGraph
+from fxinvert.inversion.inverse_graph import InverseGraph
 from fxinvert.passes.capture import attribute, evaluating
 from fxinvert.passes.synthesize import parameters_of
 from fxinvert.training.data import Batch

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxinvert.errors import DataError, NoRuleError
+from fxinvert.inversion.reconstruction import ByName, Reconstruction
+from fxinvert.inversion.refinement import refine
+from fxinvert.inversion.replay import forward_values, output_given
 from fxinvert.linalg import SolveSettings
 from fxinvert.output_target import OutputTarget, OutputTargetFunction, output_target
 from fxinvert.passes import trace
@@ -16,9 +19,6 @@ from fxinvert.passes.capture import evaluating
 from fxinvert.passes.inverse_op import InverseOp
 from fxinvert.passes.synthesize import ANCHOR_OF, INVERSE_OF, chain, synthesize
 from fxinvert.passes.trace import is_normalized
-from fxinvert.reconstruction import ByName, Reconstruction
-from fxinvert.refinement import refine
-from fxinvert.replay import forward_values, output_given
 from fxinvert.rules import Op, RuleSet, default_rules
 
 __all__ = ["ByName", "InverseGraph", "Reconstruction", "invert"]
@@ -196,7 +196,7 @@ def invert(
         rules: the rules in force, by default `default_rules()`.
         condition_limit: κ; corrections amplified more than that are damped.
         refine: the largest number of Gauss–Newton steps that follow on every target, until the model, run forward
-            from it, comes within 1e-3 of the output target (see `fxinvert.refinement`); certificates stay those of
+            from it, comes within 1e-3 of the output target (see `fxinvert.inversion.refinement`); certificates stay those of
             the node-by-node pass.
 
     Raises:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 import fxinvert
 from fxinvert import models
-from fxinvert.config import PostTrainConfig
+from fxinvert.commands.config import PostTrainConfig
+from fxinvert.commands.run import EXAMPLE_ROWS, finish, measure, write_plan
 from fxinvert.models.data import Batches, stratified_split
 from fxinvert.report import Contender, comparison_table, history_table
 from fxinvert.result import PostTrainingResult
-from fxinvert.run import EXAMPLE_ROWS, finish, measure, write_plan
 from fxinvert.scheduling.run_directory import RunDirectory
 from fxinvert.training.baseline import AdamWRun, ShuffledBatches, adamw_for
 

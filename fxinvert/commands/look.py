@@ -9,11 +9,11 @@ from rich.console import Console
 from torch import Tensor
 
 import fxinvert
-from fxinvert.config import PostTrainConfig
+from fxinvert.commands.config import PostTrainConfig
+from fxinvert.commands.run import EXAMPLE_ROWS, output_key
 from fxinvert.errors import DataError, NoRuleError
 from fxinvert.report import nodes_table, rules_table
 from fxinvert.report.rules_page import rules_page
-from fxinvert.run import EXAMPLE_ROWS, output_key
 from fxinvert.sources import DataOptions, import_module, load_data, load_model
 
 

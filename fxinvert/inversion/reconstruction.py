@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx
 
+from fxinvert.inversion.replay import output_given
 from fxinvert.passes.capture import evaluating
-from fxinvert.replay import output_given
 from fxinvert.rules import Certificate, Status
 from fxinvert.rules.certificate import relative, row_norms
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import fxinvert
-from fxinvert.config import PostTrainConfig
+from fxinvert.commands.config import PostTrainConfig
 from fxinvert.errors import DataError
 from fxinvert.export import ExportReport, export_onnx
 from fxinvert.output_target import OutputTargetFunction

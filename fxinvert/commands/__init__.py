@@ -1,0 +1,1 @@
+"""What the command line does: configuration, runs, the demonstration, and looking."""
