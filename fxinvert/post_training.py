@@ -24,9 +24,11 @@ from fxinvert.result import PostTrainingResult, Record
 from fxinvert.rules import RuleSet
 from fxinvert.scheduling import Executor, executor_named, waves
 from fxinvert.scheduling.waves import Wave
-from fxinvert.training import Batches, Metrics, evaluate, search_step, update_ops
+from fxinvert.training import Batches, Metrics, Step, Update, evaluate, search_step, update_ops
 
 METHODS = ("closed_form",)
+#: shares of the damping that are tried with every update
+DAMPINGS = (1.0, 0.5)
 
 State = dict[str, Tensor]
 
@@ -66,7 +68,8 @@ def post_train(
         sweeps: how many at most; fewer if one brings nothing.
         validation_data: what steps are judged on; by default a fifth of `train_data` is kept aside.
         executor: `"serial"`.
-        damping: ρ, relative to the mean of the Gram matrix's diagonal.
+        damping: ρ, relative to the mean of the Gram matrix's diagonal; half of it is tried too, and held-out loss
+            decides.
         satisfied_weight: weight of a sample whose output is its own target; the others weigh 1.
         output: which output is supervised, by index or key, if there are several.
         rules: the rules in force.
@@ -195,16 +198,15 @@ class _Run:
             began = time.perf_counter()
             before = best.latest
             nodes = [self.nodes[path] for segment in wave for path in segment.trained]
-            updates = update_ops(
+            tried = update_ops(
                 inverse,
                 nodes,
                 self.train,
-                damping=self.damping,
+                dampings=[share * self.damping for share in DAMPINGS],
                 satisfied_weight=self.satisfied_weight,
                 run=self.executor.map,
             )
-            changes = {name: change for update in updates for name, change in update.changes.items()}
-            step = search_step(self.parameters, changes, self.measure, before)
+            step, updates = self._best_of(tried, before)
             best.see(step.metrics, self.state)
             self.records.append(
                 Record(
@@ -220,6 +222,19 @@ class _Run:
                 )
             )
             advance(f"sweep {number}, {', '.join(segment.name for segment in wave)}: {step.metrics}")
+
+    def _best_of(self, tried: Sequence[list[Update]], start: Metrics) -> tuple[Step, list[Update]]:
+        """Moves along the updates, and by the step, that have the least held-out loss."""
+        found = (Step(0.0, start), tried[0], self.state())
+        unmoved = found[2]
+        for updates in tried:
+            self.load(unmoved)
+            changes = {name: change for update in updates for name, change in update.changes.items()}
+            step = search_step(self.parameters, changes, self.measure, start)
+            if step.metrics.loss < found[0].metrics.loss:
+                found = (step, updates, self.state())
+        self.load(found[2])
+        return found[:2]
 
 
 def _first_sweep(

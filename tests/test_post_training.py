@@ -6,6 +6,7 @@ import copy
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,6 +44,13 @@ def test_early_digits_cnn_gains_ten_points_to_at_least_ninety_four(train: Data) 
     after = models.accuracy(result.model, data.x_test, data.y_test)
     assert after >= max(before + 0.10, 0.94)
     assert type(result.model) is type(model)
+
+
+@pytest.mark.slow
+def test_what_is_exported_computes_the_same_to_five_digits(train: Data, tmp_path: Path) -> None:
+    model = fxinvert.post_train(models.load("digits_cnn", "early"), train).model
+    report = fxinvert.export_onnx(model, train[0][0][:8], tmp_path / "model.onnx")
+    assert report.max_abs <= 1e-5
 
 
 @pytest.mark.parametrize("name", ["digits_cnn", "digits_mlp"])

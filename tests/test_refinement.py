@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 import fxinvert
 import fxinvert.models as zoo
-from fxinvert.inversion import refinement
 from fxinvert.errors import DataError
+from fxinvert.inversion import refinement
 from fxinvert.inversion.refinement import TOLERANCE, refine
 from fxinvert.rules.certificate import relative
 

@@ -49,7 +49,9 @@ class PostTrainConfig(BaseModel):
         default=None, description="Which output of the model is trained, by key or index, if it has several."
     )
     sweeps: int = Field(default=3, ge=1, description="Passes over the segments, at most.")
-    damping: float = Field(default=1e-2, ge=0, description="Relative damping of the linear solves.")
+    damping: float = Field(
+        default=1e-2, ge=0, description="Relative damping of the linear solves; half of it is tried too."
+    )
     satisfied_weight: float = Field(
         default=0.1, ge=0, le=1, description="Weight of samples that need no correction; the others weigh 1."
     )

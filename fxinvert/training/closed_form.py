@@ -40,17 +40,17 @@ def update_ops(
     nodes: Sequence[fx.Node],
     batches: Iterable[Batch],
     *,
-    damping: float,
+    dampings: Sequence[float],
     satisfied_weight: float,
     run: Map = map,
-) -> list[Update]:
-    """The closed-form updates of some ops, all from the same pass over the data.
+) -> list[list[Update]]:
+    """The closed-form updates of some ops, all from the same pass over the data; for each damping one list of them.
 
     Args:
         inverse: gives the targets, with the parameters as they are now.
         nodes: the ops to train.
         batches: training data.
-        damping: ρ, relative to the mean of the Gram matrix's diagonal.
+        dampings: values of ρ, relative to the mean of the Gram matrix's diagonal.
         satisfied_weight: weight of the samples whose output is its own target, the others weigh 1.
         run: how a function is applied to the batches, in order; the executor's.
 
@@ -67,7 +67,8 @@ def update_ops(
         for part in run(sums, batches):
             total = {key: total[key] + value if key in total else value for key, value in part.items()}
         return [
-            _updated(inverse, representatives[key], equations, damping) for key, equations in total.items()
+            [_updated(inverse, representatives[key], equations, damping) for key, equations in total.items()]
+            for damping in dampings
         ]
 
 
