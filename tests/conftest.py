@@ -9,6 +9,9 @@ import hypothesis
 import pytest
 import torch
 
+import fxinvert
+from fxinvert import InverseGraph, Reconstruction, models
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers are the parallelism
 
@@ -26,3 +29,21 @@ hypothesis.settings.load_profile("fxinvert")
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def digits_batch() -> tuple[torch.Tensor, torch.Tensor]:
+    """32 test images with their labels."""
+    digits = models.digits()
+    return digits.x_test[:32], digits.y_test[:32]
+
+
+@pytest.fixture(scope="session")
+def early(digits_batch: tuple[torch.Tensor, torch.Tensor]) -> InverseGraph:
+    """The inverse of the under-trained digits CNN."""
+    return fxinvert.invert(models.load("digits_cnn", "early"), digits_batch[0])
+
+
+@pytest.fixture(scope="session")
+def rec(early: InverseGraph, digits_batch: tuple[torch.Tensor, torch.Tensor]) -> Reconstruction:
+    return early(*digits_batch)

@@ -401,6 +401,18 @@ def dense_answer(a: Tensor, x: Tensor, output: Tensor, target: Tensor, limit: fl
     )
 
 
+def assert_solves(inverted: Inverted, x: Tensor) -> Tensor:
+    """An affine op's answers, to a target that can be reached and to one that cannot; returns the former target."""
+    with torch.no_grad():
+        reachable: Tensor = inverted.op(torch.randn_like(x))
+    assert_is_dense_answer(inverted, x, reachable)
+    assert_is_dense_answer(inverted, x, torch.randn_like(reachable))
+    certificate = inverted(x, reachable)[1]
+    assert certificate.status in (Status.EXACT, Status.NEAREST)
+    assert float(certificate.residual.max()) <= (1e-8 if x.dtype == torch.float64 else 1e-4)
+    return reachable
+
+
 def assert_is_dense_answer(inverted: Inverted, x: Tensor, target: Tensor, limit: float = 1e3) -> Answer:
     """An affine op's answer is that of the dense solution: distance, residual, damping and, in float64, the point."""
     double = x.dtype == torch.float64

@@ -70,3 +70,8 @@ class Optional(nn.Module):
 class Variadic(nn.Module):
     def forward(self, *xs: Tensor) -> Tensor:
         return xs[0] - xs[-1]
+
+
+def own_output(outputs: Tensor, labels: Tensor) -> Tensor:
+    """The output target of a model that is always right."""
+    return outputs

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_models import own_output
 from torch import Tensor, fx, nn
 
 import fxinvert
@@ -17,26 +18,6 @@ from fxinvert.rules import Status
 from fxinvert.rules.certificate import relative
 
 NETWORKS = [(name, state) for name in ("digits_cnn", "digits_mlp") for state in ("early", "converged")]
-
-
-def own_output(outputs: Tensor, labels: Tensor) -> Tensor:
-    return outputs
-
-
-@pytest.fixture(scope="module")
-def data() -> tuple[Tensor, Tensor]:
-    digits = zoo.digits()
-    return digits.x_test[:32], digits.y_test[:32]
-
-
-@pytest.fixture(scope="module")
-def early(data: tuple[Tensor, Tensor]) -> InverseGraph:
-    return fxinvert.invert(zoo.load("digits_cnn", "early"), data[0])
-
-
-@pytest.fixture(scope="module")
-def rec(early: InverseGraph, data: tuple[Tensor, Tensor]) -> Reconstruction:
-    return early(*data)
 
 
 def forward_from(model: Any, name: str, value: Tensor) -> Tensor:
@@ -53,9 +34,9 @@ def forward_from(model: Any, name: str, value: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("name", "state"), NETWORKS)
 def test_the_inverse_of_what_happened_is_what_happened(
-    name: str, state: str, data: tuple[Tensor, Tensor]
+    name: str, state: str, digits_batch: tuple[Tensor, Tensor]
 ) -> None:
-    rec = fxinvert.invert(zoo.load(name, state), data[0], output_target=own_output)(*data)
+    rec = fxinvert.invert(zoo.load(name, state), digits_batch[0], output_target=own_output)(*digits_batch)
     for node in rec.names:
         assert torch.equal(rec.targets[node], rec.anchors[node]), node
         assert float(rec.consistency(node).max()) == 0
@@ -72,9 +53,9 @@ def test_the_inverse_of_what_happened_is_what_happened(
     ],
 )
 def test_a_samples_targets_do_not_depend_on_its_batch(
-    name: str, dtype: torch.dtype, tolerance: float, target: str, data: tuple[Tensor, Tensor]
+    name: str, dtype: torch.dtype, tolerance: float, target: str, digits_batch: tuple[Tensor, Tensor]
 ) -> None:
-    x, y = data[0].to(dtype), data[1]
+    x, y = digits_batch[0].to(dtype), digits_batch[1]
     inverse = fxinvert.invert(zoo.load(name, "early").to(dtype), x, output_target=target)
     together = inverse(x, y)
     alone = [inverse(x[i : i + 1], y[i : i + 1]) for i in range(len(x))]
@@ -83,19 +64,21 @@ def test_a_samples_targets_do_not_depend_on_its_batch(
         assert float(relative(separate - together.targets[node], together.targets[node]).max()) < tolerance
 
 
-def test_satisfied_samples_keep_their_anchors(rec: Reconstruction, data: tuple[Tensor, Tensor]) -> None:
-    right = rec.anchors["fc2"].argmax(1) == data[1]
+def test_satisfied_samples_keep_their_anchors(
+    rec: Reconstruction, digits_batch: tuple[Tensor, Tensor]
+) -> None:
+    right = rec.anchors["fc2"].argmax(1) == digits_batch[1]
     assert 0 < int(right.sum()) < len(right)
     for node in rec.names:
         moved = (rec.targets[node] != rec.anchors[node]).flatten(1).any(1)
         assert torch.equal(moved, ~right)
 
 
-def test_names_targets_and_anchors(rec: Reconstruction, data: tuple[Tensor, Tensor]) -> None:
+def test_names_targets_and_anchors(rec: Reconstruction, digits_batch: tuple[Tensor, Tensor]) -> None:
     model: Any = zoo.load("digits_cnn", "early")
     assert rec.names == ["images", *(name for name, _ in model.named_children())]
-    assert torch.equal(rec.anchors["images"], data[0])
-    value = data[0]
+    assert torch.equal(rec.anchors["images"], digits_batch[0])
+    value = digits_batch[0]
     with torch.no_grad():
         for name, child in model.named_children():
             value = child(value)
@@ -153,21 +136,21 @@ def test_certificates_state_what_was_achieved(rec: Reconstruction) -> None:
         before = name
 
 
-def test_a_float64_model_is_inverted_in_float64(data: tuple[Tensor, Tensor]) -> None:
-    x = data[0].double()
-    rec = fxinvert.invert(zoo.load("digits_mlp", "early").double(), x)(x, data[1])
+def test_a_float64_model_is_inverted_in_float64(digits_batch: tuple[Tensor, Tensor]) -> None:
+    x = digits_batch[0].double()
+    rec = fxinvert.invert(zoo.load("digits_mlp", "early").double(), x)(x, digits_batch[1])
     assert all(rec.targets[name].dtype == torch.float64 for name in rec.names)
     assert float(rec.consistency("tanh2").max()) < 1e-12
 
 
-def test_the_model_is_not_touched(data: tuple[Tensor, Tensor]) -> None:
+def test_the_model_is_not_touched(digits_batch: tuple[Tensor, Tensor]) -> None:
     model = nn.Sequential(zoo.load("digits_cnn", "early"), nn.Dropout(0.5), nn.BatchNorm1d(10)).train()
-    state, x = copy.deepcopy(model.state_dict()), data[0].clone()
+    state, x = copy.deepcopy(model.state_dict()), digits_batch[0].clone()
     generator = torch.get_rng_state()
-    rec = fxinvert.invert(model, x)(x, data[1])
+    rec = fxinvert.invert(model, x)(x, digits_batch[1])
     rec.consistency("0.conv1")
     assert torch.equal(torch.get_rng_state(), generator)
-    assert torch.equal(x, data[0])
+    assert torch.equal(x, digits_batch[0])
     assert all(module.training for module in model.modules())
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
@@ -177,10 +160,12 @@ def test_the_model_is_not_touched(data: tuple[Tensor, Tensor]) -> None:
 # --- failures stay where they are ---------------------------------------------------------------------------
 
 
-def test_a_sample_that_is_not_a_number_fails_alone(early: InverseGraph, data: tuple[Tensor, Tensor]) -> None:
-    broken = data[0].clone()
+def test_a_sample_that_is_not_a_number_fails_alone(
+    early: InverseGraph, digits_batch: tuple[Tensor, Tensor]
+) -> None:
+    broken = digits_batch[0].clone()
     broken[5, 0, 3, 3] = torch.nan
-    clean, dirty = early(*data), early(broken, data[1])
+    clean, dirty = early(*digits_batch), early(broken, digits_batch[1])
     rest = torch.arange(len(broken)) != 5
     for name in clean.names:
         assert torch.equal(dirty.targets[name][rest], clean.targets[name][rest]), name
@@ -196,8 +181,8 @@ def test_a_sample_that_is_not_a_number_fails_alone(early: InverseGraph, data: tu
         assert torch.equal(dirty.consistency(name)[rest], clean.consistency(name)[rest])
 
 
-def test_an_empty_batch_has_empty_targets(early: InverseGraph, data: tuple[Tensor, Tensor]) -> None:
-    rec = early(data[0][:0], data[1][:0])
+def test_an_empty_batch_has_empty_targets(early: InverseGraph, digits_batch: tuple[Tensor, Tensor]) -> None:
+    rec = early(digits_batch[0][:0], digits_batch[1][:0])
     assert [len(rec.targets[name]) for name in rec.names] == [0] * len(rec.names)
     assert rec.consistency("conv1").shape == (0,)
     assert "0 samples" in repr(rec)

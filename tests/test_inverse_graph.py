@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import Model
+from small_models import Model, own_output
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,27 +19,6 @@ from fxinvert.errors import NoRuleError
 from fxinvert.inversion.inverse_graph import InverseGraph, Reconstruction
 from fxinvert.linalg import anchored
 from fxinvert.rules import affine
-
-
-def own_output(outputs: Tensor, labels: Tensor) -> Tensor:
-    return outputs
-
-
-@pytest.fixture(scope="module")
-def data() -> tuple[Tensor, Tensor]:
-    digits = zoo.digits()
-    return digits.x_test[:32], digits.y_test[:32]
-
-
-@pytest.fixture(scope="module")
-def early(data: tuple[Tensor, Tensor]) -> InverseGraph:
-    return fxinvert.invert(zoo.load("digits_cnn", "early"), data[0])
-
-
-@pytest.fixture(scope="module")
-def rec(early: InverseGraph, data: tuple[Tensor, Tensor]) -> Reconstruction:
-    return early(*data)
-
 
 # --- graphs that are not chains -----------------------------------------------------------------------------
 
@@ -97,12 +76,12 @@ def test_the_inverse_graph_is_printed_op_by_op(
 
 
 def test_the_inverse_graph_is_saved_and_loaded(
-    early: InverseGraph, rec: Reconstruction, data: tuple[Tensor, Tensor], tmp_path: Path
+    early: InverseGraph, rec: Reconstruction, digits_batch: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
     file = tmp_path / "inverse.pt"
     torch.save(early.graph_module, file)
     loaded = torch.load(file, weights_only=False)
-    values = early.forward(data[0])
+    values = early.forward(digits_batch[0])
     by_name = {node.name: value for node, value in values.items()}
     inputs = [p.target for p in loaded.graph.find_nodes(op="placeholder")]
     assert inputs[0] == "output_target"
@@ -114,11 +93,13 @@ def test_the_inverse_graph_is_saved_and_loaded(
     assert all(f"self.{name}_inverse(" in loaded.code for name in rec.names[1:])
 
 
-def test_a_copy_is_independent(early: InverseGraph, rec: Reconstruction, data: tuple[Tensor, Tensor]) -> None:
+def test_a_copy_is_independent(
+    early: InverseGraph, rec: Reconstruction, digits_batch: tuple[Tensor, Tensor]
+) -> None:
     rules = fxinvert.default_rules().extend({Amplified: lambda op, target: target / op.parameters["gain"]})
     model = nn.Sequential(nn.Linear(4, 4), Amplified(), nn.Linear(4, 2))
     x, y = torch.randn(3, 4), torch.tensor([0, 1, 1])
-    for inverse, batch in ((early, data), (fxinvert.invert(model, x, rules=rules), (x, y))):
+    for inverse, batch in ((early, digits_batch), (fxinvert.invert(model, x, rules=rules), (x, y))):
         first = inverse(*batch)
         twin = copy.deepcopy(inverse)
         with torch.no_grad():
@@ -173,7 +154,7 @@ def test_the_users_names_do_not_collide_with_those_of_the_inverse() -> None:
 
 
 def test_factorizations_are_reused_until_the_weights_change(
-    monkeypatch: pytest.MonkeyPatch, data: tuple[Tensor, Tensor]
+    monkeypatch: pytest.MonkeyPatch, digits_batch: tuple[Tensor, Tensor]
 ) -> None:
     built: list[tuple[int, int]] = []
 
@@ -183,28 +164,30 @@ def test_factorizations_are_reused_until_the_weights_change(
 
     monkeypatch.setattr(affine, "factorize", counted)
     model: Any = zoo.load("digits_cnn", "early")
-    inverse = fxinvert.invert(model, data[0])
+    inverse = fxinvert.invert(model, digits_batch[0])
     assert built == [], "made when needed"
-    first = inverse(*data)
+    first = inverse(*digits_batch)
     assert len(built) == 4, "two convolutions, two linear layers"
-    inverse(data[0][:7], data[1][:7])
-    inverse(*data)
+    inverse(digits_batch[0][:7], digits_batch[1][:7])
+    inverse(*digits_batch)
     assert len(built) == 4
     with torch.no_grad():
         model.fc1.weight.mul_(2)
         model.conv2.bias.add_(1)
-    second = inverse(*data)
+    second = inverse(*digits_batch)
     assert 5 <= len(built) <= 6, "of the layer whose weight has changed"
     assert not torch.equal(first.targets["relu2"], second.targets["relu2"])
-    fresh = fxinvert.invert(model, data[0])(*data)
+    fresh = fxinvert.invert(model, digits_batch[0])(*digits_batch)
     assert all(torch.equal(fresh.targets[name], second.targets[name]) for name in fresh.names)
 
 
-def test_some_targets_only(early: InverseGraph, rec: Reconstruction, data: tuple[Tensor, Tensor]) -> None:
-    values = early.forward(data[0])
+def test_some_targets_only(
+    early: InverseGraph, rec: Reconstruction, digits_batch: tuple[Tensor, Tensor]
+) -> None:
+    values = early.forward(digits_batch[0])
     nodes = {node.meta["path"]: node for node in early.graph.graph.nodes if node.meta.get("active")}
     wanted = [nodes["relu3"], nodes["fc2"], nodes["conv2"]]
-    found = early.targets(values, data[1], wanted)
+    found = early.targets(values, digits_batch[1], wanted)
     assert set(found) == set(wanted)
     assert all(torch.equal(found[node], rec.targets[node.name]) for node in wanted)
     op = early.op(nodes["fc1"], values)
@@ -212,4 +195,4 @@ def test_some_targets_only(early: InverseGraph, rec: Reconstruction, data: tuple
     assert early.output_node is nodes["fc2"]
     outside = next(node for node in early.graph.graph.nodes if node.op == "get_attr")
     with pytest.raises(NoRuleError, match=r"'conv1.weight' does not lie on the way"):
-        early.targets(values, data[1], [outside])
+        early.targets(values, digits_batch[1], [outside])
