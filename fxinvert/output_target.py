@@ -105,7 +105,7 @@ def regression(outputs: Tensor, labels: Tensor) -> Tensor:
     if labels.shape != outputs.shape:
         raise DataError(
             f"labels of shape {tuple(labels.shape)} do not fit outputs of shape {tuple(outputs.shape)}: "
-            "for regression they are equal"
+            "for regression they are equal; class labels are integers (int64)"
         )
     return labels.to(outputs.dtype)
 
@@ -156,7 +156,12 @@ class OutputTarget:
     function: OutputTargetFunction
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        target = self.function(outputs, labels)
+        try:
+            target = self.function(outputs, labels)
+        except DataError:
+            raise
+        except Exception as error:  # a target may be anyone's function
+            raise DataError(f"output target {self.name!r} raised {type(error).__name__}: {error}") from error
         if not isinstance(target, Tensor) or target.shape != outputs.shape:
             shape = tuple(target.shape) if isinstance(target, Tensor) else type(target).__name__
             raise DataError(
@@ -176,7 +181,9 @@ def output_target(choice: str | OutputTargetFunction) -> OutputTarget:
     if callable(choice):
         return OutputTarget(getattr(choice, "__name__", "custom"), choice)
     if not isinstance(choice, str) or choice not in FUNCTIONS:
-        raise DataError(f"unknown output target {choice!r}; known are {', '.join(FUNCTIONS)}, or a callable")
+        where = " (post_train chooses it by held-out loss; here there is none)" if choice == "auto" else ""
+        known = ", ".join(FUNCTIONS)
+        raise DataError(f"unknown output target {choice!r}{where}; known are {known}, or a callable")
     return OutputTarget(choice, FUNCTIONS[choice])
 
 

@@ -116,6 +116,18 @@ def describe(node: fx.Node) -> str:
     return f"{text}, at {line}" if line else text
 
 
+def no_path(graph: fx.GraphModule) -> str:
+    """Why the output does not depend on a floating-point input, in words: the ops that end every path."""
+    ends = [n for n in graph.graph.nodes if not n.meta.get("active", True) and n.op != "get_attr"]
+    stops = [n for n in ends if "tensor_meta" in n.meta and any(i.meta["active"] for i in n.all_input_nodes)]
+    text = "the output does not depend on a floating-point input"
+    return (
+        f"{text}: the way ends at {describe(stops[-1])}, whose result is not real and floating-point"
+        if stops
+        else text
+    )
+
+
 def _input_names(forward: Callable[..., Any], count: int) -> list[str]:
     """Names for the first `count` inputs of a forward function.
 

@@ -38,6 +38,12 @@ def copied(argument: Any) -> Any:
     return tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, argument)
 
 
+def printable(module: fx.GraphModule) -> fx.GraphModule:
+    """Gives a graph module, whose class is its own, the method `print_tabular()` of its graph."""
+    type(module).print_tabular = lambda self: self.graph.print_tabular()  # type: ignore[attr-defined]
+    return module
+
+
 def any_tensor(argument: Any) -> bool:
     """Whether a nested argument holds a tensor."""
     return any(isinstance(value, Tensor) for value in leaves(argument))

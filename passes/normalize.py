@@ -27,7 +27,7 @@ from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from fxinvert.errors import TraceError
 from fxinvert.passes.capture import attribute, describe
 from fxinvert.passes.inline import record
-from fxinvert.passes.leaves import any_tensor, copied, evaluation_copy, identifier, leaves, mapped
+from fxinvert.passes.leaves import any_tensor, copied, evaluation_copy, identifier, leaves, mapped, printable
 from fxinvert.passes.outputs import chosen_output
 from fxinvert.passes.spelling import Call, is_in_place, to_aten
 from fxinvert.rules import RuleSet, key_of
@@ -59,7 +59,7 @@ def normalize(
     for target in sorted({str(n.target) for n in graph.graph.find_nodes(op="call_module")}):
         *path, name = target.split(".")
         setattr(graph.get_submodule(".".join(path)), name, evaluation_copy(graph.get_submodule(target)))
-    return graph
+    return printable(graph)
 
 
 class Builder:

@@ -15,7 +15,7 @@ import networkx as nx
 from torch import fx, nn
 
 from fxinvert.errors import CutError
-from fxinvert.passes.capture import attribute
+from fxinvert.passes.capture import attribute, no_path
 from fxinvert.passes.plan import Plan, Segment, Shape
 from fxinvert.passes.synthesize import parameters_of
 from fxinvert.rules import RuleSet, default_rules
@@ -39,6 +39,7 @@ def partition(
     Raises:
         CutError: a name matches nothing, a value is no cut, there are not so many segments, or both ways are asked for.
     """
+    cuts = [cuts] if isinstance(cuts, str) else cuts
     if segments is not None and cuts is not None:
         raise CutError("give the number of segments or the cuts, not both")
     rules = rules or default_rules()
@@ -54,13 +55,21 @@ def partition(
 
 
 def trained_parameters(node: fx.Node, rules: RuleSet) -> tuple[str, ...]:
-    """The names of the parameters of an op that closed-form training can change; empty if it cannot."""
+    """The names of the parameters of an op that closed-form training can change; empty if it cannot or must not."""
     rule = rules.get(node.meta.get("op", ""))
     if rule is None or rule.trainable is None:
         return ()
+    if any(
+        n.op != "get_attr" and not n.meta["active"] and "tensor_meta" in n.meta for n in node.all_input_nodes
+    ):
+        return ()  # a computed weight (weight_norm, a cast) is no parameter
     owner = node.graph.owning_module
     assert owner is not None, "a graph outside of its module"
-    return tuple(n for n in parameters_of(node).values() if isinstance(attribute(owner, n), nn.Parameter))
+    names = [n for n in parameters_of(node).values() if isinstance(attribute(owner, n), nn.Parameter)]
+    # frozen parameters stay; a model that is frozen throughout was only loaded for inference
+    some_open = any(p.requires_grad for p in owner.parameters())
+    frozen = some_open and not all(attribute(owner, n).requires_grad for n in names)
+    return () if frozen else tuple(names)
 
 
 def _line(graph: fx.GraphModule) -> list[fx.Node]:
@@ -75,7 +84,7 @@ def _line(graph: fx.GraphModule) -> list[fx.Node]:
             if node.op == "placeholder":
                 flow.add_edge(source, node)
     if exit_ not in flow:
-        raise CutError("the output does not depend on a floating-point input; there is nothing to partition")
+        raise CutError(f"{no_path(graph)}; there is nothing to partition")
     dominator = nx.immediate_dominators(flow, source)
     line = [exit_]
     while dominator.get(line[-1], source) != source:

@@ -18,9 +18,9 @@ from torch.fx.passes.shape_prop import TensorMetadata
 
 from fxinvert.errors import NoRuleError
 from fxinvert.linalg import SolveSettings
-from fxinvert.passes.capture import attribute, describe
+from fxinvert.passes.capture import attribute, describe, no_path
 from fxinvert.passes.inverse_op import InverseOp, call_arguments
-from fxinvert.passes.leaves import leaves
+from fxinvert.passes.leaves import leaves, printable
 from fxinvert.rules import Rule, RuleSet
 
 #: the inverse graph's first input
@@ -50,7 +50,7 @@ def synthesize(graph: fx.GraphModule, rules: RuleSet, settings: SolveSettings) -
         target = inverse.item(inverted, 0, f"{source.name}_target")
         certificates[node.meta["path"]] = inverse.item(inverted, 1, f"{node.name}_certificate")
     inverse.graph.output((targets, certificates))
-    return fx.GraphModule(inverse.root, inverse.graph, "Inverse")
+    return printable(fx.GraphModule(inverse.root, inverse.graph, "Inverse"))
 
 
 def _rule(node: fx.Node, source: fx.Node, rules: RuleSet) -> Rule:
@@ -135,7 +135,7 @@ def chain(graph: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node | None]]:
     (output,) = graph.graph.find_nodes(op="output")
     node = output.args[0]
     if not node.meta["active"]:
-        raise NoRuleError(f"the output does not depend on a floating-point input: {describe(node)}")
+        raise NoRuleError(no_path(graph))
     while node is not None:
         used = [user for user in node.users if user.op == "output" or user.meta["active"]]
         if len(used) > 1:

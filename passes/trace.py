@@ -42,6 +42,8 @@ def trace(
         TraceError: the model cannot be captured, does not run, has several outputs and none is named, computes with
             the batch size of the example or across its samples, or is random.
     """
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"the model is {type(model).__name__}; a torch.nn.Module is needed")
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     if is_normalized(model):
         assert isinstance(model, fx.GraphModule)

@@ -221,3 +221,9 @@ def test_wrong_settings_are_refused() -> None:
         fxinvert.invert(fx.symbolic_trace(model))
     with pytest.raises(DataError, match="refine=-1"):
         fxinvert.invert(model, x, refine=-1)
+
+
+def test_both_graphs_print_as_tables(early: InverseGraph, capsys: pytest.CaptureFixture[str]) -> None:
+    for module, op in ((early.graph, "aten.conv2d.default"), (early.graph_module, "conv1_inverse")):
+        module.print_tabular()  # type: ignore[operator]
+        assert op in capsys.readouterr().out

@@ -277,3 +277,48 @@ def test_memory_does_not_grow_with_the_number_of_samples() -> None:
     ]
     # 18,000 more samples are 18 MB of input and ten times that of features; kilobytes here
     assert peaks[1] - peaks[0] < 15_000
+
+
+def test_frozen_parameters_stay_and_a_model_frozen_throughout_is_trained() -> None:
+    model = network()
+    model.get_submodule("0").requires_grad_(False)
+    result = fxinvert.post_train(model, regression_data(), sweeps=1)
+    assert result.changed == ("2.weight", "2.bias")
+    frozen = network().requires_grad_(False)
+    assert len(fxinvert.post_train(frozen, regression_data(), sweeps=1).changed) == 4
+
+
+def test_a_computed_weight_is_no_parameter() -> None:
+    normed = torch.nn.utils.parametrizations.weight_norm(nn.Linear(5, 16))
+    result = fxinvert.post_train(
+        nn.Sequential(normed, nn.Tanh(), nn.Linear(16, 2)), regression_data(), sweeps=1
+    )
+    assert result.changed == ("2.weight", "2.bias")
+
+
+def test_one_number_per_sample() -> None:
+    data = [(x, y[:, 0]) for x, y in regression_data()]
+    result = fxinvert.post_train(nn.Sequential(network(1), nn.Flatten(0)), data)
+    assert result.final.loss < result.baseline.loss
+
+
+def test_an_op_without_a_real_result_is_named() -> None:
+    class Spectral(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.last(torch.fft.fft(x).real)
+            return result
+
+    with pytest.raises(CutError, match="the way ends at node 'fft_fft"):
+        fxinvert.post_train(Spectral(), regression_data())
+
+
+def test_an_output_target_that_raises_is_named() -> None:
+    def wrong(outputs: Tensor, labels: Tensor) -> Tensor:
+        return outputs @ labels
+
+    with pytest.raises(DataError, match="output target 'wrong' raised RuntimeError"):
+        fxinvert.post_train(network(), regression_data(), output_target=wrong)

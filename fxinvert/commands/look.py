@@ -67,7 +67,9 @@ def rules_markdown(modules: Sequence[str]) -> str:
 
 def _example(config: PostTrainConfig, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
     if bool(shapes) == bool(config.data):
-        raise DataError("give data, or the shape of each input with --shape, not both")
+        raise DataError(
+            "give either data or, with --shape, the shape of each input without the batch; not both"
+        )
     if not shapes:
         options = DataOptions(config.batch_size, resize=config.resize)
         return tuple(value[:EXAMPLE_ROWS] for value in load_data(config.data, options).example_inputs())

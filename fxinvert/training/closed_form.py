@@ -79,7 +79,7 @@ def batch_sums(
     values = inverse.forward(batch.inputs)
     last = inverse.output_node
     targets = inverse.targets(values, batch.labels, [*nodes, last])
-    moved = (targets[last] != values[last]).flatten(1).any(1)
+    moved = (targets[last] != values[last]).reshape(len(batch), -1).any(1)
     weights = torch.where(moved, 1.0, satisfied_weight).to(values[last].dtype)
     total: Sums = {}
     for node in nodes:

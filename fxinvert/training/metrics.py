@@ -78,7 +78,7 @@ def evaluate(
             loss += float(losses.sum()) * len(batch) / len(labels)
         else:
             wanted = target(outputs, batch.labels) if target else regression(outputs, batch.labels)
-            loss += float((outputs - wanted).double().square().flatten(1).mean(1).sum())
+            loss += float((outputs - wanted).double().square().reshape(len(batch), -1).mean(1).sum())
         samples += len(batch)
     if not samples:
         raise DataError("there are no samples to measure on")
