@@ -239,7 +239,7 @@ def test_no_samples(direct_limit: int) -> None:
 @pytest.mark.parametrize(("m", "n"), [(40, 40), (30, 50), (50, 30)])
 def test_noise_is_damped_and_what_can_be_reached_is_not(m: int, n: int, direct_limit: int) -> None:
     a = matrix(m, n, 1e5)
-    settings_ = SolveSettings(direct_limit=direct_limit, max_iterations=20_000)
+    settings_ = SolveSettings(1e3, direct_limit, max_iterations=20_000)
     factor = factorize(Dense(a), settings_)
     assert isinstance(factor, SpectralFactor if direct_limit else IterativeFactor)
     r = torch.stack([torch.randn(m, dtype=F64), a @ torch.randn(n, dtype=F64)] * 2)
@@ -250,6 +250,15 @@ def test_noise_is_damped_and_what_can_be_reached_is_not(m: int, n: int, direct_l
     expected = r @ damped_inverse(a, solved.damping).T
     torch.testing.assert_close(solved.value[::2], expected[::2], rtol=1e-5, atol=1e-6)
     assert relative(solved.value[1::2] @ a.T, r[1::2]) < 1e-8
+
+
+def test_without_a_limit_float64_has_the_square_of_float32s() -> None:
+    assert SolveSettings().limit(torch.float32) == SolveSettings().limit(torch.bfloat16) == 1e3
+    assert SolveSettings().limit(F64) == 1e6
+    a, r = matrix(64, 64, 1e4), torch.randn(3, 64, dtype=F64)
+    solved = solve_anchored(SpectralFactor(Dense(a)), r, SolveSettings())
+    assert not solved.damped.any()
+    torch.testing.assert_close(solved.value @ a.T, r)
 
 
 def test_the_limit_is_the_users() -> None:
@@ -265,7 +274,7 @@ def test_the_limit_is_the_users() -> None:
 
 def test_a_sample_is_damped_or_not_whatever_its_neighbours_are() -> None:
     a = matrix(20, 20, 1e5)
-    factor, chosen = SpectralFactor(Dense(a)), SolveSettings()
+    factor, chosen = SpectralFactor(Dense(a)), SolveSettings(1e3)
     r = torch.cat([torch.randn(4, 20, dtype=F64), torch.randn(4, 20, dtype=F64) @ a.T])
     together = solve_anchored(factor, r, chosen)
     for i, row in enumerate(r):

@@ -183,7 +183,7 @@ def invert(
     *,
     output_target: str | OutputTargetFunction = "nearest",
     rules: RuleSet | None = None,
-    condition_limit: float = 1e3,
+    condition_limit: float | None = None,
     refine: int = 0,
 ) -> InverseGraph:
     """Synthesizes the inverse of a model.
@@ -194,7 +194,7 @@ def invert(
         output_target: what the output should have been, by name (`"nearest"`, `"margin"`, `"cross_entropy"`,
             `"max_assign"`, `"one_hot"`, `"regression"`, `"soft"`) or a callable of outputs and labels.
         rules: the rules in force, by default `default_rules()`.
-        condition_limit: κ; corrections amplified more than that are damped.
+        condition_limit: κ; corrections amplified more than that are damped. By default 1e3, in float64 1e6.
         refine: the largest number of Gauss–Newton steps that follow on every target, until the model, run forward
             from it, comes within 1e-3 of the output target (see `fxinvert.inversion.refinement`); certificates stay those of
             the node-by-node pass.

@@ -21,16 +21,23 @@ class SolveSettings:
     """How linear systems are solved.
 
     Attributes:
-        condition_limit: κ, the largest effective condition number that is left undamped.
+        condition_limit: κ, the largest effective condition number that is left undamped; by default 1e3, and its
+            square in float64, which has twice the digits.
         direct_limit: largest smaller side for which a direct factorization is made.
         direct_memory: largest matrix, in entries, that is ever formed.
         max_iterations: limit for iterative solvers; reaching it is reported as damping.
     """
 
-    condition_limit: float = 1e3
+    condition_limit: float | None = None
     direct_limit: int = 2048
     direct_memory: int = 2**24
     max_iterations: int = 300
+
+    def limit(self, dtype: torch.dtype) -> float:
+        """κ for values of a dtype."""
+        if self.condition_limit is not None:
+            return self.condition_limit
+        return 1e6 if dtype == torch.float64 else 1e3
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,7 @@ def solve_anchored(factor: Factor, r: Tensor, settings: SolveSettings) -> Correc
     damped = amplified if solution.converged is None else amplified | ~solution.converged
     damping = 0.0
     if bool(amplified.any()):
-        damping = (factor.largest / settings.condition_limit) ** 2
+        damping = (factor.largest / settings.limit(r.dtype)) ** 2
         again = factor.solve(r[amplified], damping)
         value = value.clone()
         value[amplified] = again.correction
@@ -96,7 +103,7 @@ def solve_diagonal(scale: Tensor, r: Tensor, settings: SolveSettings) -> Correct
     # a true division: its rounding returns the anchor's own neighbour, a reciprocal's does not
     value = torch.where(zero, 0, r / torch.where(zero, 1, scale))
     amplified = _amplified(largest, value, r, settings)
-    damping = torch.where(amplified, (largest / settings.condition_limit) ** 2, 0)
+    damping = torch.where(amplified, (largest / settings.limit(r.dtype)) ** 2, 0)
     if bool(amplified.any()):
         per_row = damping.reshape(-1, *[1] * (r.dim() - 1))
         value = torch.where(per_row > 0, r * (scale / (scale.square() + per_row)), value)
@@ -107,7 +114,7 @@ def solve_diagonal(scale: Tensor, r: Tensor, settings: SolveSettings) -> Correct
 def _amplified(largest: Tensor | float, value: Tensor, r: Tensor, settings: SolveSettings) -> Tensor:
     """`(B,)`: the samples whose correction is blown up beyond κ."""
     moved, size = (torch.linalg.vector_norm(flat(v), dim=1) for v in (value, r))
-    amplified: Tensor = largest * moved > settings.condition_limit * size
+    amplified: Tensor = largest * moved > settings.limit(r.dtype) * size
     return amplified
 
 

@@ -48,7 +48,7 @@ def invert_matrix_free(op: Op, target: torch.Tensor) -> Inverse:
             op.output.to(working),
             target.to(working),
             tolerance=TOLERANCES.get(own, torch.finfo(own).eps ** 0.5),
-            condition_limit=op.settings.condition_limit,
+            condition_limit=op.settings.limit(target.dtype),
             limit=op.settings.max_iterations,
         )
     except SolveError as error:

@@ -94,7 +94,8 @@ def invert_normalized(
         channels: whether the weight has an entry per channel; else one per entry of a group.
     """
     weight = _weight(op, groups, channels=channels)
-    how = _How(eps, centered, op.settings.condition_limit, 4 * torch.finfo(target.dtype).eps)
+    limit = op.settings.limit(torch.float32)  # a small scale passes noise on, whatever the digits
+    how = _How(eps, centered, limit, 4 * torch.finfo(target.dtype).eps)
     # a few samples at a time, so that they stay in the processor's cache
     count = max(1, CHUNK // max(1, op.anchor.shape[1:].numel()))
     parts = [

@@ -33,7 +33,7 @@ def invert_product(op: Op, target: Tensor, matrix: Tensor, *, left: bool) -> Inv
     if outputs.shape[:-2] != op.anchor.shape[:-2]:
         return invert_matrix_free(op, target) if own else invert_by_autograd(op, target)
     missing = _columns(shortfall(op, target), matrix, left=left)
-    solved = solve_batched(weight.mT, missing, op.settings.condition_limit)
+    solved = solve_batched(weight.mT, missing, op.settings.limit(target.dtype))
     return moved(op, target, solved.value if left else solved.value.mT, solved)
 
 
