@@ -206,14 +206,23 @@ def class_axis(outputs: Tensor, labels: Tensor) -> int:
     )
 
 
-def _classes_last(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-    """Logits with the class axis last, the labels as an index of one column, and the way back."""
-    axis = class_axis(outputs, labels)
-    classes = outputs.shape[axis]
+def check_range(labels: Tensor, classes: int) -> None:
+    """Checks that class numbers lie between 0 and `classes` − 1.
+
+    Raises:
+        DataError: one does not.
+    """
     if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= classes):
         raise DataError(
             f"labels range from {int(labels.min())} to {int(labels.max())}; the model has {classes} classes, 0 to {classes - 1}"
         )
+
+
+def _classes_last(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """Logits with the class axis last, the labels as an index of one column, and the way back."""
+    axis = class_axis(outputs, labels)
+    classes = outputs.shape[axis]
+    check_range(labels, classes)
     return outputs.movedim(axis, -1), labels.long()[..., None], lambda value: value.movedim(-1, axis)
 
 

@@ -14,6 +14,7 @@ from fxinvert.commands.run import EXAMPLE_ROWS, output_key
 from fxinvert.errors import DataError, NoRuleError
 from fxinvert.report import nodes_table, rules_table
 from fxinvert.report.rules_page import rules_page
+from fxinvert.rules import RuleSet
 from fxinvert.sources import DataOptions, import_module, load_data, load_model
 
 
@@ -47,9 +48,7 @@ def show_rules(modules: Sequence[str], console: Console) -> None:
     Raises:
         DataError: a module cannot be imported.
     """
-    for name in modules:
-        import_module(name, "--import", name)
-    rules = fxinvert.default_rules()
+    rules = _rules_with(modules)
     console.print(rules_table(rules))
     console.print(f"{len(rules)} rules")
 
@@ -60,9 +59,13 @@ def rules_markdown(modules: Sequence[str]) -> str:
     Raises:
         DataError: a module cannot be imported.
     """
+    return rules_page(_rules_with(modules))
+
+
+def _rules_with(modules: Sequence[str]) -> RuleSet:
     for name in modules:
         import_module(name, "--import", name)
-    return rules_page(fxinvert.default_rules())
+    return fxinvert.default_rules()
 
 
 def _example(config: PostTrainConfig, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:

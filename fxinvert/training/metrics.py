@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fxinvert.errors import DataError
-from fxinvert.output_target import OutputTarget, class_axis, regression
+from fxinvert.output_target import OutputTarget, check_range, class_axis, regression
 from fxinvert.training.data import Batch
 
 
@@ -70,7 +69,7 @@ def evaluate(
         if classification:
             axis = class_axis(outputs, batch.labels)
             logits = outputs.movedim(axis, -1)
-            _check_range(batch.labels, logits.shape[-1])
+            check_range(batch.labels, logits.shape[-1])
             flat, labels = logits.flatten(0, -2), batch.labels.flatten()
             losses = F.cross_entropy(flat.double(), labels, reduction="none")
             hits += int((flat.argmax(-1) == labels).sum())
@@ -83,17 +82,3 @@ def evaluate(
     if not samples:
         raise DataError("there are no samples to measure on")
     return Metrics(loss / samples, hits / answers if classification else None, samples)
-
-
-def _check_range(labels: Tensor, classes: int) -> None:
-    if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= classes):
-        raise DataError(
-            f"labels range from {int(labels.min())} to {int(labels.max())}; "
-            f"the model has {classes} classes, 0 to {classes - 1}"
-        )
-
-
-@torch.no_grad()
-def no_grad_forward(module: torch.nn.Module, *inputs: Tensor) -> Tensor:
-    """The module's output, without a gradient tape."""
-    return module(*inputs)  # type: ignore[no-any-return]
