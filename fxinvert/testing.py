@@ -29,7 +29,7 @@ from torch import Tensor, fx, nn
 from fxinvert.errors import DataError, RuleError
 from fxinvert.inversion.inverse_graph import InverseGraph, invert
 from fxinvert.passes import trace
-from fxinvert.passes.synthesize import chain
+from fxinvert.passes.flow import Flow
 from fxinvert.rules import Certificate, Rule, RuleSet, Status, default_rules
 from fxinvert.rules.certificate import relative, row_norms
 
@@ -118,9 +118,9 @@ class _Check:
         self, op: nn.Module | Callable[..., Any], example: Tensor, rules: RuleSet, tolerance: float | None
     ) -> None:
         inverse = invert(trace(_as_model(op, rules), example, rules=rules), output_target=_given, rules=rules)
-        nodes = [node for node, source in chain(inverse.graph) if source is not None]
+        nodes = [node for node in Flow(inverse.graph).nodes if node.op != "placeholder"]
         if len(nodes) != 1:
-            listed = ", ".join(node.meta["op"] for node in reversed(nodes)) or "none"
+            listed = ", ".join(node.meta["op"] for node in nodes) or "none"
             raise DataError(
                 f"{type(op).__name__} comes to {len(nodes)} ops ({listed}); check_rule() takes one at a time"
             )
@@ -168,7 +168,7 @@ class _Check:
             found = self.inverse(x, target)
         except RuleError as error:
             raise AssertionError(str(error)) from error
-        return found.targets[found.names[0]], found.certificates[found.names[-1]]
+        return found.targets[found.names[0]], found.certificates[found.names[0]]
 
     def keeps(self, x: Tensor, y: Tensor) -> None:
         """The inverse of what happened is what happened."""

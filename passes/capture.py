@@ -122,7 +122,7 @@ def no_path(graph: fx.GraphModule) -> str:
     stops = [n for n in ends if "tensor_meta" in n.meta and any(i.meta["active"] for i in n.all_input_nodes)]
     text = "the output does not depend on a floating-point input"
     return (
-        f"{text}: the way ends at {describe(stops[-1])}, whose result is not real and floating-point"
+        f"{text}: the way ends at {describe(stops[-1])}, whose values do not follow its input as real numbers"
         if stops
         else text
     )

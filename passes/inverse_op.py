@@ -10,11 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._jit_internal import boolean_dispatched
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from fxinvert.errors import FxInvertError, RuleError
 from fxinvert.linalg import SolveSettings
 from fxinvert.rules import Certificate, FactorCache, Inverse, Op, Rule
 from fxinvert.rules.certificate import Status, keep_failed_at_anchor, relative, row_norms
+
+#: stands for the unknown argument while the others are named
+UNKNOWN = object()
 
 
 class InverseOp(nn.Module):
@@ -24,7 +28,7 @@ class InverseOp(nn.Module):
         rule: how the op is inverted.
         name: the node's name.
         function: what evaluates the op: the name of an ATen op or tensor method, a function, or a module.
-        unknown: position of the input whose target is asked for.
+        unknown: which of the call's arguments, lists opened, is the input whose target is asked for.
         settings: how linear systems are solved.
     """
 
@@ -72,15 +76,16 @@ class InverseOp(nn.Module):
     def op(self, output: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Op:
         """The op as rules see it, for one batch."""
         function = self._callable()
-        arguments = call_arguments(function, args, kwargs)
-        anchor = args[self.unknown]
-        unknown = next(name for name, value in arguments.items() if value is anchor)
-        del arguments[unknown]
+        anchor = tree_leaves((args, kwargs))[self.unknown]
         # evaluating must not keep the batch alive: factorizations may hold on to it
-        held = tuple(None if i == self.unknown else value for i, value in enumerate(args))
+        held, named = self._with((args, kwargs), UNKNOWN)
+        arguments = _opened(call_arguments(function, held, named))
+        unknown = next(name for name, value in arguments.items() if value is UNKNOWN)
+        del arguments[unknown]
 
         def evaluate(value: Tensor) -> Tensor:
-            return function(*(value if i == self.unknown else h for i, h in enumerate(held)), **kwargs)  # type: ignore[no-any-return]
+            given, options = self._with((held, named), value)
+            return function(*given, **options)  # type: ignore[no-any-return]
 
         tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
         if isinstance(function, nn.Module):
@@ -109,6 +114,12 @@ class InverseOp(nn.Module):
         return InverseOp(
             self.rule, self.name, copy.deepcopy(self.function, memo), self.unknown, self.settings
         )
+
+    def _with(self, arguments: Any, value: Any) -> Any:
+        """The call's arguments with another value for the unknown one."""
+        flat, form = tree_flatten(arguments)
+        flat[self.unknown] = value
+        return tree_unflatten(flat, form)
 
     def _callable(self) -> Callable[..., Any]:
         if not isinstance(self.function, str):
@@ -159,6 +170,17 @@ def call_arguments(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
         else:
             named[name] = value
     return named
+
+
+def _opened(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments, with the items of a list that holds the unknown one by the names `tensors_0`, `tensors_1`, …"""
+    found: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if isinstance(value, tuple | list) and any(item is UNKNOWN for item in value):
+            found |= {f"{name}_{i}": item for i, item in enumerate(value)}
+        else:
+            found[name] = value
+    return found
 
 
 def _plain_attributes(function: Any) -> dict[str, Any]:

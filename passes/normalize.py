@@ -9,7 +9,7 @@ The raw graph is run once on the example, node by node, and rebuilt as it runs:
 
 Every node of the result carries in `meta`: `tensor_meta` (shape, dtype, …), `path` (the name by which users know it,
 no two ops have the same: the module path, or the node's own name), `op` (the key of its rule), `active` (whether it
-depends on the input) and `stack_trace` (the user's source lines, where known).
+follows the input, see `activity.py`) and `stack_trace` (the user's source lines, where known).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch.fx.node import map_aggregate, map_arg
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
 from fxinvert.errors import TraceError
+from fxinvert.passes.activity import mark, start_later
 from fxinvert.passes.capture import attribute, describe
 from fxinvert.passes.inline import record
 from fxinvert.passes.leaves import any_tensor, copied, evaluation_copy, identifier, leaves, mapped, printable
@@ -54,6 +55,7 @@ def normalize(
     graph = fx.GraphModule(raw, builder.graph, raw.__class__.__name__)
     graph.training = False
     graph.graph.eliminate_dead_code()
+    start_later(graph, rules)
     graph.recompile()
     # modules that stay whole share their parameters with the user's, but not the mode: the graph always evaluates
     for target in sorted({str(n.target) for n in graph.graph.find_nodes(op="call_module")}):
@@ -217,9 +219,7 @@ class Builder:
             node.meta["tensor_meta"] = map_aggregate(
                 value, lambda v: _extract_tensor_metadata(v) if isinstance(v, Tensor) else v
             )
-        differentiable = any(isinstance(v, Tensor) and v.is_floating_point() for v in leaves(value))
-        fed = node.op == "placeholder" or any(n.meta["active"] for n in node.all_input_nodes)
-        node.meta["active"] = fed and differentiable
+        mark(node, value, self.rules)
         return node
 
     def _check_in_place(self, node: fx.Node) -> None:

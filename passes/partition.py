@@ -11,11 +11,11 @@ import difflib
 import math
 from collections.abc import Sequence
 
-import networkx as nx
 from torch import fx, nn
 
-from fxinvert.errors import CutError
-from fxinvert.passes.capture import attribute, no_path
+from fxinvert.errors import CutError, NoRuleError
+from fxinvert.passes.capture import attribute
+from fxinvert.passes.flow import Flow
 from fxinvert.passes.plan import Plan, Segment, Shape
 from fxinvert.passes.synthesize import parameters_of
 from fxinvert.rules import RuleSet, default_rules
@@ -43,15 +43,14 @@ def partition(
     if segments is not None and cuts is not None:
         raise CutError("give the number of segments or the cuts, not both")
     rules = rules or default_rules()
-    line = _line(graph)
-    trained = _trained(graph, rules)
+    flow = _flow(graph)
+    trained = _trained(flow, rules)
     if cuts is not None:
-        chosen = _named_cuts(graph, line, cuts)
-        _check_ties(_pieces(graph, line, chosen), trained)
+        chosen = _named_cuts(flow, cuts)
+        _check_ties(_pieces(flow, chosen), trained)
     else:
-        chosen = _merged(_units(graph, line, trained), segments)
-    pieces = _pieces(graph, line, chosen)
-    return Plan(tuple(_segment(piece, entry, trained) for entry, piece in pieces))
+        chosen = _merged(_units(flow, trained), segments)
+    return Plan(tuple(_segment(piece, entry, trained) for entry, piece in _pieces(flow, chosen)))
 
 
 def trained_parameters(node: fx.Node, rules: RuleSet) -> tuple[str, ...]:
@@ -72,40 +71,23 @@ def trained_parameters(node: fx.Node, rules: RuleSet) -> tuple[str, ...]:
     return () if frozen else tuple(names)
 
 
-def _line(graph: fx.GraphModule) -> list[fx.Node]:
-    """The values that every path from input to output passes, input first."""
-    (output,) = graph.graph.find_nodes(op="output")
-    exit_ = output.args[0]
-    flow = nx.DiGraph()
-    source = "source"
-    for node in graph.graph.nodes:
-        if node.meta.get("active"):
-            flow.add_edges_from((n, node) for n in node.all_input_nodes if n.meta["active"])
-            if node.op == "placeholder":
-                flow.add_edge(source, node)
-    if exit_ not in flow:
-        raise CutError(f"{no_path(graph)}; there is nothing to partition")
-    dominator = nx.immediate_dominators(flow, source)
-    line = [exit_]
-    while dominator.get(line[-1], source) != source:
-        line.append(dominator[line[-1]])
-    return line[::-1]
+def _flow(graph: fx.GraphModule) -> Flow:
+    try:
+        return Flow(graph)
+    except NoRuleError as error:
+        raise CutError(f"{error}; there is nothing to partition") from error
 
 
-def _trained(graph: fx.GraphModule, rules: RuleSet) -> dict[fx.Node, tuple[str, ...]]:
-    found = {
-        n: trained_parameters(n, rules) for n in graph.graph.nodes if n.meta.get("active") and "op" in n.meta
-    }
+def _trained(flow: Flow, rules: RuleSet) -> dict[fx.Node, tuple[str, ...]]:
+    found = {node: trained_parameters(node, rules) for node in flow.nodes if "op" in node.meta}
     return {node: names for node, names in found.items() if names}
 
 
-def _units(
-    graph: fx.GraphModule, line: list[fx.Node], trained: dict[fx.Node, tuple[str, ...]]
-) -> list[tuple[fx.Node, int]]:
+def _units(flow: Flow, trained: dict[fx.Node, tuple[str, ...]]) -> list[tuple[fx.Node, int]]:
     """The smallest segments: (exit, cost) of each; every one trains something and shares no parameter with another."""
     units: list[tuple[fx.Node, int]] = []
     owners: dict[str, int] = {}
-    for _, piece in _pieces(graph, line, line[1:-1]):
+    for _, piece in _pieces(flow, [node for node in flow.line[:-1] if node not in flow.sources]):
         names = [name for node in piece for name in trained.get(node, ())]
         cost = sum(map(_cost, piece))
         joined = min([owners[name] for name in names if name in owners], default=len(units))
@@ -142,8 +124,8 @@ def _merged(units: list[tuple[fx.Node, int]], segments: int | None) -> list[fx.N
     return [units[end - 1][0] for end in reversed(ends)][:-1]
 
 
-def _named_cuts(graph: fx.GraphModule, line: list[fx.Node], cuts: Sequence[str]) -> list[fx.Node]:
-    active = [node for node in graph.graph.nodes if node.meta.get("active")]
+def _named_cuts(flow: Flow, cuts: Sequence[str]) -> list[fx.Node]:
+    active, line = flow.nodes, flow.line
     position = {node: i for i, node in enumerate(line)}
     chosen: list[fx.Node] = []
     for name in cuts:
@@ -171,7 +153,7 @@ def _named_cuts(graph: fx.GraphModule, line: list[fx.Node], cuts: Sequence[str])
     return sorted(chosen, key=position.__getitem__)
 
 
-def _check_ties(pieces: list[tuple[fx.Node, list[fx.Node]]], trained: dict[fx.Node, tuple[str, ...]]) -> None:
+def _check_ties(pieces: list[tuple[str, list[fx.Node]]], trained: dict[fx.Node, tuple[str, ...]]) -> None:
     owners: dict[str, fx.Node] = {}
     for _, piece in pieces:
         for name in dict.fromkeys(name for node in piece for name in trained.get(node, ())):
@@ -183,37 +165,35 @@ def _check_ties(pieces: list[tuple[fx.Node, list[fx.Node]]], trained: dict[fx.No
             owners[name] = piece[-1]
 
 
-def _pieces(
-    graph: fx.GraphModule, line: list[fx.Node], cuts: Sequence[fx.Node]
-) -> list[tuple[fx.Node, list[fx.Node]]]:
+def _pieces(flow: Flow, cuts: Sequence[fx.Node]) -> list[tuple[str, list[fx.Node]]]:
     """(entry, ops) between consecutive cuts. Ops in graph order; a dominator separates what is before from after."""
-    exits = [*cuts, line[-1]]
-    pieces: list[tuple[fx.Node, list[fx.Node]]] = []
-    entry, piece = line[0], []
-    for node in graph.graph.nodes:
-        if not node.meta.get("active") or node.op == "placeholder":
+    exits = [*cuts, flow.exit]
+    pieces: list[tuple[str, list[fx.Node]]] = []
+    entry, piece = ", ".join(node.meta["path"] for node in flow.sources), []
+    for node in flow.nodes:
+        if node in flow.sources:
             continue
         piece.append(node)
-        if len(pieces) < len(exits) and node is exits[len(pieces)]:
+        if node is exits[len(pieces)]:
             pieces.append((entry, piece))
-            entry, piece = node, []
+            entry, piece = node.meta["path"], []
     return pieces
 
 
-def _segment(piece: list[fx.Node], entry: fx.Node, trained: dict[fx.Node, tuple[str, ...]]) -> Segment:
+def _segment(piece: list[fx.Node], entry: str, trained: dict[fx.Node, tuple[str, ...]]) -> Segment:
     ops = [node for node in piece if node in trained]
     parameters = dict.fromkeys(name for node in ops for name in trained[node])
     owner = piece[0].graph.owning_module
     assert owner is not None, "a graph outside of its module"
     return Segment(
         name=(ops or piece[-1:])[0].meta["path"],
-        entry=entry.meta["path"],
+        entry=entry,
         exit=piece[-1].meta["path"],
         nodes=tuple(node.meta["path"] for node in piece),
         trained=tuple(node.meta["path"] for node in ops),
         parameters=tuple(parameters),
         parameter_count=sum(attribute(owner, name).numel() for name in parameters),
-        in_shape=_shape(entry)[1:],
+        in_shape=_shape(next(n for n in piece[0].all_input_nodes if n.meta["active"]))[1:],
         out_shape=_shape(piece[-1])[1:],
         cost=sum(map(_cost, piece)),
     )

@@ -1,8 +1,9 @@
 """Synthesize: from a normalized graph to its inverse graph, one node per inverted op.
 
-The inverse graph walks the forward graph backwards. Its inputs are the output target and the forward pass's values
-(the anchors); each op becomes a call of an `InverseOp`, which hands the op's rule what the op was given and what it
-gave; its output is a pair of dictionaries, targets and certificates, by the names users know.
+The inverse graph walks the forward graph backwards (`flow.py` tells how). Its inputs are the output target and the
+forward pass's values (the anchors); each op or region becomes a call of an `InverseOp`, which hands the op's rule what
+the op was given and what it gave; its output is a pair of dictionaries, targets and certificates, by the names users
+know.
 
     conv1_inverse = self.conv1_inverse(conv1_target, conv1, x, conv1_weight, conv1_bias, …)
     x_target      = conv1_inverse[0]
@@ -11,56 +12,67 @@ gave; its output is a pair of dictionaries, targets and certificates, by the nam
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from typing import Any
 
 from torch import fx, nn
-from torch.fx.passes.shape_prop import TensorMetadata
+from torch.utils._pytree import tree_leaves
 
-from fxinvert.errors import NoRuleError
 from fxinvert.linalg import SolveSettings
-from fxinvert.passes.capture import attribute, describe, no_path
+from fxinvert.passes.capture import attribute, describe
+from fxinvert.passes.flow import Flow, Stretch, has_target
 from fxinvert.passes.inverse_op import InverseOp, call_arguments
-from fxinvert.passes.leaves import leaves, printable
-from fxinvert.rules import Rule, RuleSet
+from fxinvert.passes.leaves import printable
+from fxinvert.passes.region import held, owner_of, region_graph
+from fxinvert.rules import RuleSet
+from fxinvert.rules.registry import matrix_free
 
 #: the inverse graph's first input
 OUTPUT_TARGET = "output_target"
-#: in the inverse graph's `meta`: the name of the forward node whose value an input is, and of the one that is inverted
-ANCHOR_OF, INVERSE_OF = "anchor_of", "inverse_of"
+#: in the inverse graph's `meta`: the names of the forward nodes whose value an input is, and whose target a call finds
+ANCHOR_OF, TARGET_OF = "anchor_of", "target_of"
+#: the key of a region, which no rule has
+REGION = "region"
 
 
 def synthesize(graph: fx.GraphModule, rules: RuleSet, settings: SolveSettings) -> fx.GraphModule:
     """The inverse graph of a normalized graph.
 
     Raises:
-        NoRuleError: an op on the way has no rule, several unknown inputs, or several consumers.
+        NoRuleError: the output does not depend on the input, or an op on the way has no rule.
     """
-    inverse = _Synthesis(graph)
-    targets: dict[str, fx.Node] = {}
+    flow, inverse = Flow(graph), _Synthesis(graph)
+    targets: dict[str, fx.Node] = {flow.exit.meta["path"]: inverse.target}
     certificates: dict[str, fx.Node] = {}
-    target = inverse.target
-    for node, source in chain(graph):
-        targets[node.meta["path"]] = target
-        if source is None:
-            break
-        rule = _rule(node, source, rules)
-        function = graph.get_submodule(str(node.target)) if node.op == "call_module" else node.target
-        op = InverseOp(rule, node.meta["path"], function, _position(node, source), settings)
-        inverted = inverse.call(node, op, target)
-        target = inverse.item(inverted, 0, f"{source.name}_target")
-        certificates[node.meta["path"]] = inverse.item(inverted, 1, f"{node.name}_certificate")
+    for stretch in flow.stretches:
+        node, path = stretch.entry, stretch.entry.meta["path"]
+        if stretch.is_region:
+            op = inverse_region(stretch, settings)
+        else:
+            op = inverse_op(stretch.exit, node, rules, settings)
+        inverted = inverse.call(stretch, op, targets[stretch.exit.meta["path"]])
+        targets[path] = inverse.item(inverted, 0, f"{node.name}_target")
+        certificates[path] = inverse.item(inverted, 1, f"{node.name}_certificate")
     inverse.graph.output((targets, certificates))
     return printable(fx.GraphModule(inverse.root, inverse.graph, "Inverse"))
 
 
-def _rule(node: fx.Node, source: fx.Node, rules: RuleSet) -> Rule:
-    """The rule that inverts a node; the fallback differentiates, and so takes and gives one tensor.
+def inverse_op(node: fx.Node, source: fx.Node, rules: RuleSet, settings: SolveSettings) -> InverseOp:
+    """What inverts an op for one of its inputs, the others held.
 
     Raises:
-        NoRuleError: there is none.
+        NoRuleError: there is no rule. The fallback differentiates, and so takes and gives one tensor.
     """
-    single = all(isinstance(n.meta.get("tensor_meta"), TensorMetadata) for n in (node, source))
-    return (rules if single else rules.without_fallback()).require(node.meta["op"], describe(node))
+    allowed = rules if has_target(node) and has_target(source) else rules.without_fallback()
+    rule = allowed.require(node.meta["op"], describe(node))
+    function = owner_of(node).get_submodule(str(node.target)) if node.op == "call_module" else node.target
+    unknown = tree_leaves((node.args, node.kwargs)).index(source)
+    return InverseOp(rule, node.meta["path"], function, unknown, settings)
+
+
+def inverse_region(stretch: Stretch, settings: SolveSettings) -> InverseOp:
+    """What inverts a region for its entry: the fallback, on the region's own graph."""
+    name = f"{stretch.entry.meta['path']} → {stretch.exit.meta['path']}"
+    return InverseOp(matrix_free(REGION), name, region_graph(stretch), 0, settings)
 
 
 class _Synthesis:
@@ -73,17 +85,22 @@ class _Synthesis:
         # the user's own modules may be called like an inverse, `encoder_inverse`
         self._taken = {str(n.target).split(".")[0] for n in forward.graph.find_nodes(op="get_attr")}
 
-    def call(self, node: fx.Node, op: InverseOp, target: fx.Node) -> fx.Node:
-        """The call that inverts a forward node, given the target of its output."""
-        name = f"{node.name}_inverse"
+    def call(self, stretch: Stretch, op: InverseOp, target: fx.Node) -> fx.Node:
+        """The call that gives a value its target, given the one that it follows from."""
+        entry, exit_ = stretch.entry, stretch.exit
+        if stretch.is_region:
+            name = f"{entry.name}_to_{exit_.name}_inverse"
+            arguments: Any = (entry, *held(stretch)), {}
+        else:
+            name = f"{exit_.name}_inverse"
+            arguments = exit_.args, exit_.kwargs
         while name in self._taken:
             name += "_"
         self._taken.add(name)
         self.root.add_module(name, op)
-        output = self.value(node)
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.value)
-        call = self.graph.call_module(name, (target, output, *args), kwargs)
-        call.meta[INVERSE_OF] = node.name
+        given, options = fx.node.map_arg(arguments, self.value)
+        call = self.graph.call_module(name, (target, self.value(exit_), *given), options)
+        call.meta[TARGET_OF] = entry.name
         return call
 
     def value(self, node: fx.Node) -> fx.Node:
@@ -105,53 +122,6 @@ class _Synthesis:
 
     def item(self, node: fx.Node, index: int, name: str) -> fx.Node:
         return self.graph.create_node("call_function", operator.getitem, (node, index), name=name)
-
-
-def _position(node: fx.Node, source: fx.Node) -> int:
-    """At which position an op takes the input whose target is asked for.
-
-    Raises:
-        NoRuleError: it takes it more than once, or not as an argument of its own.
-    """
-    times = leaves((node.args, node.kwargs)).count(source)
-    if times > 1:
-        raise NoRuleError(
-            f"{describe(node)} takes {source.meta['path']!r} {times} times: branching graphs cannot be inverted yet"
-        )
-    for i, argument in enumerate(node.args):
-        if argument is source:
-            return i
-    raise NoRuleError(
-        f"{describe(node)} takes its input inside a list or by keyword; no rule handles that yet"
-    )
-
-
-def chain(graph: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node | None]]:
-    """The nodes between output and input, output first, each with the node that feeds it (None for the input).
-
-    Raises:
-        NoRuleError: the graph branches.
-    """
-    (output,) = graph.graph.find_nodes(op="output")
-    node = output.args[0]
-    if not node.meta["active"]:
-        raise NoRuleError(no_path(graph))
-    while node is not None:
-        used = [user for user in node.users if user.op == "output" or user.meta["active"]]
-        if len(used) > 1:
-            raise NoRuleError(
-                f"{describe(node)} feeds {len(used)} ops ({', '.join(u.meta.get('path', 'output') for u in used)}); "
-                "branching graphs cannot be inverted yet"
-            )
-        sources = [source for source in node.all_input_nodes if source.meta["active"]]
-        if len(sources) > 1:
-            raise NoRuleError(
-                f"{describe(node)} has {len(sources)} inputs that depend on the model's input "
-                f"({', '.join(s.meta['path'] for s in sources)}); branching graphs cannot be inverted yet"
-            )
-        source = sources[0] if sources else None
-        yield node, source
-        node = source
 
 
 def parameters_of(node: fx.Node) -> dict[str, str]:

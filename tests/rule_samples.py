@@ -339,8 +339,8 @@ class Inverted:
 
     def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, Certificate]:
         found = self.inverse(x, target)
-        first, last = found.names
-        return found.targets[first], found.certificates[last]
+        first, _ = found.names
+        return found.targets[first], found.certificates[first]
 
 
 class _Applied(nn.Module):

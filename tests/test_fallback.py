@@ -278,7 +278,7 @@ def test_an_op_without_a_rule_is_inverted_and_shown() -> None:
     assert "bent, matrix-free" in repr(inverse)
     target = model(x + 0.1 * torch.randn_like(x)).detach()
     found = inverse(x, target)
-    assert found.certificates["bent"].status is Status.NEAREST
+    assert found.certificates["fc"].status is Status.NEAREST
     torch.testing.assert_close(model(found.targets["x"]), target)
     (cells,) = (column._cells for column in nodes_table(inverse.graph, fxinvert.default_rules()).columns[3:4])
     assert list(cells) == ["linear solve", "matrix-free"]
@@ -297,10 +297,22 @@ def test_the_fallback_can_be_forbidden() -> None:
         fxinvert.invert(model, torch.randn(2, 4), rules=rules.extend({Whole: invert_matrix_free}))
 
 
-@pytest.mark.parametrize("op", ["round", "sign", "floor", "zeros_like"])
-def test_ops_that_do_not_follow_their_input_have_no_rule(op: str) -> None:
-    model = Model(lambda self, x: getattr(torch, op)(self.fc(x)) * 1, fc=nn.Linear(4, 4))
-    with pytest.raises(NoRuleError, match=rf"no inverse rule for op '{op}' \(node .*values do not follow"):
+@pytest.mark.parametrize("op", ["round", "sign", "floor"])
+def test_an_op_that_does_not_follow_its_input_stops_the_target(op: str) -> None:
+    model = Model(
+        lambda self, x: self.last(getattr(torch, op)(self.fc(x)) * 1),
+        fc=nn.Linear(4, 4),
+        last=nn.Linear(4, 3),
+    )
+    x = torch.randn(2, 4)
+    inverse = fxinvert.invert(model, x)
+    assert f"the target stops at {op!r}" in repr(inverse)
+    assert inverse(x, torch.tensor([0, 1])).names == [op, "mul", "last"]
+
+
+def test_an_output_that_does_not_follow_the_input_is_refused() -> None:
+    model = Model(lambda self, x: torch.zeros_like(self.fc(x)) * 1, fc=nn.Linear(4, 4))
+    with pytest.raises(NoRuleError, match=r"the way ends at node 'zeros_like'.*do not follow"):
         fxinvert.invert(model, torch.randn(2, 4))
 
 
@@ -317,7 +329,7 @@ def test_a_module_kept_whole() -> None:
     model = nn.Sequential(nn.Linear(4, 4), Whole(), nn.Linear(4, 3)).double()
     x = torch.randn(5, 4).double()
     found = fxinvert.invert(model, x, rules=kept(Whole))(x, torch.tensor([0, 1, 2, 0, 1]))
-    assert found.certificates["1"].status is Status.NEAREST
+    assert found.certificates["0"].status is Status.NEAREST
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from small_models import Model, own_output
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import fxinvert
 import fxinvert.models as zoo
@@ -26,20 +25,11 @@ from fxinvert.rules import affine
 @pytest.mark.parametrize(
     ("forward", "message"),
     [
-        (lambda self, x: self.fc(x) + x, r"node 'add'.* has 2 inputs .*\(fc, x\).*branching"),
-        (lambda self, x: F.relu(h := self.fc(x)) + h.tanh(), r"'add'.* has 2 inputs .*branching"),
-        (lambda self, x: (h := self.fc(x)) * h, r"'mul'.* takes 'fc' 2 times.*branching"),
-        (lambda self, x: F.relu((h := x.chunk(2, 1))[0]) + h[1], r"has 2 inputs .*branching"),
-        (
-            lambda self, x: self.fc(x.chunk(2, 1)[0].repeat(1, 2)),
-            r"no inverse rule for op '(repeat|chunk|getitem)'",
-        ),
-        (lambda self, x: torch.cat([self.fc(x)], 1), r"inside a list|no inverse rule for op 'cat'"),
         (lambda self, x: (self.fc(x) > 0).long(), "does not depend on a floating-point input"),
         (lambda self, x: x.new_zeros(x.size(0), 4) + self.b, "does not depend on|no inverse rule"),
     ],
 )
-def test_graphs_that_are_not_chains_of_known_ops_are_refused(forward: Any, message: str) -> None:
+def test_outputs_without_a_way_to_the_input_are_refused(forward: Any, message: str) -> None:
     model = Model(forward, fc=nn.Linear(4, 4), b=torch.ones(4))
     with pytest.raises(NoRuleError, match=message):
         fxinvert.invert(model, torch.randn(2, 4), rules=fxinvert.default_rules().without_fallback())
@@ -89,7 +79,7 @@ def test_the_inverse_graph_is_saved_and_loaded(
     assert list(targets) == rec.names[::-1]
     for name in rec.names:
         assert torch.equal(targets[name], rec.targets[name])
-    assert all(str(certificates[name]) == str(rec.certificates[name]) for name in rec.names[1:])
+    assert all(str(certificates[name]) == str(rec.certificates[name]) for name in rec.names[:-1])
     assert all(f"self.{name}_inverse(" in loaded.code for name in rec.names[1:])
 
 

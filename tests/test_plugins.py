@@ -90,8 +90,8 @@ def test_a_module_class_is_kept_whole_and_inverted_by_its_rule() -> None:
     found = inverse(X, target)
     with torch.no_grad():
         torch.testing.assert_close(module(found.targets["0"]), target)
-    assert found.certificates["1"].status is Status.EXACT
-    assert float(found.certificates["1"].residual.max()) < 1e-12
+    assert found.certificates["0"].status is Status.EXACT
+    assert float(found.certificates["0"].residual.max()) < 1e-12
     report = check_rule(module, X)
     assert report.op == key_of(Doubled)
     assert report.statuses == (Status.EXACT,)
@@ -240,7 +240,7 @@ def test_a_bare_tensor_gets_a_measured_certificate() -> None:
     fxinvert.inverse_rule(Doubled)(lambda op, target: op.anchor + 1)
     module = Doubled().double()
     target = torch.randn(4, 5, dtype=torch.float64)
-    certificate = inverse_of(nn.Sequential(module), X)(X, target).certificates["0"]
+    certificate = inverse_of(nn.Sequential(module), X)(X, target).certificates["input"]
     expected = (module(X + 1).detach() - target).norm(dim=1) / target.norm(dim=1)
     torch.testing.assert_close(certificate.residual, expected)
     torch.testing.assert_close(certificate.distance, torch.full((4,), 5**0.5, dtype=torch.float64))
@@ -314,7 +314,7 @@ def test_a_sample_without_an_answer_stays_at_its_anchor() -> None:
     fxinvert.inverse_rule(Doubled)(sometimes)
     target = torch.tensor([[1.0] * 5, [-1.0] * 5, [2.0] * 5, [torch.inf] * 5], dtype=torch.float64)
     found = inverse_of(nn.Sequential(Doubled().double()), X)(X, target)
-    certificate, value = found.certificates["0"], found.targets[found.names[0]]
+    certificate, value = found.certificates[found.names[0]], found.targets[found.names[0]]
     assert certificate.status is Status.FAILED
     assert certificate.failed.tolist() == [False, True, False, True]
     assert torch.equal(value[certificate.failed], X[certificate.failed])

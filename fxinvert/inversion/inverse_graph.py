@@ -16,8 +16,9 @@ from fxinvert.linalg import SolveSettings
 from fxinvert.output_target import OutputTarget, OutputTargetFunction, output_target
 from fxinvert.passes import trace
 from fxinvert.passes.capture import evaluating
+from fxinvert.passes.flow import Flow
 from fxinvert.passes.inverse_op import InverseOp
-from fxinvert.passes.synthesize import ANCHOR_OF, INVERSE_OF, chain, synthesize
+from fxinvert.passes.synthesize import ANCHOR_OF, TARGET_OF, inverse_op, synthesize
 from fxinvert.passes.trace import is_normalized
 from fxinvert.rules import Op, RuleSet, default_rules
 
@@ -46,8 +47,10 @@ class InverseGraph:
         self.graph, self.output_target, self.refine = graph, output_target, refine
         self.graph_module = synthesize(graph, rules, settings)
         self._inverses: dict[str, str] = {
-            n.meta[INVERSE_OF]: str(n.target) for n in self.graph_module.graph.find_nodes(op="call_module")
+            n.meta[TARGET_OF]: str(n.target) for n in self.graph_module.graph.find_nodes(op="call_module")
         }
+        self._ops: dict[str, InverseOp] = {}
+        self._rules, self._settings = rules, settings
 
     def __call__(self, inputs: Tensor | tuple[Any, ...], labels: Tensor) -> Reconstruction:
         """Targets, anchors and certificates of every node, for one batch.
@@ -108,18 +111,15 @@ class InverseGraph:
                     f"{node.meta['path']!r} does not lie on the way from the input to the output"
                 )
         wanted = {paths[node.meta["path"]]: node for node in nodes}
-        found: dict[fx.Node, Tensor] = {}
+        needed = _ancestors(wanted)
         with torch.no_grad():
             target = self.output_target(values[self.output_node], labels)
             runner = fx.Interpreter(self.graph_module, garbage_collect_values=False)
             runner.env = dict(zip(self._placeholders(), (target, *self._anchors(values)), strict=True))
             for node in self.graph_module.graph.nodes:
-                if node not in runner.env:
+                if node in needed and node not in runner.env:
                     runner.env[node] = runner.run_node(node)
-                if node in wanted:
-                    found[wanted[node]] = runner.env[node]
-                if len(found) == len(wanted):
-                    break
+            found = {forward: runner.env[node] for node, forward in wanted.items()}
             return self._refined(found, values, target)
 
     def op(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Op:
@@ -135,17 +135,28 @@ class InverseGraph:
         return output.args[0]  # type: ignore[no-any-return]
 
     def inverse_op(self, node: fx.Node) -> InverseOp:
-        """The inverse graph's module for a forward node."""
-        module = self.graph_module.get_submodule(self._inverses[node.name])
-        assert isinstance(module, InverseOp)
-        return module
+        """What inverts a forward op for the first of its inputs that follows the model's input.
+
+        Raises:
+            NoRuleError: there is no rule.
+        """
+        if node.name not in self._ops:
+            source = next(n for n in node.all_input_nodes if n.meta["active"])
+            self._ops[node.name] = inverse_op(node, source, self._rules, self._settings)
+        return self._ops[node.name]
 
     def __repr__(self) -> str:
         rows = [f"InverseGraph, output target {self.output_target.name!r}"]
-        for node, source in chain(self.graph):
-            if source is not None:
-                rule = self.inverse_op(node).rule
-                rows.append(f"  {node.meta['path']} → {source.meta['path']}: {rule.key}, {rule.kind.value}")
+        flow = Flow(self.graph)
+        for stretch in flow.stretches:
+            rule = self.graph_module.get_submodule(self._inverses[stretch.entry.name]).rule
+            paths = (node.meta["path"] for node in (stretch.exit, stretch.entry))
+            rows.append(f"  {' → '.join(paths)}: {rule.key}, {rule.kind.value}")  # type: ignore[union-attr]
+        rows += [
+            f"  the target stops at {node.meta['path']!r}: the values of {node.meta['op']!r} do not follow its input"
+            for node in flow.sources
+            if node.op != "placeholder"
+        ]
         return "\n".join(rows)
 
     def _refined(
@@ -216,6 +227,16 @@ def invert(
 
 
 _named = output_target
+
+
+def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """The nodes and all that they are computed from."""
+    found, waiting = set(nodes), list(nodes)
+    while waiting:
+        new = [n for n in waiting.pop().all_input_nodes if n not in found]
+        found.update(new)
+        waiting += new
+    return found
 
 
 def _check_shape(node: fx.Node, value: Any) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor, fx
 
 from fxinvert.inversion.replay import output_given
 from fxinvert.passes.capture import evaluating
-from fxinvert.rules import Certificate, Status
-from fxinvert.rules.certificate import relative, row_norms
+from fxinvert.rules import Certificate
+from fxinvert.rules.certificate import passed_through, relative
 
 V = TypeVar("V")
 
@@ -47,7 +47,7 @@ class Reconstruction:
         names: the nodes between input and output, input first.
         anchors: what each node produced, `(B, …)`.
         targets: what it should have produced, `(B, …)`.
-        certificates: how each op was inverted, that is, how the target of the node before it was found.
+        certificates: how each target was found, from that of what follows; the output's is given.
         output_target: the target of the model's output.
     """
 
@@ -68,7 +68,10 @@ class Reconstruction:
         )
         self.targets: Mapping[str, Tensor] = ByName({name: targets[name] for name in self.names}, aliases)
         self.certificates: Mapping[str, Certificate] = ByName(
-            {name: certificates.get(name) or _nothing_inverted(self.anchors[name]) for name in self.names},
+            {
+                name: certificates.get(name) or passed_through(targets[name], self.anchors[name]).certificate
+                for name in self.names
+            },
             aliases,
         )
         self.output_target = self.targets[self.names[-1]]
@@ -95,8 +98,3 @@ class Reconstruction:
             moved = relative(self.targets[name] - self.anchors[name], self.anchors[name]).mean()
             rows.append(f"  {name:<{width}}  moved {float(moved):8.2e}  {self.certificates[name]}")
         return "\n".join(rows)
-
-
-def _nothing_inverted(anchor: Tensor) -> Certificate:
-    zeros = row_norms(torch.zeros_like(anchor))
-    return Certificate(Status.PASSED_THROUGH, zeros, zeros, torch.zeros_like(zeros, dtype=torch.bool))

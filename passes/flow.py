@@ -1,0 +1,119 @@
+"""Flow: how values that depend on the model's input reach its output, and from where each gets its target.
+
+In the graph of the values that depend on the input, a value's target follows from that of its nearest *post-dominator*,
+the first value that every path from it to the output passes (Lengauer & Tarjan 1979, as in networkx). Where the two
+are one op apart, the op is inverted by its rule, its other operands held at their anchors. Where paths part and meet
+again in between, they bound a *region*: single-entry, single-exit, the smallest that holds the branching, and inverted
+as a whole. Dominators, likewise, are the values that every path from input to output passes: the possible cuts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import networkx as nx
+from torch import fx
+from torch.fx.passes.shape_prop import TensorMetadata
+
+from fxinvert.errors import NoRuleError
+from fxinvert.passes.capture import no_path
+from fxinvert.passes.leaves import leaves
+
+#: stands before everything that the paths start at
+_SOURCE = "source"
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """From where a value gets its target.
+
+    Attributes:
+        entry: the value.
+        exit: the value whose target it follows from.
+        inside: what lies between the two, in graph order; without it, and taken once, `exit` is the op that inverts.
+    """
+
+    entry: fx.Node
+    exit: fx.Node
+    inside: tuple[fx.Node, ...]
+
+    @property
+    def is_region(self) -> bool:
+        """Whether paths part and meet again between entry and exit."""
+        return bool(self.inside) or leaves((self.exit.args, self.exit.kwargs)).count(self.entry) > 1
+
+
+class Flow:
+    """The values that depend on the model's input and that its output depends on.
+
+    Attributes:
+        exit: the supervised output.
+        nodes: in graph order.
+        sources: those that nothing else leads to.
+
+    Raises:
+        NoRuleError: the output does not depend on the input.
+    """
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        (output,) = graph.graph.find_nodes(op="output")
+        self.exit: fx.Node = output.args[0]
+        if not self.exit.meta["active"] or not has_target(self.exit):
+            raise NoRuleError(no_path(graph))
+        needed = {self.exit}
+        for node in reversed(graph.graph.nodes):
+            if node in needed:
+                needed.update(n for n in node.all_input_nodes if n.meta["active"])
+        self.nodes = [node for node in graph.graph.nodes if node in needed]
+        self.sources: list[fx.Node] = []
+        self._edges = nx.DiGraph()
+        for node in self.nodes:
+            inputs = [n for n in node.all_input_nodes if n.meta["active"]]
+            if not inputs:
+                self.sources.append(node)
+            self._edges.add_edges_from((n, node) for n in inputs or [_SOURCE])
+
+    @property
+    def line(self) -> list[fx.Node]:
+        """The values that every path from input to output passes, input first."""
+        return list(self._chain(nx.immediate_dominators(self._edges, _SOURCE), self.exit))[::-1]
+
+    @property
+    def stretches(self) -> list[Stretch]:
+        """How every value but the output gets its target; those nearest the output first."""
+        after = nx.immediate_dominators(self._edges.reverse(copy=False), self.exit)
+        found = []
+        for i, node in reversed(list(enumerate(self.nodes))):
+            if node is self.exit or not has_target(node):
+                continue
+            exit_ = next(n for n in self._chain(after, node) if n is not node)
+            found.append(Stretch(node, exit_, tuple(self._between(i, exit_))))
+        return found
+
+    def _chain(self, dominator: dict[Any, Any], node: fx.Node) -> Iterator[fx.Node]:
+        """A node and its dominators, the nearest first, as far as they can have a target."""
+        while True:
+            if has_target(node):
+                yield node
+            following = dominator.get(node, node)
+            if following is node or following == _SOURCE or following is None:
+                return
+            node = following
+
+    def _between(self, index: int, exit_: fx.Node) -> Iterator[fx.Node]:
+        """What depends on the node with this index, up to the node that all of it leads to."""
+        seen = {self.nodes[index]}
+        for node in self.nodes[index + 1 :]:
+            if node is exit_:
+                return
+            if not seen.isdisjoint(node.all_input_nodes):
+                seen.add(node)
+                yield node
+
+
+def has_target(node: fx.Node) -> bool:
+    """Whether a node's value can be one: a single real floating-point tensor."""
+    meta = node.meta.get("tensor_meta")
+    return isinstance(meta, TensorMetadata) and meta.dtype.is_floating_point
