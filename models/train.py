@@ -75,11 +75,10 @@ def reproducible(seed: int) -> Iterator[None]:
 
 
 def training_steps(model: nn.Module, samples: Samples, recipe: Recipe) -> Iterator[int]:
-    """Train `model` on shuffled batches of the samples, endlessly; yield each step's number."""
+    """Train `model`, in the mode it is in, on shuffled batches, endlessly; yield each step's number."""
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
-    model.train()
     step = 0
     while True:
         for rows in torch.split(torch.randperm(len(samples)), recipe.batch_size):
