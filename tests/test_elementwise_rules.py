@@ -106,6 +106,8 @@ CASES = [
     ),
     Case("pow", lambda: lambda x: x.pow(0), note="zero"),
     Case("pow", lambda: lambda x: 0.3**x, note="base"),
+    Case("hypot", constant(torch.hypot, 0.5, -1.0, 2.0, 0.0, 1.0)),
+    Case("logaddexp", constant(torch.logaddexp, 0.5, -1.0, 2.0, 0.0, 1.0)),
     Case("square", lambda: torch.square),
     Case("sqrt", lambda: torch.sqrt, 0.01, 5),
     Case("rsqrt", lambda: torch.rsqrt, 0.05, 5),

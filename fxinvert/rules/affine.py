@@ -21,6 +21,7 @@ from fxinvert.linalg import (
     solve_anchored,
     solve_diagonal,
 )
+from fxinvert.linalg.each import EachFunction, solve_each
 from fxinvert.rules.certificate import Certificate, Inverse, Status, relative, row_norms
 from fxinvert.rules.op import Op
 
@@ -84,6 +85,10 @@ def invert_diagonal(op: Op, target: Tensor, scale: Tensor) -> Inverse:
 def invert_by_autograd(op: Op, target: Tensor) -> Inverse:
     """Inverse of any op that is affine in its one anchor: the adjoint comes from autograd."""
     anchor = op.anchor
+    if op.by_sample:
+        missing = shortfall(op, target)
+        solved = solve_each(EachFunction(op.evaluate, anchor, missing.dtype), missing, op.settings)
+        return moved(op, target, solved.value, solved)
     return invert_affine(op, target, lambda: Function(op.evaluate, anchor.shape[1:], anchor))
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fxinvert.errors import NoRuleError
 from fxinvert.linalg import solve_diagonal
 from fxinvert.rules.affine import invert_by_autograd, invert_diagonal, moved, shortfall
 from fxinvert.rules.certificate import Inverse
@@ -36,16 +35,6 @@ def first(op: Op) -> bool:
 def alpha(op: Op) -> float:
     """The factor that torch applies to the operand that is added or subtracted."""
     return float(op.attributes["alpha"])
-
-
-def reciprocal(op: Op) -> Tensor | float:
-    if first(op) and not op.attributes.get("rounding_mode"):
-        return 1 / constant(op)
-    what = "rounds its quotient" if first(op) else "divides by what depends on the model's input"
-    raise NoRuleError(
-        f"node {op.name!r}, {op.key}: it {what}, which is not affine and has no rule; put it into a function of its own "
-        "and give that function a rule with @fxinvert.inverse_rule"
-    )
 
 
 def factor(op: Op) -> Tensor | float:
@@ -96,7 +85,6 @@ def rules() -> list[Rule]:
         scaled("sub", lambda op: 1 if first(op) else -alpha(op)),
         scaled("rsub", lambda op: -alpha(op) if first(op) else 1),
         scaled("mul", constant),
-        scaled("div", reciprocal),
         scaled("neg", lambda op: -1),
         scaled("addcmul", factor),
         scaled("lerp", share),

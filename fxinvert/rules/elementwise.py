@@ -56,7 +56,7 @@ def everywhere(image: tuple[float, float], inverse: Scalar) -> Branches:
     return (rising(-INF, INF, image, inverse),)
 
 
-def even(root: Scalar, least: float = 0) -> Branches:
+def even(root: Scalar, least: Number = 0) -> Branches:
     """A function of |x| that increases from `least`."""
     return falling(-INF, 0, (least, INF), lambda y: -root(y)), rising(0, INF, (least, INF), root)
 

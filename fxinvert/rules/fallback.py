@@ -12,6 +12,7 @@ import torch
 
 from fxinvert.errors import NoRuleError, SolveError
 from fxinvert.linalg.gauss_newton import Minimum, gauss_newton
+from fxinvert.linalg.operators import flat
 from fxinvert.rules.certificate import Certificate, Inverse, Status, relative, row_norms
 from fxinvert.rules.constants import CONSTANTS
 from fxinvert.rules.op import Op
@@ -28,8 +29,14 @@ NOT_DIFFERENTIABLE = frozenset(CONSTANTS) | frozenset(
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-5}
 
 
-def invert_matrix_free(op: Op, target: torch.Tensor) -> Inverse:
+def invert_matrix_free(op: Op, target: torch.Tensor, apart: int = 1) -> Inverse:
     """Nearest of the inputs that come closest to `target`, found from the anchor by Jacobian-vector products.
+
+    Args:
+        op: the op.
+        target: `(B, …)`.
+        apart: how many of the leading axes tell problems apart that do not see each other; 1, the samples, or more,
+            such as the queries of an attention: each then has steps of its own.
 
     Raises:
         NoRuleError: the op cannot be differentiated, or does not keep samples apart.
@@ -41,12 +48,14 @@ def invert_matrix_free(op: Op, target: torch.Tensor) -> Inverse:
             op,
             f"it makes {tuple(op.output.shape)} of {tuple(anchor.shape)}; the batch must stay the first axis",
         )
+
+    def problems(value: torch.Tensor) -> torch.Tensor:
+        return value.to(working).flatten(0, apart - 1)
+
     try:
         found = gauss_newton(
-            lambda x: op(x.to(own)).to(working),
-            anchor.to(working),
-            op.output.to(working),
-            target.to(working),
+            lambda x: problems(op(x.to(own).reshape(anchor.shape))),
+            *(problems(value) for value in (anchor, op.output, target)),
             tolerance=TOLERANCES.get(own, torch.finfo(own).eps ** 0.5),
             condition_limit=op.settings.limit(target.dtype),
             limit=op.settings.max_iterations,
@@ -54,15 +63,15 @@ def invert_matrix_free(op: Op, target: torch.Tensor) -> Inverse:
     except SolveError as error:
         raise _no_rule(op, str(error)) from error
     # what has not moved is the anchor, bit for bit
-    value = found.value.to(own)
+    value = found.value.to(own).reshape(anchor.shape)
     residual = relative(op(value) - target, target)
     certificate = Certificate(
         status=_status(found),
         residual=residual,
         distance=row_norms(value - anchor),
-        failed=found.failed,
-        damping=float(found.damping.max()) if len(anchor) else 0.0,
-        iterations=int(found.products.max()) if len(anchor) else 0,
+        failed=flat(found.failed.reshape(anchor.shape[:apart])).any(1),
+        damping=float(found.damping.max()) if found.damping.numel() else 0.0,
+        iterations=int(found.products.max()) if found.products.numel() else 0,
     )
     return Inverse(value, certificate)
 

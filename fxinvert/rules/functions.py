@@ -156,6 +156,4 @@ def rules() -> list[Rule]:
         elementwise("clip", lambda a: clipped(*bounds(a))),
         elementwise("clamp_min", lambda a: clipped(a["min"], INF)),
         elementwise("clamp_max", lambda a: clipped(-INF, a["max"])),
-        *(elementwise(key, lambda a: clipped(operand(a), INF)) for key in ("maximum", "max", "fmax")),
-        *(elementwise(key, lambda a: clipped(-INF, operand(a))) for key in ("minimum", "min", "fmin")),
     ]

@@ -38,7 +38,7 @@ def invert_movement(op: Op, target: Tensor) -> Inverse:
     every_one_once = anchor.shape[1:].numel() == target.shape[1:].numel() and bool((counts == 1).all())
     lost = bool((counts == 0).any())
     best = Status.PASSED_THROUGH if every_one_once else Status.NEAREST if lost else Status.EXACT
-    return _certified(op, target, value, best)
+    return certified(op, target, value, best)
 
 
 def invert_sums(op: Op, target: Tensor) -> Inverse:
@@ -50,7 +50,7 @@ def invert_sums(op: Op, target: Tensor) -> Inverse:
     missing = target.to(output.dtype) - op.output.to(output.dtype)
     value = (anchor + adjoint(missing / counts.clamp(min=1))).to(anchor.dtype)
     fewer = anchor.shape[1:].numel() > target.shape[1:].numel()
-    return _certified(op, target, value, Status.NEAREST if fewer else Status.EXACT)
+    return certified(op, target, value, Status.NEAREST if fewer else Status.EXACT)
 
 
 def _transposed(op: Op) -> tuple[Tensor, Adjoint]:
@@ -66,7 +66,9 @@ def _transposed(op: Op) -> tuple[Tensor, Adjoint]:
         )
     with torch.enable_grad():
         x = anchor.detach().to(torch.promote_types(anchor.dtype, torch.float32)).requires_grad_()
-        y = op(x)
+        # what is held has the anchor's own dtype, and some ops take no other beside it
+        alone = not any(held.is_floating_point() for held in op.parameters.values())
+        y = op(x) if alone or x.dtype == anchor.dtype else op(x.to(anchor.dtype)).to(x.dtype)
     if not y.requires_grad:
         raise NoRuleError(f"node {op.name!r}, {op.key}: no gradient flows through it, so it has no inverse")
 
@@ -104,7 +106,7 @@ def _mixed(op: Op) -> NoRuleError:
     )
 
 
-def _certified(op: Op, target: Tensor, value: Tensor, best: Status) -> Inverse:
+def certified(op: Op, target: Tensor, value: Tensor, best: Status) -> Inverse:
     """The answer with its certificate: the status is `best` where the target is reached."""
     reached = op(value)
     residual = relative(torch.where(reached == target, 0, reached - target), target)

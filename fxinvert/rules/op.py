@@ -36,7 +36,8 @@ class Op:
         name: the node's name, for messages.
         anchors: the inputs that depend on the model's input, by argument name, each `(B, …)`.
         output: what the op made of the anchors, `(B, …)`.
-        parameters: tensors that do not depend on the model's input (weights, buffers, constants), by argument name.
+        parameters: the other tensors, by argument name: weights, buffers, constants, and values that depend on the model's
+            input but are held at their anchors, `(B, …)`.
         attributes: every other argument, defaults filled in.
         evaluate: the op as a function of the anchors, in the order of `anchors`, everything else held.
         settings: how linear systems are solved.
@@ -58,6 +59,15 @@ class Op:
         """The op's only anchor."""
         (value,) = self.anchors.values()
         return value
+
+    @property
+    def by_sample(self) -> bool:
+        """Whether an operand may differ from sample to sample: it has as many rows as the batch.
+
+        Such an op can be evaluated for the whole batch only, and nothing of it is worth caching.
+        """
+        rows = len(self.output) if self.output.dim() else 0
+        return any(value.dim() and len(value) == rows for value in self.parameters.values())
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         return self.evaluate(*inputs)

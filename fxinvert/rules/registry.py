@@ -61,6 +61,9 @@ class Rule:
         code = inspect.unwrap(self.invert).__code__ if hasattr(self.invert, "__code__") else None
         return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(self.invert)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Rule:
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
         # a rule is code: it is pickled by name, like a function, and found again in the default set
         return (matrix_free if self.kind is Kind.MATRIX_FREE else _rule_named), (self.key,)
@@ -187,13 +190,19 @@ def default_rules() -> RuleSet:
 def _built_in() -> RuleSet:
     from fxinvert.rules import (
         arithmetic,
+        attention,
+        contractions,
+        derived,
         elementwise,
         functions,
         linear,
         movement,
         normalization,
+        norms,
         pooling,
         reduction,
+        resampling,
+        selection,
         shape,
         simplex,
     )
@@ -209,6 +218,12 @@ def _built_in() -> RuleSet:
         shape,
         movement,
         arithmetic,
+        contractions,
+        attention,
+        norms,
+        selection,
+        resampling,
+        derived,
     )
     return RuleSet({rule.key: rule for family in families for rule in family.rules()})
 
