@@ -15,7 +15,7 @@ from torch.fx.passes.shape_prop import TensorMetadata
 
 from fxinvert.passes.leaves import leaves
 from fxinvert.rules import RuleSet
-from fxinvert.rules.fallback import NOT_DIFFERENTIABLE
+from fxinvert.rules.constants import CONSTANTS
 
 #: makes values of integers
 _EMBEDDING = "embedding"
@@ -43,7 +43,7 @@ def mark(node: fx.Node, value: Any, rules: RuleSet) -> None:
 
 def follows(key: str, rules: RuleSet) -> bool:
     """Whether an op's values follow its input: it can be differentiated, or there is a rule for it."""
-    return key in rules or key not in NOT_DIFFERENTIABLE
+    return key in rules or key not in CONSTANTS
 
 
 def start_later(graph: fx.GraphModule, rules: RuleSet) -> None:

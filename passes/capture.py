@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,12 @@ import torch
 from torch import fx, nn
 
 from fxinvert.errors import TraceError
+from fxinvert.passes.inputs import Inputs
 from fxinvert.rules import RuleSet
+
+
+class CaptureError(TraceError):
+    """One way to capture a model has failed; another may not."""
 
 
 @contextmanager
@@ -57,9 +61,9 @@ class _Tracer(fx.Tracer):
     record_stack_traces = True
     proxy_buffer_attributes = True  # what is computed from a buffer follows the buffer
 
-    def __init__(self, rules: RuleSet, inputs: int) -> None:
+    def __init__(self, rules: RuleSet, inputs: Inputs, choose: Callable[[Any], Any]) -> None:
         super().__init__(autowrap_functions=tuple(rules.whole_functions))
-        self.rules, self.inputs = rules, inputs
+        self.rules, self.inputs, self.choose = rules, inputs, choose
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return self.rules.keeps_whole(type(m)) or super().is_leaf_module(m, module_qualified_name)
@@ -67,40 +71,45 @@ class _Tracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
-        names = _input_names(root_fn, self.inputs)
-        return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names)]
+        proxies = tuple(self.create_proxy("placeholder", name, (), {}) for name in self.inputs.names)
+        args, kwargs = self.inputs.arguments(proxies)
+
+        def called(root: nn.Module) -> Any:
+            return self.choose(root_fn(root, *args, **kwargs))
+
+        return called, [self.root]
 
 
-def capture(model: nn.Module, inputs: int, rules: RuleSet) -> fx.GraphModule:
-    """The model's raw graph, by symbolic tracing in evaluation mode; a `GraphModule` is taken as it is.
+def symbolic_graph(
+    model: nn.Module, inputs: Inputs, rules: RuleSet, choose: Callable[[Any], Any]
+) -> fx.GraphModule:
+    """The model's raw graph, by symbolic tracing.
 
     Args:
-        model: the model.
-        inputs: how many inputs it is given; those beyond have their default values.
+        model: in evaluation mode.
+        inputs: how it is called.
         rules: modules and functions that they name are kept whole.
+        choose: what is taken of its result.
 
     Raises:
-        TraceError: the model cannot be followed symbolically, or does not take so many inputs.
+        CaptureError: the model cannot be followed symbolically.
     """
-    if isinstance(model, fx.GraphModule):
-        return model
     if rules.keeps_whole(type(model)):
         model = nn.Sequential(model)
-    tracer = _Tracer(rules, inputs)
-    with evaluating(model), unchanged(model):
-        try:
-            graph = tracer.trace(model)
-        except TraceError:
-            raise
-        except Exception as error:  # whatever the user's forward raises while it is traced
-            if tracer.is_leaf_module(model, ""):  # torch's modules need not be traceable, only runnable
-                return capture(nn.Sequential(model), inputs, rules)
-            raise TraceError(
-                f"{type(model).__name__} cannot be traced symbolically: {error}. Usual causes are Python control flow "
-                "on tensor values or shapes in forward(); move it into a function of its own and give that function a "
-                "rule with @fxinvert.inverse_rule, which keeps it whole."
-            ) from error
-        return fx.GraphModule(tracer.root, graph, type(model).__name__)
+    tracer = _Tracer(rules, inputs, choose)
+    try:
+        graph = tracer.trace(model)
+    except TraceError:
+        raise
+    except Exception as error:  # whatever the user's forward raises while it is traced
+        if tracer.is_leaf_module(model, ""):  # torch's modules need not be traceable, only runnable
+            return symbolic_graph(nn.Sequential(model), inputs, rules, choose)
+        raise CaptureError(
+            f"{type(model).__name__} cannot be traced symbolically: {error}. Usual causes are Python control flow "
+            "on tensor values or shapes in forward(); move it into a function of its own and give that function a "
+            "rule with @fxinvert.inverse_rule, which keeps it whole"
+        ) from error
+    return fx.GraphModule(tracer.root, graph, type(model).__name__)
 
 
 def attribute(module: nn.Module, target: str) -> Any:
@@ -126,31 +135,6 @@ def no_path(graph: fx.GraphModule) -> str:
         if stops
         else text
     )
-
-
-def _input_names(forward: Callable[..., Any], count: int) -> list[str]:
-    """Names for the first `count` inputs of a forward function.
-
-    Raises:
-        TraceError: it takes fewer, or needs more.
-    """
-    _, *parameters = inspect.signature(forward).parameters.values()
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    rest = [p.name for p in parameters if p.kind == p.VAR_POSITIONAL]
-    names = [p.name for p in positional[:count]]
-    if rest:
-        names += [f"{rest[0]}_{i}" for i in range(count - len(names))]
-    needed = [
-        p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
-    missing = [p.name for p in needed if p.name not in names]
-    if missing:
-        raise TraceError(
-            f"the model needs an input {missing[0]!r}; example_inputs has {count} inputs and none left for it"
-        )
-    if len(names) < count:
-        raise TraceError(f"the model takes {len(names)} inputs; {count} were given")
-    return names
 
 
 def _restore(table: dict[str, Any], saved: dict[str, Any]) -> None:

@@ -114,6 +114,6 @@ class Flow:
 
 
 def has_target(node: fx.Node) -> bool:
-    """Whether a node's value can be one: a single real floating-point tensor."""
+    """Whether a node's value can have a target: a single real floating-point tensor, samples along its first axis."""
     meta = node.meta.get("tensor_meta")
-    return isinstance(meta, TensorMetadata) and meta.dtype.is_floating_point
+    return isinstance(meta, TensorMetadata) and meta.dtype.is_floating_point and node.meta["rows"] > 0

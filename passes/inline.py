@@ -1,13 +1,15 @@
-"""Inline: one of torch's own modules as the functions that its forward calls."""
+"""Inline: one of torch's own modules or functions as the functions that it calls."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
+from fxinvert.passes.decompose import DECOMPOSED
 from fxinvert.passes.leaves import any_tensor, copied, identifier, leaves
 from fxinvert.rules import key_of
 
@@ -16,15 +18,18 @@ if TYPE_CHECKING:
 
 
 def record(
-    builder: Builder, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str
-) -> fx.Node | None:
-    """Emits what a module's forward does; None, and nothing emitted, if that cannot be followed.
+    builder: Builder, called: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], path: str
+) -> Any:
+    """Emits what a call does; None, and nothing emitted, if that cannot be followed.
 
     Args:
         builder: of the new graph.
-        module: one of torch's modules.
+        called: one of torch's modules or functions.
         args, kwargs: nodes of the new graph, or literals.
-        path: of the module; the op that gives its result bears it.
+        path: of the module; the op that gives its first result bears it.
+
+    Returns:
+        The result, with nodes in place of its tensors.
     """
     recorder = _Recorder(builder, path)
     # copies: code that is not followed may change its inputs in place
@@ -33,29 +38,38 @@ def record(
         if isinstance(value, Tensor):
             recorder.known[id(value)] = node
     with recorder:
-        result = module(*values, **named)
-    node = recorder.known.get(id(result))
-    if node is None or not recorder.complete:
+        result = recorder.run(called, values, named)
+    nodes = recorder.nodes(result)
+    first = next((node for node in leaves(nodes) if isinstance(node, fx.Node)), None)
+    if first is None or not recorder.complete:
         recorder.undo()
         return None
-    if node not in recorder.emitted:  # the module returns its input: keep a node that bears its name
+    if first not in recorder.emitted:  # the module returns its input: keep a node that bears its name
         recorder.undo()
-        return builder.called("alias", (node,), {}, path)  # type: ignore[no-any-return]
-    node.meta["path"] = path
-    node._rename(identifier(path))
-    return node
+        return builder.called("alias", (first,), {}, path)
+    first.meta["path"] = path
+    first._rename(identifier(path))
+    return nodes
 
 
 class _Recorder(TorchFunctionMode):
-    """Follows a module's forward by the torch functions that it calls, and emits them."""
+    """Follows a call by the torch functions that it calls, and emits them."""
 
     def __init__(self, builder: Builder, path: str) -> None:
         super().__init__()
         self.builder, self.path = builder, path
-        self.known: dict[int, fx.Node] = {}
+        self.known: dict[int, Any] = {}
         self.kept: list[Tensor] = []  # ids are only good while their tensors live
         self.emitted: list[fx.Node] = []
         self.complete = True
+
+    def run(self, called: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of a call, its own calls followed."""
+        try:
+            return DECOMPOSED.get(called, called)(*args, **kwargs)
+        except NotImplementedError:
+            self.complete = False
+            return called(*args, **kwargs)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -63,28 +77,54 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if not any_tensor((args, kwargs)) or func.__name__ == "__get__":  # a property, as a rule the shape
             return func(*args, **kwargs)
-        new_args, new_kwargs = self._nodes((args, kwargs))
+        if func in DECOMPOSED and self.complete:
+            with self:
+                return self.run(func, args, kwargs)
+        new_args, new_kwargs = self.nodes((args, kwargs))
         if not self.complete:
             return func(*args, **kwargs)
-        node = self.builder.called(
+        before = len(self.builder.graph.nodes)
+        made = self.builder.called(
             func, new_args, new_kwargs, self.builder.unique(f"{self.path}.{key_of(func)}", "_")
         )
-        self.emitted.append(node)
-        result = self.builder.values[node]
-        if isinstance(result, Tensor):
-            self.known[id(result)] = node
-            self.kept.append(result)
-        elif not any_tensor(result):  # the node of several tensors stays, though they are not known apart
+        made = self._apart(made, func)
+        new = len(self.builder.graph.nodes) - before
+        self.emitted += list(self.builder.graph.nodes)[-new:] if new else []
+        result = self.builder.value_of(made)
+        for node, value in zip(leaves(made), leaves(result), strict=True):
+            if isinstance(value, Tensor):
+                self.known[id(value)] = node
+                self.kept.append(value)
+        if not any_tensor(result):
             self.emitted.pop()
-            self.builder.graph.erase_node(node)
+            self.builder.graph.erase_node(made)
         return result
+
+    def _apart(self, made: Any, func: Callable[..., Any]) -> Any:
+        """Nodes for the tensors of an op that gives several."""
+        value = self.builder.value_of(made)
+        if not isinstance(made, fx.Node) or not isinstance(value, tuple | list) or not any_tensor(value):
+            return made
+        path = f"{self.path}.{key_of(func)}"
+        return tuple(
+            self.builder.emit(
+                "call_function",
+                operator.getitem,
+                (made, i),
+                {},
+                self.builder.unique(f"{path}.{i}", "_"),
+                "getitem",
+            )
+            for i in range(len(value))
+        )
 
     def undo(self) -> None:
         """Takes back what was emitted."""
         for node in reversed(self.emitted):
             self.builder.graph.erase_node(node)
 
-    def _nodes(self, argument: Any) -> Any:
+    def nodes(self, argument: Any) -> Any:
+        """An argument or result with nodes in place of its tensors; a tensor without one makes the record incomplete."""
         if isinstance(argument, Tensor):
             node = self.known.get(id(argument))
             if node is None:
@@ -93,7 +133,7 @@ class _Recorder(TorchFunctionMode):
             return node
         if isinstance(argument, tuple | list):
             kind = tuple if isinstance(argument, tuple) else list
-            return kind(self._nodes(a) for a in argument)
+            return kind(self.nodes(a) for a in argument)
         if isinstance(argument, dict):
-            return {name: self._nodes(a) for name, a in argument.items()}
+            return {name: self.nodes(a) for name, a in argument.items()}
         return argument

@@ -27,9 +27,11 @@ from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from fxinvert.errors import TraceError
 from fxinvert.passes.activity import mark, start_later
 from fxinvert.passes.capture import attribute, describe
+from fxinvert.passes.decompose import DECOMPOSED
 from fxinvert.passes.inline import record
+from fxinvert.passes.inverse_op import call_arguments
 from fxinvert.passes.leaves import any_tensor, copied, evaluation_copy, identifier, leaves, mapped, printable
-from fxinvert.passes.outputs import chosen_output
+from fxinvert.passes.parts import SPLITS, parts
 from fxinvert.passes.spelling import Call, is_in_place, to_aten
 from fxinvert.rules import RuleSet, key_of
 
@@ -41,17 +43,15 @@ _EXCHANGED = {
 }
 
 
-def normalize(
-    raw: fx.GraphModule, inputs: tuple[Any, ...], rules: RuleSet, output: int | str | None
-) -> fx.GraphModule:
+def normalize(raw: fx.GraphModule, inputs: tuple[Any, ...], rules: RuleSet) -> fx.GraphModule:
     """The normalized graph of a captured one, in evaluation mode, with annotations from one run on `inputs`.
 
     Raises:
-        TraceError: the graph does not run, changes a shared tensor in place, or has several outputs and none is named.
+        TraceError: the graph does not run, or changes a shared tensor in place.
     """
     builder = Builder(raw, rules)
     with torch.no_grad():
-        builder.run(inputs, output)
+        builder.run(inputs)
     graph = fx.GraphModule(raw, builder.graph, raw.__class__.__name__)
     graph.training = False
     graph.graph.eliminate_dead_code()
@@ -73,20 +73,21 @@ class Builder:
         self.nodes: dict[fx.Node, Any] = {}  # raw node → new node, or a literal
         self.values: dict[fx.Node, Any] = {}  # new node → value in the example run
         self.stack: str | None = None  # where the user wrote the raw node at hand
+        self.scope = ""  # the module in whose forward it stands
         self.parameters: dict[int, str] = {}
         for name, tensor in (*raw.named_parameters(), *raw.named_buffers()):
             self.parameters.setdefault(id(tensor), name)
         self.taken: set[str] = set()  # paths of ops
         self.reserved = {str(n.target) for n in raw.graph.nodes if n.op in ("call_module", "get_attr")}
 
-    def run(self, inputs: tuple[Any, ...], output: int | str | None) -> None:
+    def run(self, inputs: tuple[Any, ...]) -> None:
         remaining = list(inputs)
         for node in self.raw.graph.nodes:
-            self.stack = node.stack_trace
+            self.stack, self.scope = node.stack_trace, _scope(node)
             if node.op == "placeholder":
                 self._placeholder(node, remaining)
             elif node.op == "output":
-                self._output(self._new(node.args[0]), output)
+                self.graph.output(self._new(node.args[0]))
             else:
                 try:
                     self.nodes[node] = self._rebuilt(node)
@@ -118,24 +119,16 @@ class Builder:
         self.taken.add(name)
         self.nodes[node] = self._annotated(self.graph.placeholder(name), remaining.pop(0), name)
 
-    def _output(self, nodes: Any, output: int | str | None) -> None:
-        chosen = chosen_output(self.value_of(nodes), output)
-        if chosen is None:
-            self.graph.output(nodes)
-        elif isinstance(nodes, fx.Node):  # an op that gives several tensors
-            self.graph.output(
-                self.emit("call_function", operator.getitem, (nodes, chosen), {}, None, "getitem")
-            )
-        else:
-            self.graph.output(nodes[chosen])
-
     def _rebuilt(self, node: fx.Node) -> Any:
         args, kwargs = self._new(node.args), self._new(node.kwargs)
         if node.op == "get_attr":
             return self._attribute(str(node.target))
         self._check_in_place(node)
+        if node.target is operator.getitem and isinstance(args[0], tuple | list):
+            return args[0][args[1]]  # one of several tensors, each of which has a node
         if node.op != "call_module":
-            return self.called(node.target, args, kwargs, None)
+            owner = node.meta.get("path")
+            return self.called(node.target, args, kwargs, owner and self.unique(owner, "@"))
         module = self.raw.get_submodule(str(node.target))
         path = self.unique(str(node.target), "@")
         if not self.rules.keeps_whole(type(module)) and type(module).__module__.startswith("torch.nn"):
@@ -144,12 +137,51 @@ class Builder:
                 return inlined
         return self.emit("call_module", node.target, args, kwargs, path, self.rules.key(type(module)))
 
+    def _split(self, call: Call, path: str | None) -> tuple[fx.Node, ...] | None:
+        """A call that gives several tensors as one call for each."""
+        key = key_of(call.op)
+        if key not in SPLITS or not call.args[0].meta["active"]:
+            return None
+        values, named = self.value_of((call.args, call.kwargs))
+        pieces = parts(key, call.op(*values, **named), call_arguments(call.op, values, named))
+        base = path or self._by_op(key)
+        return tuple(
+            self.emit(
+                "call_function", op, (call.args[0], *rest), {}, self.unique(f"{base}.{i}", "_"), key_of(op)
+            )
+            for i, (op, rest) in enumerate(pieces)
+        )
+
+    def _undoes(self, call: Call) -> bool:
+        """Whether a call is a transposition that undoes the one before it."""
+        before = call.args[0]
+        return (
+            call.op is torch.ops.aten.transpose.int
+            and before.target is call.op
+            and {a % self.values[before].dim() for a in before.args[1:]}
+            == {a % self.values[before].dim() for a in call.args[1:]}
+        )
+
+    def _by_op(self, key: str) -> str:
+        """A free path for an op without a name of its own: its key, in the scope of its module."""
+        name = key if key.isidentifier() else key.split(".")[-1]
+        return self.unique(f"{self.scope}.{name}" if self.scope else name, "_")
+
     def called(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], path: str | None) -> Any:
-        """Emits a call, as ATen where that exists."""
+        """Emits a call, as ATen where that exists; gives its node, or those of the several tensors that it gives."""
+        if function in DECOMPOSED:
+            inlined = record(self, function, args, kwargs, path or self._by_op(function.__name__))
+            if inlined is not None:
+                return inlined
         if not self.rules.keeps_whole(function):
             call = to_aten(function, args, kwargs, self.value_of)
             if call is not None and self._means(call, function, args, kwargs):
                 call = _input_first(call)
+                split = self._split(call, path)
+                if split is not None:
+                    return split
+                if self._undoes(call):
+                    return call.args[0].args[0]
                 return self.emit("call_function", call.op, call.args, call.kwargs, path, key_of(call.op))
             name = function if isinstance(function, str) else getattr(function, "__name__", "")
             if isinstance(function, str) or getattr(Tensor, name, None) is function:
@@ -179,7 +211,7 @@ class Builder:
     ) -> fx.Node:
         """Adds a node to the new graph and evaluates it; without a path it is known by the name of its op."""
         values, named = self.value_of((args, kwargs))
-        path = path or self.unique(key if key.isidentifier() else key.split(".")[-1], "_")
+        path = path or self._by_op(key)
         node = self.graph.create_node(op, target, args, kwargs, name=identifier(path))
         node.meta["op"] = key
         if op == "call_method":
@@ -192,6 +224,8 @@ class Builder:
                 f"{describe(node)} changes its input in place; use an op that returns a new tensor, "
                 "so that the input keeps its value for the inverse pass"
             )
+        if any(value is own for own in leaves((values, named))):
+            value = torch.ops.aten.alias(value) if isinstance(value, Tensor) else value  # a value of its own
         return self._annotated(node, value, path)
 
     def parameter(self, tensor: Tensor) -> fx.Node | None:
@@ -256,6 +290,14 @@ def evaluate(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     value = function(*args, **kwargs)
     same = all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before, tensors, strict=True))
     return value if same else CHANGED
+
+
+def _scope(node: fx.Node) -> str:
+    """The path of the innermost module in whose forward a raw node stands; "" for the model's own."""
+    own = {str(node.target)} if node.op == "call_module" else set()
+    stack = [str(path) for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    known = node.meta.get("scope")
+    return known if known is not None else ([path for path in stack if path not in own] or [""])[-1]
 
 
 def _input_first(call: Call) -> Call:

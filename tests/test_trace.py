@@ -130,7 +130,7 @@ def test_parametrized_and_pruned_weights_are_followed() -> None:
     assert isinstance(model[1].weight, Tensor)
 
 
-def test_modules_that_cannot_be_followed_stay_whole() -> None:
+def test_attention_is_taken_apart() -> None:
     model = Model(
         lambda self, x: self.attention(x, x, x, need_weights=False)[0],
         attention=nn.MultiheadAttention(4, 2, batch_first=True),
@@ -138,7 +138,9 @@ def test_modules_that_cannot_be_followed_stay_whole() -> None:
     x = torch.randn(2, 3, 4)
     graph = fxinvert.trace(model, x)
     torch.testing.assert_close(graph(x), model.eval()(x))
-    assert named(graph, "attention").op == "call_module"
+    kinds = [node.meta.get("op", "") for node in graph.graph.nodes]
+    assert kinds.count("linear") == 2
+    assert "scaled_dot_product_attention" in kinds
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,158 @@
+"""Checks: a graph computes what its model computes, for any batch, sample by sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
+
+from fxinvert.errors import REPORT, TraceError
+from fxinvert.passes.capture import CaptureError
+from fxinvert.passes.leaves import copied
+
+#: how far a sample's output may move with its batch, relative to the largest output: rounding, not arithmetic
+_ROUNDING = 1e-2
+
+
+def check_devices(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """The model has values, and lies with its inputs on one device.
+
+    Raises:
+        TraceError: it does not.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(map(is_lazy, tensors)):
+        raise TraceError("the model has lazy modules without weights yet; run it once on an example first")
+    devices = list(dict.fromkeys(str(t.device) for t in tensors))
+    if "meta" in devices:
+        raise TraceError("the model's parameters have no values (device 'meta'); load its weights first")
+    if len(devices) > 1:
+        raise TraceError(f"the model is spread over devices {', '.join(devices)}; move it to one of them")
+    for i, value in enumerate(inputs):
+        if devices and str(value.device) != devices[0]:
+            raise TraceError(
+                f"example input {i} is on device {value.device}, the model on {devices[0]}; move one of them"
+            )
+
+
+def check_reproduces(model: nn.Module, graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> None:
+    """The graph computes what the model computes, at the example's batch size and at twice that, row by row.
+
+    Args:
+        model: a function of the input tensors that returns the supervised output.
+        graph: what was captured of it.
+        inputs: example tensors.
+
+    Raises:
+        TraceError: the model is random, mixes its samples, or computes with the batch size itself.
+        CaptureError: the graph does not compute what the model computes.
+    """
+    rows = run(model, inputs)
+    problem = _difference(rows, graph, inputs)
+    if problem:
+        again = run(model, inputs)
+        if again.shape == rows.shape and not torch.allclose(again, rows, equal_nan=True):
+            raise TraceError(
+                "the model is random: two runs in evaluation mode give different outputs (a functional dropout "
+                "without training=self.training does that)"
+            )
+        raise CaptureError(f"the traced graph does not reproduce the model: {problem}. {REPORT}")
+    if not rows.dim() or len(rows) % max(batch_size(inputs), 1):
+        raise TraceError(f"{_WITH_BATCH_SIZE} (its output has shape {tuple(rows.shape)}); {_KEEP_FIRST}")
+    larger = doubled(inputs)
+    try:
+        expected = run(model, larger)
+    except TraceError as error:
+        raise TraceError(f"{_WITH_BATCH_SIZE} ({error}); {_KEEP_FIRST}") from error
+    if expected.shape != (2 * len(rows), *rows.shape[1:]):
+        raise TraceError(
+            f"{_WITH_BATCH_SIZE} (for twice the samples the output's shape is {tuple(expected.shape)}); {_KEEP_FIRST}"
+        )
+    problem = _difference(expected, graph, larger)
+    if problem:
+        raise CaptureError(f"{_WITH_BATCH_SIZE} ({problem}); {_KEEP_FIRST}")
+    moved = (expected[: len(rows)] - rows).nan_to_num().abs()
+    if moved.numel() and float(moved.max()) > _ROUNDING * float(rows.nan_to_num().abs().max()):
+        raise TraceError(
+            "the model computes across the samples of a batch: a sample's output changes with the others "
+            f"(by up to {float(moved.max()):.1e}), so that it has no target of its own"
+        )
+
+
+_WITH_BATCH_SIZE = "the model computes with the batch size of the example"
+_KEEP_FIRST = "let its forward() read the batch size from its input, and keep the batch as the first axis"
+
+
+def batch_size(inputs: tuple[Tensor, ...]) -> int:
+    """How many samples there are: the length of the first input that has one."""
+    return next((len(value) for value in inputs if value.dim()), 0)
+
+
+def doubled(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The inputs with copies of the first sample behind the others; what is shared by the samples stays."""
+    size = batch_size(inputs)
+    return tuple(
+        torch.cat([value, value[:1].expand_as(value)]) if value.dim() and len(value) == size else value
+        for value in inputs
+    )
+
+
+def run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    """What a model returns for inputs that it may change.
+
+    Raises:
+        TraceError: it does not run on them.
+    """
+    try:
+        return model(*copied(inputs))
+    except TraceError:
+        raise
+    except Exception as error:  # whatever the user's forward raises
+        shapes = ", ".join(str(tuple(v.shape)) for v in inputs if isinstance(v, Tensor))
+        raise TraceError(f"the model does not run on inputs of shape {shapes}: {error}") from error
+
+
+def _difference(expected: Tensor, graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> str | None:
+    """What differs between the model's output and the graph's, in words; None if nothing does."""
+    try:
+        actual = run(graph, inputs)
+    except TraceError as error:  # a size that was read from the example and does not fit now
+        return str(error)
+    if actual.shape != expected.shape:
+        return f"shape {tuple(actual.shape)} instead of {tuple(expected.shape)}"
+    if not torch.allclose(actual, expected, rtol=1e-3, atol=1e-5, equal_nan=True):
+        return f"values differ by up to {float((actual - expected).abs().max()):.1e}"
+    return None
+
+
+def mark_rows(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> None:
+    """Writes into every node's `meta["rows"]` how many rows of its value belong to a sample, samples in order; 0: none do.
+
+    Found by running the graph on the example and on twice as many samples.
+    """
+    size = batch_size(inputs)
+    few, many = (_values(graph, values) for values in (inputs, doubled(inputs)))
+    for node, value in few.items():
+        more = many[node]
+        if not isinstance(value, Tensor) or not value.dim() or not size or len(value) % size:
+            node.meta["rows"] = 0
+            continue
+        doubles = more.shape == (2 * len(value), *value.shape[1:])
+        in_order = doubles and torch.allclose(
+            more[: len(value)], value, rtol=_ROUNDING, atol=_ROUNDING * _size(value), equal_nan=True
+        )
+        node.meta["rows"] = len(value) // size if in_order else 0
+
+
+def _values(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> dict[fx.Node, Any]:
+    runner = fx.Interpreter(graph, garbage_collect_values=False)
+    runner.run(*copied(inputs))
+    return runner.env
+
+
+def _size(value: Tensor) -> float:
+    finite = value.detach().double().abs()
+    finite = finite[torch.isfinite(finite)]
+    return float(finite.max()) if finite.numel() else 0.0

@@ -1,0 +1,96 @@
+"""Decompose: torch functions that hide trainable ops, written out in ops that have rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    embed_dim_to_check: int,
+    num_heads: int,
+    in_proj_weight: Any,
+    in_proj_bias: Tensor | None,
+    bias_k: Tensor | None,
+    bias_v: Tensor | None,
+    add_zero_attn: bool,
+    dropout_p: float,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    training: bool = True,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    use_separate_proj_weight: bool = False,
+    q_proj_weight: Tensor | None = None,
+    k_proj_weight: Tensor | None = None,
+    v_proj_weight: Tensor | None = None,
+    static_k: Tensor | None = None,
+    static_v: Tensor | None = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """`F.multi_head_attention_forward` in evaluation mode, samples first and apart from each other throughout.
+
+    The arguments are that function's; query, key and value are `(L, B, E)`.
+
+    Raises:
+        NotImplementedError: for inputs without a batch, or added keys and values.
+    """
+    if (
+        query.dim() != 3
+        or bias_k is not None
+        or add_zero_attn
+        or static_k is not None
+        or static_v is not None
+    ):
+        raise NotImplementedError("unbatched inputs, or added keys and values")
+    same = key is query and value is query
+    query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+    if same and not use_separate_proj_weight:
+        projected: Any = F.linear(query, in_proj_weight, in_proj_bias).chunk(3, -1)
+    else:
+        own = (q_proj_weight, k_proj_weight, v_proj_weight)
+        weights: Any = own if use_separate_proj_weight else in_proj_weight.chunk(3)
+        biases: Any = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
+        projected = [F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True)]
+    q, k, v = (torch.unflatten(x, -1, (num_heads, -1)).transpose(1, 2) for x in projected)
+    mask = _mask(attn_mask, key_padding_mask, num_heads, q.dtype)
+    mixed = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal and mask is None)
+    output = F.linear(mixed.transpose(1, 2).flatten(2), out_proj_weight, out_proj_bias).transpose(0, 1)
+    if not need_weights:
+        return output, None
+    scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+    shares = torch.softmax(scores if mask is None else scores + mask, -1)
+    return output, shares.mean(1) if average_attn_weights else shares
+
+
+def _mask(attended: Tensor | None, padding: Tensor | None, heads: int, dtype: torch.dtype) -> Tensor | None:
+    """What is added to the scores `(B, heads, L, S)`: −∞ where nothing is to be seen."""
+    if attended is not None:
+        attended = _additive(attended, dtype)
+        if attended.dim() == 3:
+            attended = torch.unflatten(attended, 0, (-1, heads))
+    if padding is None:
+        return attended
+    hidden = _additive(padding, dtype)[:, None, None, :]
+    return hidden if attended is None else attended + hidden
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    return (
+        torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -torch.inf)
+        if mask.dtype == torch.bool
+        else mask
+    )
+
+
+#: torch function → the same, written out
+DECOMPOSED: dict[Callable[..., Any], Callable[..., Any]] = {F.multi_head_attention_forward: attend}

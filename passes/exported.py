@@ -1,0 +1,139 @@
+"""Export: capture with `torch.export` of what symbolic tracing cannot follow, as the same kind of raw graph."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, export
+from torch.fx.node import map_arg
+
+from fxinvert.errors import TraceError
+from fxinvert.passes.capture import attribute
+from fxinvert.passes.inputs import Flat, Inputs
+
+#: calls of a sub-graph in a context that does not matter here: (the argument that is the sub-graph, its first input)
+_WRAPPERS: dict[Any, tuple[int, int]] = {
+    torch.ops.higher_order.wrap_with_autocast: (4, 5),
+    torch.ops.higher_order.wrap_with_set_grad_enabled: (1, 2),
+}
+
+
+def export_graph(
+    model: nn.Module, inputs: Inputs, values: tuple[Tensor, ...], choose: Callable[[Any], Any]
+) -> fx.GraphModule:
+    """The model's raw graph by `torch.export` (non-strict, any batch size); parameters are the model's own.
+
+    Args:
+        model: in evaluation mode.
+        inputs: how it is called.
+        values: example tensors.
+        choose: what is taken of its result.
+
+    Raises:
+        TraceError: the model cannot be exported, or only for the example's batch size.
+    """
+    rows = max(len(v) for v in values if v.dim())
+    shared = [v.dim() > 0 and len(v) == rows for v in values]
+    if rows == 1:  # a size of 1 would be taken for a constant
+        values = tuple(torch.cat([v, v]) if own else v for v, own in zip(values, shared, strict=True))
+    batch = Dim("batch")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = export(
+                Flat(model, inputs, choose),
+                values,
+                dynamic_shapes=(tuple({0: batch} if own else {} for own in shared),),
+                strict=False,
+            )
+            captured = program.module()
+    except Exception as error:  # whatever the exporter raises on the user's code
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TraceError(f"torch.export cannot capture {type(model).__name__}: {reason}") from error
+    return _Rebuilt(model, captured, inputs).graph_module
+
+
+class _Rebuilt:
+    """The exported graph on the user's own parameters, by the user's names."""
+
+    def __init__(self, model: nn.Module, captured: fx.GraphModule, inputs: Inputs) -> None:
+        self.model, self.graph = model, fx.Graph()
+        self.attributes: dict[str, Any] = {}
+        self.nodes: dict[fx.Node, Any] = {}
+        self.names = iter(inputs.names)
+        self.owners = _owners(captured.graph)
+        output = self._copied(captured)
+        self.graph.output(output)
+        self.graph_module = fx.GraphModule(self.attributes, self.graph, type(model).__name__)
+
+    def _copied(self, module: fx.GraphModule) -> Any:
+        """Copies a graph's nodes behind those that are there; gives what it returns."""
+        for node in module.graph.nodes:
+            if node.op == "output":
+                (result,) = node.args[0] if len(node.args[0]) == 1 else (node.args[0],)
+                return self._new(result)
+            if node.op == "placeholder" and node not in self.nodes:
+                self.nodes[node] = self.graph.placeholder(next(self.names))
+            elif node.op == "get_attr":
+                self.nodes[node] = self._attribute(module, str(node.target))
+            elif node.target in _WRAPPERS:
+                self.nodes[node] = self._inlined(node)
+            elif node.op == "call_function":
+                copy = self.graph.node_copy(node, self.nodes.__getitem__)
+                copy.meta["path"] = self.owners.get(node)
+                copy.meta["scope"] = _scope(node)
+                self.nodes[node] = copy
+        raise AssertionError("a graph without an output")
+
+    def _inlined(self, node: fx.Node) -> Any:
+        which, first = _WRAPPERS[node.target]
+        inner = self.nodes[node.args[which]]  # type: ignore[index]
+        given = self._new(node.args[first:])
+        self.nodes.update(zip(inner.graph.find_nodes(op="placeholder"), given, strict=True))
+        return self._copied(inner)
+
+    def _attribute(self, module: fx.GraphModule, target: str) -> Any:
+        value = attribute(module, target)
+        if isinstance(value, fx.GraphModule):
+            return value
+        name = target.removeprefix("model.")
+        try:
+            own = attribute(self.model, name) is value
+        except AttributeError:
+            own = False
+        if not own and "." in name:  # a constant of the graph's
+            name = name.replace(".", "_")
+        self.attributes[name] = value
+        return self.graph.get_attr(name)
+
+    def _new(self, argument: Any) -> Any:
+        return map_arg(argument, self.nodes.__getitem__)
+
+
+def _stack(node: fx.Node) -> list[tuple[str, str]]:
+    """The modules that a node was called in, outermost first: (path, class)."""
+    entries = [(str(path), str(kind)) for path, kind in node.meta.get("nn_module_stack", {}).values()]
+    return [
+        (path.removeprefix("model").removeprefix("."), kind)
+        for path, kind in entries
+        if path.startswith("model")
+    ]
+
+
+def _scope(node: fx.Node) -> str:
+    return ([path for path, _ in _stack(node)] or [""])[-1]
+
+
+def _owners(graph: fx.Graph) -> dict[fx.Node, str]:
+    """The nodes that give the result of one of torch's own modules, and that module's path."""
+    last: dict[str, fx.Node] = {}
+    for node in graph.nodes:
+        stack = _stack(node)
+        path, kind = stack[-1] if stack else ("", "")
+        if path and kind.startswith("torch.nn") and isinstance(node.meta.get("val"), torch.Tensor):
+            last[path] = node
+    return {node: path for path, node in last.items()}
