@@ -16,7 +16,7 @@ import fxinvert
 import fxinvert.models as zoo
 from fxinvert.errors import NoRuleError
 from fxinvert.inversion.inverse_graph import InverseGraph, Reconstruction
-from fxinvert.linalg import anchored
+from fxinvert.linalg import choice
 from fxinvert.rules import affine
 
 # --- graphs that are not chains -----------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def test_factorizations_are_reused_until_the_weights_change(
 
     def counted(operator: Any, settings: Any) -> Any:
         built.append(operator.size)
-        return anchored.factorize(operator, settings)
+        return choice.factorize(operator, settings)
 
     monkeypatch.setattr(affine, "factorize", counted)
     model: Any = zoo.load("digits_cnn", "early")

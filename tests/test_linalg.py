@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -23,6 +23,7 @@ from fxinvert.linalg import (
     solve_anchored,
     solve_diagonal,
 )
+from fxinvert.linalg.anchored import Method
 
 F64 = torch.float64
 
@@ -221,9 +222,9 @@ def test_a_row_that_has_converged_is_left_alone_bit_for_bit() -> None:
         assert torch.equal(factor.solve(row[None], 0.0).correction[0], value)
 
 
-@pytest.mark.parametrize("direct_limit", [1024, 0])
-def test_no_samples(direct_limit: int) -> None:
-    settings_ = SolveSettings(direct_limit=direct_limit)
+@pytest.mark.parametrize("method", get_args(Method))
+def test_no_samples(method: Method) -> None:
+    settings_ = SolveSettings(method=method)
     a = Convolution(torch.randn(2, 3, 2), (3, 5), (1,), (0,), (1,), 1)
     solved = solve_anchored(factorize(a, settings_), torch.zeros(0, 2, 4), settings_)
     assert solved.value.shape == (0, 3, 5)
@@ -235,18 +236,17 @@ def test_no_samples(direct_limit: int) -> None:
 # --- damping ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("direct_limit", [1024, 0])
+@pytest.mark.parametrize("method", ["spectral", "cholesky", "iterative"])
 @pytest.mark.parametrize(("m", "n"), [(40, 40), (30, 50), (50, 30)])
-def test_noise_is_damped_and_what_can_be_reached_is_not(m: int, n: int, direct_limit: int) -> None:
+def test_noise_is_damped_and_what_can_be_reached_is_not(m: int, n: int, method: Method) -> None:
     a = matrix(m, n, 1e5)
-    settings_ = SolveSettings(1e3, direct_limit, max_iterations=20_000)
+    settings_ = SolveSettings(1e3, method=method, max_iterations=20_000)
     factor = factorize(Dense(a), settings_)
-    assert isinstance(factor, SpectralFactor if direct_limit else IterativeFactor)
     r = torch.stack([torch.randn(m, dtype=F64), a @ torch.randn(n, dtype=F64)] * 2)
     solved = solve_anchored(factor, r, settings_)
     assert solved.damped.tolist() == [True, False, True, False]
     # power iteration finds σ_max = 1 from below
-    assert solved.damping == pytest.approx(1e-6, rel=1e-9 if direct_limit else 0.1)
+    assert solved.damping == pytest.approx(1e-6, rel=1e-9 if method == "spectral" else 0.1)
     expected = r @ damped_inverse(a, solved.damping).T
     torch.testing.assert_close(solved.value[::2], expected[::2], rtol=1e-5, atol=1e-6)
     assert relative(solved.value[1::2] @ a.T, r[1::2]) < 1e-8

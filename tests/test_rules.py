@@ -347,7 +347,7 @@ def test_batch_statistics_are_refused() -> None:
 )
 def test_the_iterative_solver_agrees_with_the_direct_one(sample: Sample) -> None:
     op, x = made(sample), sample.batch()
-    direct, iterative = Inverted(op, x), Inverted(op, x, direct_limit=0, max_iterations=3000)
+    direct, iterative = Inverted(op, x), Inverted(op, x, method="iterative", max_iterations=3000)
     with torch.no_grad():
         reachable = direct.op(torch.randn_like(x))
     for target in (reachable, torch.randn_like(reachable)):
@@ -364,7 +364,7 @@ def test_the_iterative_solver_agrees_with_the_direct_one(sample: Sample) -> None
 
 def test_an_iteration_that_is_stopped_early_is_reported() -> None:
     layer, x = ill_conditioned(1e4, F32), torch.randn(3, 40)
-    _, certificate = Inverted(layer, x, direct_limit=0, max_iterations=4)(x, torch.randn_like(x))
+    _, certificate = Inverted(layer, x, method="iterative", max_iterations=4)(x, torch.randn_like(x))
     assert certificate.status is Status.DAMPED
     assert certificate.iterations == 4
     assert "4 iterations" in str(certificate)

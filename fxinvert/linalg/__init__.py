@@ -1,7 +1,10 @@
 """Linear operators and the solvers of the anchored problem; knows nothing of ops or graphs."""
 
-from fxinvert.linalg.anchored import Correction, SolveSettings, factorize, solve_anchored, solve_diagonal
-from fxinvert.linalg.operators import Convolution, Dense, Function, LinearOperator
+from fxinvert.linalg.anchored import Correction, SolveSettings, solve_anchored, solve_diagonal
+from fxinvert.linalg.choice import choose, factorize
+from fxinvert.linalg.convolution import Convolution, TransposedConvolution
+from fxinvert.linalg.memory import FactorCache
+from fxinvert.linalg.operators import Dense, Function, LinearOperator
 from fxinvert.linalg.solvers import Factor, IterativeFactor, Solution, SpectralFactor
 
 __all__ = [
@@ -9,12 +12,15 @@ __all__ = [
     "Correction",
     "Dense",
     "Factor",
+    "FactorCache",
     "Function",
     "IterativeFactor",
     "LinearOperator",
     "Solution",
     "SolveSettings",
     "SpectralFactor",
+    "TransposedConvolution",
+    "choose",
     "factorize",
     "solve_anchored",
     "solve_diagonal",

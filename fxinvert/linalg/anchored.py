@@ -8,12 +8,16 @@ the matrix is ill-conditioned; a sample whose correction is amplified beyond κ 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fxinvert.linalg.operators import LinearOperator, flat
-from fxinvert.linalg.solvers import Factor, IterativeFactor, SpectralFactor
+from fxinvert.linalg.memory import SHARE, free_memory
+from fxinvert.linalg.operators import flat
+from fxinvert.linalg.solvers import Factor
+
+Method = Literal["spectral", "cholesky", "banded", "iterative"]
 
 
 @dataclass(frozen=True)
@@ -23,15 +27,23 @@ class SolveSettings:
     Attributes:
         condition_limit: κ, the largest effective condition number that is left undamped; by default 1e3, and its
             square in float64, which has twice the digits.
-        direct_limit: largest smaller side for which a direct factorization is made.
-        direct_memory: largest matrix, in entries, that is ever formed.
+        direct_limit: largest smaller side of a matrix that is decomposed into singular values.
         max_iterations: limit for iterative solvers; reaching it is reported as damping.
+        memory_limit: bytes that a factorization, or the work on a batch, may take; by default a quarter of what is free.
+        method: the solver; by default the one that costs least.
+        expected: right-hand sides that are expected for one factorization.
     """
 
     condition_limit: float | None = None
     direct_limit: int = 2048
-    direct_memory: int = 2**24
     max_iterations: int = 300
+    memory_limit: int | None = None
+    method: Method | None = None
+    expected: int = 20_000
+
+    def memory(self, device: torch.device) -> int:
+        """The memory limit in bytes."""
+        return self.memory_limit if self.memory_limit is not None else int(SHARE * free_memory(device))
 
     def limit(self, dtype: torch.dtype) -> float:
         """κ for values of a dtype."""
@@ -59,14 +71,6 @@ class Correction:
     condition: float | None
 
 
-def factorize(operator: LinearOperator, settings: SolveSettings) -> Factor:
-    """The factorization that suits the operator: spectral where it is small enough, else iterative."""
-    m, n = operator.size
-    if min(m, n) <= settings.direct_limit and m * n <= settings.direct_memory:
-        return SpectralFactor(operator)
-    return IterativeFactor(operator, settings.max_iterations)
-
-
 def solve_anchored(factor: Factor, r: Tensor, settings: SolveSettings) -> Correction:
     """Correction d = A⁺_λ r per sample, λ = 0 unless the sample is ill-conditioned.
 
@@ -77,6 +81,10 @@ def solve_anchored(factor: Factor, r: Tensor, settings: SolveSettings) -> Correc
     """
     solution = factor.solve(r, 0.0)
     value, iterations = solution.correction, solution.iterations
+    limit = settings.limit(r.dtype)
+    if solution.converged is None and factor.condition is not None and 2 * factor.condition <= limit:
+        # no correction is amplified by more than the condition, which may be known to a few per cent only
+        return Correction(value, r.new_zeros(len(r), dtype=torch.bool), 0.0, iterations, factor.condition)
     amplified = _amplified(factor.largest, value, r, settings)
     damped = amplified if solution.converged is None else amplified | ~solution.converged
     damping = 0.0

@@ -9,21 +9,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
 from fxinvert.errors import SolveError
 
 Shape = tuple[int, ...]
-
-_CONVOLUTION: dict[int, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
-    1: (torch.nn.functional.conv1d, conv1d_input),
-    2: (torch.nn.functional.conv2d, conv2d_input),
-    3: (torch.nn.functional.conv3d, conv3d_input),
-}
 
 
 def flat(value: Tensor) -> Tensor:
@@ -43,6 +35,12 @@ class LinearOperator(ABC):
     def size(self) -> tuple[int, int]:
         """(outputs, inputs): the shape (m, n) of the matrix that the operator stands for."""
         return math.prod(self.out_shape), math.prod(self.in_shape)
+
+    @property
+    def cost(self) -> float:
+        """Operations of one product with A, or with Aᵀ, for one sample; by default those of a dense matrix."""
+        m, n = self.size
+        return 2.0 * m * n
 
     @abstractmethod
     def apply(self, x: Tensor) -> Tensor:
@@ -83,49 +81,6 @@ class Dense(LinearOperator):
 
     def dense(self) -> Tensor:
         return self.weight
-
-
-class Convolution(LinearOperator):
-    """Discrete convolution (cross-correlation, as in torch) in 1, 2 or 3 dimensions, zero padding.
-
-    Args:
-        weight: `(c_out, c_in / groups, *kernel)`.
-        in_shape: `(c_in, *spatial)`.
-    """
-
-    def __init__(
-        self,
-        weight: Tensor,
-        in_shape: Sequence[int],
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
-        groups: int,
-    ) -> None:
-        self.weight = weight
-        self.options: dict[str, Any] = {
-            "stride": tuple(stride),
-            "padding": tuple(padding),
-            "dilation": tuple(dilation),
-            "groups": groups,
-        }
-        spatial = [
-            (size + 2 * p - d * (k - 1) - 1) // s + 1
-            for size, k, s, p, d in zip(
-                in_shape[1:], weight.shape[2:], stride, padding, dilation, strict=True
-            )
-        ]
-        super().__init__(in_shape, (weight.shape[0], *spatial), weight)
-        self._forward, self._input_gradient = _CONVOLUTION[len(spatial)]
-
-    def apply(self, x: Tensor) -> Tensor:
-        return self._forward(x, self.weight, **self.options)
-
-    def adjoint(self, r: Tensor) -> Tensor:
-        return self._input_gradient((len(r), *self.in_shape), self.weight, r, **self.options)
-
-    def to(self, dtype: torch.dtype) -> Convolution:
-        return Convolution(self.weight.to(dtype), self.in_shape, **self.options)
 
 
 class Function(LinearOperator):

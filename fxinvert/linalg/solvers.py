@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fxinvert.errors import SolveError
 from fxinvert.linalg.operators import LinearOperator, flat
 
 
@@ -38,6 +39,15 @@ class Factor(ABC):
     largest: float
     condition: float | None = None
 
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Memory that it holds."""
+
+    @abstractmethod
+    def explain(self) -> str:
+        """How it solves, in a few words."""
+
     @abstractmethod
     def solve(self, r: Tensor, damping: float) -> Solution:
         """A⁺_λ r for `r` of shape `(B, *out_shape)` and λ = `damping`."""
@@ -58,6 +68,8 @@ class SpectralFactor(Factor):
     def __init__(self, operator: LinearOperator) -> None:
         self.in_shape = operator.in_shape
         a = operator.to(torch.float64).dense()
+        if not bool(torch.isfinite(a).all()):
+            raise not_finite(operator)
         m, n = a.shape
         if m < n:  # the decomposition is several times faster for tall matrices
             self._v, values, self._ut = torch.linalg.svd(a.T, full_matrices=False)
@@ -70,6 +82,15 @@ class SpectralFactor(Factor):
         self._values, self._v, self._ut = kept, self._v[:, : len(kept)], self._ut[: len(kept)]
         well = self.condition is not None and self.condition <= self.MATRIX_LIMIT
         self._inverse = (self._v / kept) @ self._ut if well else None
+
+    @property
+    def nbytes(self) -> int:
+        kept = self._v, self._ut, self._inverse
+        return sum(t.nbytes for t in kept if t is not None)
+
+    def explain(self) -> str:
+        applied = "by its factors" if self._inverse is None else "as one matrix where nothing is damped"
+        return f"singular value decomposition in float64, applied {applied}"
 
     def solve(self, r: Tensor, damping: float) -> Solution:
         rows = flat(r).double()
@@ -90,7 +111,14 @@ class IterativeFactor(Factor):
 
     def __init__(self, operator: LinearOperator, iterations: int) -> None:
         self.operator, self.limit = operator, iterations
-        self.largest = _largest_singular_value(operator)
+        self.largest = largest_singular_value(operator)
+
+    @property
+    def nbytes(self) -> int:
+        return 0
+
+    def explain(self) -> str:
+        return f"conjugate gradients on the normal equations, at most {self.limit} iterations"
 
     def solve(self, r: Tensor, damping: float) -> Solution:
         tolerance = 1e-12 if r.dtype == torch.float64 else 1e-6
@@ -190,8 +218,12 @@ def _rows(scalars: Tensor, like: Tensor) -> Tensor:
     return scalars.reshape(-1, *[1] * (like.dim() - 1))
 
 
-def _largest_singular_value(operator: LinearOperator, iterations: int = 20) -> float:
-    """σ_max by power iteration from a fixed start; a lower bound, within a few per cent."""
+def largest_singular_value(operator: LinearOperator, iterations: int = 20) -> float:
+    """σ_max by power iteration from a fixed start; a lower bound, within a few per cent.
+
+    Raises:
+        SolveError: the operator has NaN or infinite values.
+    """
     start = torch.randn(1, *operator.in_shape, generator=torch.Generator().manual_seed(0))
     x = start.to(device=operator.device, dtype=operator.dtype)
     size = float(torch.linalg.vector_norm(x))
@@ -200,4 +232,14 @@ def _largest_singular_value(operator: LinearOperator, iterations: int = 20) -> f
         size = float(torch.linalg.vector_norm(x))
         if not size:
             break
+    if not math.isfinite(size):
+        raise not_finite(operator)
     return math.sqrt(size)
+
+
+def not_finite(operator: LinearOperator) -> SolveError:
+    """The error of an operator with NaN or infinite values."""
+    m, n = operator.size
+    return SolveError(
+        f"the operator {type(operator).__name__} {m} × {n} has NaN or infinite values, so nothing can be solved with it"
+    )

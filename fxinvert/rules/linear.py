@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from fxinvert.linalg import Convolution, Dense
+from fxinvert.linalg import Convolution, Dense, TransposedConvolution
 from fxinvert.rules.affine import LAST_AXIS, PIXELS, Rows, invert_affine, invert_by_autograd
 from fxinvert.rules.arithmetic import invert_scaled
 from fxinvert.rules.certificate import Inverse
@@ -65,12 +64,12 @@ def convolution(op: Op, target: Tensor) -> Inverse:
     window = sliding(weight.shape[2:], op.attributes)
     if window.pointwise and groups == 1:
         return invert_affine(op, target, lambda: Dense(weight.flatten(1)), PIXELS)
-    if not window.symmetric:
-        return invert_by_autograd(op, target)
     return invert_affine(
         op,
         target,
-        lambda: Convolution(weight, anchor.shape[1:], window.stride, window.before, window.dilation, groups),
+        lambda: Convolution(
+            weight, anchor.shape[1:], window.stride, window.before, window.dilation, groups, window.after
+        ),
     )
 
 
@@ -88,33 +87,10 @@ def transposed_convolution(op: Op, target: Tensor) -> Inverse:
     return invert_affine(
         op,
         target,
-        lambda: TransposedConvolution(weight, anchor.shape[1:], target.shape[1:], window, groups),
+        lambda: TransposedConvolution(
+            weight, anchor.shape[1:], target.shape[1:], window.stride, window.before, window.dilation, groups
+        ),
     )
-
-
-class TransposedConvolution(Convolution):
-    """The adjoint of a convolution, cut or filled up with zeros to `out_shape` (`output_padding`)."""
-
-    def __init__(
-        self, weight: Tensor, in_shape: torch.Size, out_shape: torch.Size, window: Sliding, groups: int
-    ) -> None:
-        self._arguments = in_shape, out_shape, window, groups
-        super().__init__(weight, out_shape, window.stride, window.before, window.dilation, groups)
-        # the convolution sees more positions than there are where the output padding is a stride or more
-        self._positions = (slice(None), slice(None), *(slice(size) for size in in_shape[1:]))
-        self._convolved = self.out_shape
-        self.in_shape, self.out_shape = tuple(in_shape), tuple(out_shape)
-
-    def apply(self, x: Tensor) -> Tensor:
-        filled = x.new_zeros(len(x), *self._convolved)
-        filled[self._positions] = x
-        return self._input_gradient((len(x), *self.out_shape), self.weight, filled, **self.options)
-
-    def adjoint(self, r: Tensor) -> Tensor:
-        return self._forward(r, self.weight, **self.options)[self._positions]
-
-    def to(self, dtype: torch.dtype) -> TransposedConvolution:
-        return TransposedConvolution(self.weight.to(dtype), *self._arguments)
 
 
 def _patches(window: Sliding) -> Rows:

@@ -1,0 +1,192 @@
+"""Which solver an operator gets: the cheapest of those that fit into memory.
+
+Costs are counted in operations of a float32 matrix product; what runs slower counts for more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+
+from fxinvert.errors import SolveError
+from fxinvert.linalg.anchored import Method, SolveSettings
+from fxinvert.linalg.banded import BlockTridiagonal, Gram, layout
+from fxinvert.linalg.convolution import Convolution
+from fxinvert.linalg.gram import DenseInverse, GramFactor
+from fxinvert.linalg.memory import human
+from fxinvert.linalg.operators import LinearOperator
+from fxinvert.linalg.solvers import Factor, IterativeFactor, SpectralFactor
+
+#: how much slower than a float32 matrix product: one in float64; a decomposition into singular values; a product with
+#: an operator that is not a matrix; a pass over a vector, by entry
+DOUBLE, DECOMPOSITION, PRODUCT, ENTRY = 2.0, 40.0, 2.0, 40.0
+#: operations of a factorization that nobody waits for; and what is counted for squaring the condition
+PATIENCE, SQUARED = 5e9, 1.5
+#: iterations that conjugate gradients are reckoned with
+ITERATIONS = 60
+#: vectors of either side that conjugate gradients hold
+VECTORS = 6
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A solver as the cost model sees it.
+
+    Attributes:
+        method: its name.
+        factor: operations of the factorization.
+        solve: operations for one right-hand side.
+        memory: bytes.
+        make: makes it.
+        why_not: why it cannot be taken, empty where it can.
+    """
+
+    method: Method
+    factor: float
+    solve: float
+    memory: int
+    make: Callable[[], Factor]
+    why_not: str = ""
+
+    def total(self, expected: int) -> float:
+        """Operations for a number of right-hand sides, a factorization that nobody waits for not counted."""
+        return max(self.factor - PATIENCE, 0) + expected * self.solve
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The candidates for an operator, and the one that is taken."""
+
+    operator: LinearOperator
+    candidates: tuple[Candidate, ...]
+    chosen: Candidate
+    settings: SolveSettings
+
+    def explain(self) -> str:
+        """What is taken, what the others would have cost, and why some cannot be taken; a line each."""
+        m, n = self.operator.size
+        asked = " (asked for)" if self.settings.method else ""
+        lines = [
+            f"{type(self.operator).__name__} {m} × {n}, {self.settings.expected} solves: {self.chosen.method}{asked}"
+        ]
+        least = self.chosen.total(self.settings.expected)
+        for c in self.candidates:
+            cost = f"{c.total(self.settings.expected) / least:.2g} × the cost, {human(c.memory)}"
+            lines.append(f"  {c.method}: {c.why_not or cost}")
+        return "\n".join(lines)
+
+
+def choose(operator: LinearOperator, settings: SolveSettings) -> Choice:
+    """The solver for an operator.
+
+    Raises:
+        SolveError: the method asked for is not one, or cannot be taken, or nothing fits into the memory limit.
+    """
+    limit = settings.memory(operator.device)
+    found = tuple(_candidates(operator, settings, limit))
+    if settings.method is not None:
+        if settings.method not in get_args(Method):
+            raise SolveError(f"method={settings.method!r}; there are {', '.join(get_args(Method))}")
+        (asked,) = (c for c in found if c.method == settings.method)
+        if asked.why_not:
+            raise SolveError(f"method={settings.method!r} cannot be taken: {asked.why_not}")
+        return Choice(operator, found, asked, settings)
+    able = [c for c in found if not c.why_not]
+    if not able:
+        least = min(c.memory for c in found)
+        raise SolveError(
+            f"no solver for an operator {operator.size[0]} × {operator.size[1]} fits into memory_limit={limit}: "
+            f"at least {least} bytes ({human(least)}) are needed"
+        )
+    return Choice(operator, found, min(able, key=lambda c: c.total(settings.expected)), settings)
+
+
+def factorize(operator: LinearOperator, settings: SolveSettings) -> Factor:
+    """The operator made ready for many right-hand sides, by the solver that costs least.
+
+    Where a Gram matrix turns out to be too ill-conditioned, and singular values can be afforded, they are taken instead.
+
+    Raises:
+        SolveError: nothing fits into the memory limit, or the operator has NaN or infinite values.
+    """
+    choice = choose(operator, settings)
+    factor = choice.chosen.make()
+    if settings.method is None and isinstance(factor, GramFactor) and factor.strained:
+        exact = next(c for c in choice.candidates if c.method == "spectral")
+        return factor if exact.why_not else exact.make()
+    return factor
+
+
+def _candidates(operator: LinearOperator, settings: SolveSettings, limit: int) -> list[Candidate]:
+    m, n = operator.size
+    side, other = min(m, n), max(m, n)
+    product = PRODUCT * operator.cost
+    dual = m <= n
+    shape = operator.out_shape if dual else operator.in_shape
+
+    def fits(memory: int, why_not: str = "") -> str:
+        return why_not or (f"needs {human(memory)} of {human(limit)}" if memory > limit else "")
+
+    def cholesky() -> Factor:
+        a = operator.to(torch.float64).dense()
+        gram = a @ a.T if dual else a.T @ a
+        return GramFactor(operator, lambda shift: DenseInverse(gram, shape, shift), "Cholesky factorization")
+
+    def banded() -> Factor:
+        assert isinstance(operator, Convolution)
+        gram = Gram(operator, outputs=dual)
+        name = f"block LDLᵀ ({gram.layout.blocks} blocks of {gram.layout.groups} × {gram.layout.block}²)"
+        return GramFactor(operator, lambda shift: BlockTridiagonal(gram, shift), name)
+
+    entries = 8 * (2 * m * n + side * (side + other))
+    large = f"smaller side {side} exceeds direct_limit={settings.direct_limit}"
+    found = [
+        Candidate(
+            "spectral",
+            DECOMPOSITION * side**2 * other,
+            2 * DOUBLE * m * n,
+            entries,
+            lambda: SpectralFactor(operator),
+            fits(entries, large if side > settings.direct_limit else ""),
+        )
+    ]
+    entries = 8 * (m * n + 4 * side**2)
+    found.append(
+        Candidate(
+            "cholesky",
+            2 * DOUBLE * (side**2 * other + side**3),
+            SQUARED * (2 * DOUBLE * side**2 + product),
+            entries,
+            cholesky,
+            fits(entries),
+        )
+    )
+    if isinstance(operator, Convolution):
+        plan = layout(operator, outputs=dual)
+        # two dampings, and the rows from which blocks are put together
+        entries = 8 * 2 * plan.entries() + 8 * operator.weight.shape[2] ** 2 * plan.groups * plan.row**2
+        found.append(
+            Candidate(
+                "banded",
+                DOUBLE * plan.factor_cost(),
+                SQUARED * (DOUBLE * plan.solve_cost() + product),
+                entries,
+                banded,
+                fits(entries),
+            )
+        )
+    entries = VECTORS * (m + n) * operator.dtype.itemsize
+    found.append(
+        Candidate(
+            "iterative",
+            0.0,
+            ITERATIONS * (2 * product + ENTRY * VECTORS * (m + n)),
+            entries,
+            lambda: IterativeFactor(operator, settings.max_iterations),
+            fits(entries),
+        )
+    )
+    return found

@@ -1,0 +1,33 @@
+"""Inverses of positive definite matrices."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class NotDefiniteError(ArithmeticError):
+    """A matrix is not positive definite to working precision."""
+
+
+def definite_inverse(matrices: Tensor) -> Tensor:
+    """The inverses of symmetric positive definite `(…, n, n)`.
+
+    Raises:
+        NotDefiniteError: one of them is not.
+    """
+    factors, failed = torch.linalg.cholesky_ex(matrices)
+    if bool(failed.any()) or not bool(torch.isfinite(factors.diagonal(dim1=-2, dim2=-1)).all()):
+        raise NotDefiniteError
+    return torch.cholesky_inverse(factors)
+
+
+def without_dead(gram: Tensor) -> None:
+    """Gives unknowns that meet nothing, themselves included, a diagonal entry, in place: they solve to what is asked of them.
+
+    Args:
+        gram: `(…, n, n)`.
+    """
+    diagonal = gram.diagonal(dim1=-2, dim2=-1)
+    largest = diagonal.amax()
+    diagonal.copy_(torch.where(diagonal == 0, torch.where(largest > 0, largest, 1.0), diagonal))

@@ -1,0 +1,228 @@
+"""Direct solves on the smaller side: with (AAᵀ + λI)⁻¹ or (AᵀA + λI)⁻¹, whichever is the smaller matrix.
+
+A Gram matrix has the square of A's condition, so it is factorized in float64, and the solve is refined (iterated
+Tikhonov: Riley 1955, Golub 1965) where that does not suffice: with the residual ρ of the system, y ← y + (K + μI)⁻¹ ρ.
+Where K is singular to working precision it is factorized with a shift μ; a refined answer has no trace of it, other than
+in directions in which A is smaller than the shift.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fxinvert.errors import SolveError
+from fxinvert.linalg.definite import NotDefiniteError, definite_inverse, without_dead
+from fxinvert.linalg.operators import LinearOperator, Shape, flat
+from fxinvert.linalg.solvers import Factor, Solution, largest_singular_value
+
+#: condition up to which solves are made in float32: what rounding does to an answer is the square of it times 1e-7
+SINGLE = 8.0
+#: the same for products with A in an answer; and the condition from which the Gram matrix is shifted
+SINGLE_PRODUCTS, SHIFTED = 100.0, 3e6
+#: the first shift, relative to σ_max², and the last
+FIRST_SHIFT, LAST_SHIFT = 1e-10, 1e-6
+#: relative error that an answer may have unrefined, and to which it is refined, in single and double precision
+UNREFINED = {torch.float32: 1e-5, torch.float64: 1e-11}
+REFINED = {torch.float32: 1e-6, torch.float64: 1e-12}
+#: what a product of A with x may be off, relative to σ_max‖x‖
+ROUNDING = 32 * torch.finfo(torch.float64).eps
+#: relative error of unrefined answers from which singular values are the better way, if they can be had
+STRAINED = 1e-6
+#: largest number of refinements
+REFINEMENTS = 20
+
+
+class Inverse(Protocol):
+    """(K + μI)⁻¹, ready to be applied."""
+
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def solve(self, value: Tensor) -> Tensor:
+        """`(B, *shape)` → the same, in `dtype`."""
+
+    def to(self, dtype: torch.dtype) -> None:
+        """Solves in another dtype from now on."""
+
+
+class DenseInverse:
+    """(K + μI)⁻¹ as a matrix.
+
+    Args:
+        gram: K in float64.
+        shape: of the vectors.
+        shift: μ.
+
+    Raises:
+        NotDefiniteError: K + μI is not positive definite to working precision.
+    """
+
+    def __init__(self, gram: Tensor, shape: Shape, shift: float) -> None:
+        self.shape, self.dtype = shape, torch.float64
+        shifted = gram.clone()
+        without_dead(shifted)
+        shifted.diagonal().add_(shift)
+        self._inverse = definite_inverse(shifted)
+
+    @property
+    def nbytes(self) -> int:
+        return self._inverse.nbytes
+
+    def solve(self, value: Tensor) -> Tensor:
+        return (flat(value).to(self.dtype) @ self._inverse).reshape(len(value), *self.shape)
+
+    def to(self, dtype: torch.dtype) -> None:
+        self._inverse, self.dtype = self._inverse.to(dtype), dtype
+
+
+class _Level:
+    """One damping's factorization, with the dtypes that its condition asks for."""
+
+    def __init__(
+        self,
+        factorized: Callable[[float], Inverse],
+        shape: Shape,
+        like: LinearOperator,
+        largest: float,
+        damping: float,
+    ) -> None:
+        square = largest**2
+        self.shift = 0.0
+        while True:
+            try:
+                self.inverse = factorized(damping + self.shift)
+            except NotDefiniteError:
+                smallest = 0.0
+            else:
+                smallest = _smallest(self.inverse, shape, like)
+            if smallest > 0 and (self.shift or smallest * SHIFTED**2 > square):
+                break
+            self.shift = max(FIRST_SHIFT * square, 100 * self.shift)
+            if self.shift >= LAST_SHIFT * square:
+                raise SolveError(
+                    "the Gram matrix is not positive definite, however it is shifted; its entries overflow"
+                )
+        #: of the system as it is solved, and of A: σ_max over the smallest singular value
+        self.system = math.sqrt((square + damping + self.shift) / smallest)
+        self.condition = largest / math.sqrt(
+            max(smallest - damping - self.shift, 0) or self.shift or smallest
+        )
+        if like.dtype == torch.float32 and self.system <= SINGLE:
+            self.inverse.to(torch.float32)
+        #: in which products with A are made; and what rounding may do to an answer
+        self.products = like.dtype if self.system <= SINGLE_PRODUCTS else torch.float64
+        self.error = math.inf if self.shift else self.system**2 * torch.finfo(self.inverse.dtype).eps
+
+
+class GramFactor(Factor):
+    """A⁺_λ by a factorization of the smaller Gram matrix, one for every damping that is asked for.
+
+    Args:
+        operator: A.
+        factorized: makes (K + μI)⁻¹ from μ, for K = AAᵀ where A has no more outputs than inputs, else AᵀA.
+        method: how, in words.
+
+    Raises:
+        SolveError: the Gram matrix cannot be factorized.
+    """
+
+    def __init__(self, operator: LinearOperator, factorized: Callable[[float], Inverse], method: str) -> None:
+        m, n = operator.size
+        self.dual = m <= n
+        self._operators = {dtype: operator.to(dtype) for dtype in (operator.dtype, torch.float64)}
+        self._operator, self._factorized, self._method = operator, factorized, method
+        self.largest = largest_singular_value(operator)
+        self._levels: dict[float, _Level] = {}
+        self.condition = self._level(0.0).condition if self.largest else None
+
+    @property
+    def strained(self) -> bool:
+        """Whether the Gram matrix is so ill-conditioned that answers have to be refined to be any good."""
+        return self.largest > 0 and self._level(0.0).error > STRAINED
+
+    @property
+    def nbytes(self) -> int:
+        return sum(level.inverse.nbytes for level in self._levels.values())
+
+    def explain(self) -> str:
+        if not self.largest:
+            return "nothing: the operator is zero"
+        level = self._level(0.0)
+        side = "AAᵀ" if self.dual else "AᵀA"
+        shift = f", shifted by {level.shift:.1e} and refined" if level.shift else ""
+        return f"{self._method} of {side} in {str(level.inverse.dtype).removeprefix('torch.')}{shift}"
+
+    def solve(self, r: Tensor, damping: float) -> Solution:
+        if not self.largest:
+            return Solution(r.new_zeros(len(r), *self._operator.in_shape))
+        level = self._level(damping)
+        a = self._operators[level.products]
+        right = r.to(a.dtype)
+        y = level.inverse.solve(right if self.dual else a.adjoint(right)).to(a.dtype)
+        if level.error <= UNREFINED[r.dtype] or not len(r):
+            return Solution((a.adjoint(y) if self.dual else y).to(r.dtype))
+        return self._refined(level, self._operators[torch.float64], r.double(), y.double(), damping, r.dtype)
+
+    def _refined(
+        self, level: _Level, a: LinearOperator, r: Tensor, y: Tensor, damping: float, dtype: torch.dtype
+    ) -> Solution:
+        """Refines the rows that need it, until they do not, or are no better for it."""
+        tolerance, steps = REFINED[dtype], 0
+        active = torch.arange(len(r), device=r.device)
+        best = torch.full((len(r),), torch.inf, dtype=r.dtype, device=r.device)
+        converged = torch.zeros(len(r), dtype=torch.bool, device=r.device)
+        while True:
+            own, right = y[active], r[active]
+            x = a.adjoint(own) if self.dual else own
+            rho = right - a.apply(x)
+            slope = a.adjoint(rho) - damping * x
+            missing = rho - damping * own if self.dual else slope
+            error = _norm(slope)
+            # what the products with A round off: x itself comes from one on the dual side
+            scale = self.largest * _norm(own) if self.dual else _norm(own)
+            left, rounding = _norm(rho), ROUNDING * self.largest * scale
+            small = error <= self.largest * (tolerance * left + rounding)
+            small |= left <= tolerance * _norm(right) + rounding
+            converged[active] = small | ~torch.isfinite(error)
+            going = ~converged[active] & (error < 0.9 * best[active])
+            best[active] = error
+            active, missing = active[going], missing[going]
+            if not len(active) or steps == REFINEMENTS:
+                break
+            steps += 1
+            y[active] += level.inverse.solve(missing).to(y.dtype)
+        x = a.adjoint(y) if self.dual else y
+        return Solution(x.to(dtype), steps, converged)
+
+    def _level(self, damping: float) -> _Level:
+        if damping not in self._levels:
+            # one damping besides none: κ seldom changes
+            self._levels = {0.0: self._levels[0.0]} if 0.0 in self._levels else {}
+            shape = self._operator.out_shape if self.dual else self._operator.in_shape
+            self._levels[damping] = _Level(self._factorized, shape, self._operator, self.largest, damping)
+        return self._levels[damping]
+
+
+def _norm(value: Tensor) -> Tensor:
+    sizes: Tensor = torch.linalg.vector_norm(flat(value), dim=1)
+    return sizes
+
+
+def _smallest(inverse: Inverse, shape: Shape, like: LinearOperator, iterations: int = 8) -> float:
+    """The smallest eigenvalue of K + μI by inverse iteration from a fixed start; an upper bound, a little above."""
+    start = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    value = start.to(like.device)
+    for _ in range(iterations):
+        size = _norm(value)
+        if not bool(torch.isfinite(size).all()):
+            return 0.0
+        value = inverse.solve(value / size.reshape(-1, *[1] * len(shape)))
+    largest = float(_norm(value).max())
+    return 1 / largest if largest > 0 and math.isfinite(largest) else 0.0

@@ -1,0 +1,116 @@
+"""How much memory there is, and how much of it factorizations may take."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: part of the free memory that is taken unless a limit is set
+SHARE = 0.25
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device: what the system calls available, or else all it has."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    known = Path("/proc/meminfo")
+    if known.exists():
+        fields = dict(line.split(":", 1) for line in known.read_text().splitlines() if ":" in line)
+        if "MemAvailable" in fields:
+            return int(fields["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def human(size: float) -> str:
+    """A number of bytes as people read it."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:.4g} GiB"
+
+
+class Ledger:
+    """What all caches hold together, the least recently used first to go.
+
+    Args:
+        limit: in bytes; by default a quarter of the memory that is free when something is added.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = limit
+        self._entries: OrderedDict[tuple[weakref.ref[FactorCache], Any], torch.device] = OrderedDict()
+
+    def used(self, owner: FactorCache, key: Any, device: torch.device) -> None:
+        """Notes the use of an entry, and drops the oldest others while there are too many."""
+        entry = (owner.itself, key)
+        known = entry in self._entries
+        self._entries[entry] = device
+        self._entries.move_to_end(entry)
+        if known:
+            return
+        sizes = {other: _size(other) for other in self._entries}
+        for other in [other for other, size in sizes.items() if size is None]:
+            del self._entries[other], sizes[other]
+        here = [other for other, its in self._entries.items() if its == device]
+        total = sum(sizes[other] or 0 for other in here)
+        limit = self.limit if self.limit is not None else int(SHARE * (free_memory(device) + total))
+        for other in here[:-1]:
+            if total <= limit:
+                break
+            total -= sizes[other] or 0
+            cache = other[0]()
+            if cache is not None:
+                cache.drop(other[1])
+            del self._entries[other]
+
+
+class FactorCache:
+    """Keeps what was computed from an op's parameters until the parameters change or the memory is needed.
+
+    Args:
+        ledger: counts what all caches hold; by default one for the whole process.
+    """
+
+    def __init__(self, ledger: Ledger | None = None) -> None:
+        self._entries: dict[Any, tuple[tuple[Tensor, ...], Any]] = {}
+        self._ledger = ledger or LEDGER
+        self.itself = weakref.ref(self)
+
+    def get(self, key: Any, parameters: tuple[Tensor, ...], build: Callable[[], Any]) -> Any:
+        """The value built for `key` with these parameter values; built anew when any value differs."""
+        known = self._entries.get(key)
+        if known is None or not all(map(torch.equal, known[0], parameters)):
+            self._entries.pop(key, None)  # two of them need not be held at once
+            known = tuple(p.detach().clone() for p in parameters), build()
+            self._entries[key] = known
+        device = parameters[0].device if parameters else torch.device("cpu")
+        self._ledger.used(self, key, device)
+        return known[1]
+
+    def drop(self, key: Any) -> None:
+        """Forgets an entry."""
+        self._entries.pop(key, None)
+
+    def size(self, key: Any) -> int | None:
+        """Bytes of an entry, None where it is not held."""
+        known = self._entries.get(key)
+        if known is None:
+            return None
+        parameters, value = known
+        return sum(p.nbytes for p in parameters) + int(getattr(value, "nbytes", 0))
+
+
+def _size(entry: tuple[weakref.ref[FactorCache], Any]) -> int | None:
+    cache = entry[0]()
+    return None if cache is None else cache.size(entry[1])
+
+
+LEDGER = Ledger()
