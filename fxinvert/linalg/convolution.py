@@ -103,6 +103,16 @@ class Convolution(LinearOperator):
         self._padded = in_shape[0], *(size + p for size, p in zip(in_shape[1:], ends, strict=True))
         super().__init__(in_shape, (weight.shape[0], *spatial), weight)
         self._forward, self._input_gradient = _CONVOLUTION[len(spatial)]
+        # without strides and groups the adjoint is a convolution, too, and faster so than as a gradient; not in float64
+        self._flipped_padding = [
+            d * (k - 1) - p for k, p, d in zip(weight.shape[2:], self.padding, dilation, strict=True)
+        ]
+        plain = groups == 1 and set(stride) == {1} and symmetric and min(self._flipped_padding) >= 0
+        self._flipped = (
+            weight.flip(tuple(range(2, weight.dim()))).transpose(0, 1).contiguous()
+            if plain and weight.dtype == torch.float32
+            else None
+        )
 
     def apply(self, x: Tensor) -> Tensor:
         if self._ends is not None:
@@ -110,6 +120,10 @@ class Convolution(LinearOperator):
         return self._forward(x, self.weight, **self.options)
 
     def adjoint(self, r: Tensor) -> Tensor:
+        if self._flipped is not None:
+            return self._forward(
+                r, self._flipped, padding=self._flipped_padding, dilation=self.options["dilation"]
+            )
         if self._ends is None:
             return self._input_gradient((len(r), *self.in_shape), self.weight, r, **self.options)
         padded = self._input_gradient((len(r), *self._padded), self.weight, r, **self.options)

@@ -6,25 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from fxinvert.linalg import SolveSettings
-
-
-class FactorCache:
-    """Keeps what was computed from an op's parameters until the parameters change."""
-
-    def __init__(self) -> None:
-        self._entries: dict[Any, tuple[tuple[Tensor, ...], Any]] = {}
-
-    def get(self, key: Any, parameters: tuple[Tensor, ...], build: Callable[[], Any]) -> Any:
-        """The value built for `key` with these parameter values; built anew when any value differs."""
-        known = self._entries.get(key)
-        if known is None or not all(map(torch.equal, known[0], parameters)):
-            known = tuple(p.detach().clone() for p in parameters), build()
-            self._entries[key] = known
-        return known[1]
+from fxinvert.linalg import FactorCache, SolveSettings
 
 
 @dataclass(frozen=True)

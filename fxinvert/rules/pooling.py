@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fxinvert.linalg import Function
 from fxinvert.rules.affine import channels, invert_affine
@@ -55,9 +56,36 @@ def invert_maximum(op: Op, target: Tensor, window: Sliding) -> Inverse:
     """Nearest input whose maxima over sliding windows are the target."""
     n = len(window.kernel)
     size, out = op.anchor.shape[-n:], target.shape[-n:]
+    if window.tiles and all(m * k <= s for m, k, s in zip(out, window.kernel, size, strict=True)):
+        return _invert_tile_maxima(op, target, window.kernel)
     index = torch.arange(size.numel(), device=op.anchor.device).reshape(1, 1, *size)
     index = window.unfold(index, out, fill=-1).reshape(out.numel(), -1)
     return invert_window_maxima(op, target, index, n, disjoint=window.disjoint)
+
+
+def _invert_tile_maxima(op: Op, target: Tensor, kernel: tuple[int, ...]) -> Inverse:
+    """The same for windows that are tiles: entries above the target come down to it, and the largest becomes it."""
+    anchor, n = op.anchor, len(kernel)
+    x, t = (v.reshape(-1, *v.shape[v.dim() - n :]) for v in (anchor, target))
+    ceiling = t
+    for axis, k in enumerate(kernel, 1):
+        ceiling = ceiling.repeat_interleave(k, axis)
+    tiled = (slice(None), *(slice(size) for size in ceiling.shape[1:]))
+    value = x.clone()
+    value[tiled] = torch.minimum(x[tiled], ceiling)
+    pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[n - 1]
+    _, largest = pool(value[tiled].unsqueeze(1), kernel, return_indices=True)
+    whole = value[tiled].flatten(1).scatter(1, largest.flatten(1), t.flatten(1))
+    value[tiled] = whole.reshape(ceiling.shape)
+    value = value.reshape(anchor.shape)
+    residual = relative(op(value) - target, target)
+    certificate = Certificate(
+        status=Status.NEAREST,
+        residual=residual,
+        distance=row_norms(value - anchor),
+        failed=torch.zeros_like(residual, dtype=torch.bool),
+    )
+    return Inverse(value, certificate)
 
 
 def invert_window_maxima(op: Op, target: Tensor, index: Tensor, spatial: int, *, disjoint: bool) -> Inverse:

@@ -41,6 +41,11 @@ class Sliding:
             s >= d * (k - 1) + 1 for k, s, d in zip(self.kernel, self.stride, self.dilation, strict=True)
         )
 
+    @property
+    def tiles(self) -> bool:
+        """Whether the windows lie side by side, without gaps, overlap or padding."""
+        return self.kernel == self.stride and set(self.dilation) == {1} and not any(self.before + self.after)
+
     def unfold(self, value: Tensor, out: Sequence[int] | None = None, fill: float = 0) -> Tensor:
         """The windows of `(B, C, *spatial)` as a view `(B, C, *positions, *kernel)`; padding holds `fill`.
 
