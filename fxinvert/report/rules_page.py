@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 
 import torch
@@ -11,6 +10,8 @@ from torch.nn import functional as F
 
 from fxinvert.rules import Rule, RuleSet, key_of
 from fxinvert.rules.constants import CONSTANTS
+from fxinvert.rules.families import reference, summary
+from fxinvert.rules.joint import JOINT
 
 _HEAD = """# Rules
 
@@ -18,8 +19,8 @@ Every op that is inverted by a rule of its own. All spellings of an op share one
 differentiable, is inverted matrix-free (damped Gauss–Newton on Jacobian-vector products). This page is generated:
 `fxinvert rules --markdown`.
 
-| op | spellings | how | trained in closed form | the inverse |
-|---|---|---|---|---|
+| op | spellings | how | trained in closed form | the inverse | reference |
+|---|---|---|---|---|---|
 """
 
 _SEVERAL = """
@@ -29,25 +30,40 @@ _SEVERAL = """
 |---|---|
 """
 
-_SHARED = "several unknown inputs share the target, jointly or one at a time (`fxinvert.rules.joint`)"
-_TUPLE = "gives several tensors: to be inverted with branching graphs"
-_SOLVED = "matrix-free"
+_TUPLE = "gives several tensors: the target of each is its own, through `getitem`"
+_SOLVED = "matrix-free: Levenberg 1944, Marquardt 1963"
+_INSIDE = "taken apart while tracing: the ops inside have their rules"
+_FIXED = "a weight computed from parameters alone: a constant as far as the activation goes"
 _OTHERS = {
-    "cat": _SHARED,
-    "stack": _SHARED,
     "split": _TUPLE,
     "split_with_sizes": _TUPLE,
     "chunk": _TUPLE,
     "unbind": _TUPLE,
     "lstm": _TUPLE,
-    "scaled_dot_product_attention": _SOLVED,
-    "einsum": _SOLVED,
+    "multiheadattention": _INSIDE,
+    "relu6": "spelled `hardtanh` while tracing",
+    "upsample": "spelled `interpolate` while tracing",
+    "torchvision.models.swin_transformer.shifted_window_attention": _SOLVED,
+    "torchvision.models.swin_transformer._get_relative_position_bias": _FIXED,
+    "_weight_norm": _FIXED,
+    "_weight_norm_interface": _FIXED,
 }
+
+_JOINT = """
+## Targets shared by several unknown inputs
+
+Each of these ops has a rule of its own above, for one unknown input with the others held. Where several inputs are
+unknown, `fxinvert.rules.joint` moves them together to the nearest of the tuples that come closest to the target.
+
+| op | how |
+|---|---|
+"""
 
 _CONSTANTS = """
 ## Constants of the computation
 
-Ops that need no rule, because what they give does not depend on the model's input as a value.
+Ops that need no rule, because what they give does not follow the model's input as a value. A target that comes to one
+of them stops there.
 
 | op | why |
 |---|---|
@@ -59,7 +75,8 @@ def rules_page(rules: RuleSet) -> str:
     rows = "".join(_row(rules[key]) for key in sorted(rules))
     constants = "".join(f"| `{key}` | {why} |\n" for key, why in sorted(CONSTANTS.items()))
     others = "".join(f"| `{key}` | {how} |\n" for key, how in _OTHERS.items())
-    return _HEAD + rows + _SEVERAL + others + _CONSTANTS + constants
+    shared = "".join(f"| `{key}` | {joint.how} |\n" for key, joint in JOINT.items())
+    return _HEAD + rows + _JOINT + shared + _SEVERAL + others + _CONSTANTS + constants
 
 
 def spellings(key: str) -> list[str]:
@@ -70,10 +87,12 @@ def spellings(key: str) -> list[str]:
 
 
 def _row(rule: Rule) -> str:
-    written = ", ".join(f"`{s}`" for s in spellings(rule.key)) or f"`aten.{rule.key}`"
+    named = spellings(rule.key) or [rule.key if "." in rule.key else f"aten.{rule.key}"]
+    written = ", ".join(f"`{name}`" for name in named)
     parameters = "yes" if rule.trainable else ""
-    summary = (inspect.getdoc(rule.invert) or "").split("\n\n")[0].replace("\n", " ").replace("|", "\\|")
-    return f"| `{rule.key}` | {written} | {rule.kind.value} | {parameters} | {summary} |\n"
+    cells = (rule.kind.value, parameters, summary(rule), reference(rule))
+    row = " | ".join(cell.replace("|", "\\|") for cell in cells)
+    return f"| `{rule.key}` | {written} | {row} |\n"
 
 
 def _names(home: object, key: str) -> Iterator[str]:

@@ -14,16 +14,7 @@ from fxinvert.errors import NoRuleError, SolveError
 from fxinvert.linalg.gauss_newton import Minimum, gauss_newton
 from fxinvert.linalg.operators import flat
 from fxinvert.rules.certificate import Certificate, Inverse, Status, relative, row_norms
-from fxinvert.rules.constants import CONSTANTS
 from fxinvert.rules.op import Op
-
-#: ops whose values do not follow their input: piecewise constant, or made without it
-NOT_DIFFERENTIABLE = frozenset(CONSTANTS) | frozenset(
-    """
-    bernoulli bucketize detach empty_like fix floor_divide heaviside multinomial new_empty new_full ones_like
-    rand_like randn_like searchsorted sgn trunc zeros_like
-    """.split()
-)
 
 #: relative residual at which a target counts as reached; half precisions stop at half of their digits
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-5}

@@ -1,8 +1,11 @@
 """How a target is shared by several unknown inputs of one op: one line per op.
 
-`jointly` moves all inputs at once, to the nearest of the tuples that come closest to the target; `held` asks, for each
-input, what it should be while the others stay at their anchors. Both work entry by entry, in closed form but for the
-product, whose multiplier is bisected. Inputs and target are `(B, …)`; where a closed form needs it, of one shape.
+`jointly` moves all inputs at once, to the nearest of the tuples that come closest to the target; `held` asks the op's
+own rule, for each input, what it should be while the others stay at their anchors.
+
+Inputs of one shape are shared in closed form, entry by entry (the product's multiplier is bisected), sums and choices of
+any shapes too. A matrix product, and a product, quotient or extreme whose inputs are spread over more entries, is solved
+by Gauss–Newton in all its inputs together, from the anchors; the certificate tells how far that came.
 """
 
 from __future__ import annotations
@@ -15,9 +18,10 @@ import torch
 from torch import Tensor
 
 from fxinvert.errors import NoRuleError
-from fxinvert.rules import arithmetic
 from fxinvert.rules.certificate import Certificate, Inverse, Status, relative, row_norms
+from fxinvert.rules.fallback import invert_matrix_free
 from fxinvert.rules.op import Op
+from fxinvert.rules.registry import default_rules
 
 Values = tuple[Tensor, ...]
 #: f(inputs), with the op's other arguments by name
@@ -25,20 +29,37 @@ Evaluate = Callable[..., Tensor]
 #: (inputs, target) → inputs
 Split = Callable[..., Values]
 
-SCALED = {rule.key: rule for rule in arithmetic.rules()}
 #: halvings of the interval of the product's multiplier
 STEPS = 60
 
 
 @dataclass(frozen=True)
 class Joint:
-    """One op of several unknown inputs: how it is evaluated, how a target is shared, and what each gets alone."""
+    """One op of several unknown inputs.
+
+    Attributes:
+        evaluate: the op.
+        names: of its inputs; of a list, the list's name.
+        together: how a target is shared in closed form; None where it is solved for.
+        how: the same in words.
+        any_shape: whether the closed form holds for inputs that are spread over more entries.
+        entrywise: whether an entry stays as it is where its target is what there was.
+        needs: arguments without which there is no closed form.
+        defaults: the op's other arguments.
+    """
 
     evaluate: Evaluate
-    together: Split
-    #: None: as the rule for arithmetic with a constant says
-    alone: Split | None = None
-    same_shape: bool = True
+    names: tuple[str, ...] | str
+    together: Split | None
+    how: str
+    any_shape: bool = False
+    entrywise: bool = True
+    needs: tuple[str, ...] = ()
+    defaults: tuple[tuple[str, Any], ...] = ()
+
+    def named(self, index: int) -> str:
+        """The name of an input."""
+        return f"{self.names}_{index}" if isinstance(self.names, str) else self.names[index]
 
 
 def jointly(
@@ -50,15 +71,22 @@ def jointly(
         key: the op.
         anchors: its unknown inputs, in order.
         target: of its output.
-        **attributes: `alpha` of add and sub, `dim` of cat and stack.
+        **attributes: its other arguments: `alpha` of add and sub, `dim` of cat and stack, `condition` of where, `weight`
+            of lerp.
 
     Raises:
-        NoRuleError: the op has no such rule, or its inputs are spread over more entries.
+        NoRuleError: the op has no such rule.
     """
-    joint, given = _joint(key, anchors, target), _working(anchors)
+    joint, given = _joint(key), _working(anchors)
+    spread = any(x.shape != target.shape for x in anchors)
+    known = all(name in attributes for name in joint.needs)
+    if joint.together is None or not known or (spread and not joint.any_shape):
+        return _solved(key, joint, anchors, target, attributes)
     found = _returned(joint.together(given, target.to(given[0].dtype), **attributes), anchors)
-    values = tuple(_kept(joint, anchors, target, attributes, i, value) for i, value in enumerate(found))
-    return values, _certificate(joint.evaluate(values, **attributes), target, values, anchors)
+    if joint.entrywise and not spread:
+        stays = joint.evaluate(tuple(anchors), **attributes) == target
+        found = tuple(torch.where(stays, x, value) for x, value in zip(anchors, found, strict=True))
+    return found, _certificate(joint.evaluate(found, **attributes), target, found, anchors)
 
 
 def held(key: str, anchors: Sequence[Tensor], target: Tensor, **attributes: Any) -> tuple[Inverse, ...]:
@@ -66,63 +94,56 @@ def held(key: str, anchors: Sequence[Tensor], target: Tensor, **attributes: Any)
 
     Args, Raises: as for `jointly`.
     """
-    joint, given = _joint(key, anchors, target), _working(anchors)
-    if joint.alone is None:
-        return tuple(_by_rule(key, joint, anchors, target, attributes, i) for i in range(2))
-    found = _returned(joint.alone(given, target.to(given[0].dtype), **attributes), anchors)
+    joint = _joint(key)
+    rule = default_rules().require(key, "held operands")
     answers = []
-    for i, value in enumerate(found):
-        value = _kept(joint, anchors, target, attributes, i, value)
-        inputs = tuple(value if j == i else x for j, x in enumerate(anchors))
-        reached = joint.evaluate(inputs, **attributes)
-        answers.append(Inverse(value, _certificate(reached, target, (value,), (anchors[i],))))
+    for i, anchor in enumerate(anchors):
+        given = {joint.named(j): x for j, x in enumerate(anchors) if j != i}
+        given |= {name: value for name, value in attributes.items() if isinstance(value, Tensor)}
+        plain = {name: value for name, value in attributes.items() if name not in given}
+
+        def evaluate(value: Tensor, i: int = i) -> Tensor:
+            return joint.evaluate((*anchors[:i], value, *anchors[i + 1 :]), **attributes)
+
+        op = Op(
+            key=key,
+            name=key,
+            anchors={joint.named(i): anchor},
+            output=evaluate(anchor),
+            parameters=given,
+            attributes={**dict(joint.defaults), **plain},
+            evaluate=evaluate,
+        )
+        answer = rule.invert(op, target)
+        assert isinstance(answer, Inverse)
+        answers.append(answer)
     return tuple(answers)
 
 
-def _kept(
-    joint: Joint, anchors: Sequence[Tensor], target: Tensor, attributes: dict[str, Any], i: int, value: Tensor
-) -> Tensor:
-    """The i-th input's value, but its anchor wherever the target is what there was."""
-    if not joint.same_shape:
-        return value
-    return torch.where(joint.evaluate(tuple(anchors), **attributes) == target, anchors[i], value)
-
-
-def _by_rule(
-    key: str, joint: Joint, anchors: Sequence[Tensor], target: Tensor, attributes: dict[str, Any], i: int
-) -> Inverse:
-    """The answer of the rule for arithmetic with a constant: the other input is one."""
-    own, other = ("self", "other") if i == 0 else ("other", "self")
-
-    def evaluate(value: Tensor) -> Tensor:
-        return joint.evaluate((value, anchors[1]) if i == 0 else (anchors[0], value), **attributes)
-
-    op = Op(
-        key=key,
-        name=key,
-        anchors={own: anchors[i]},
-        output=evaluate(anchors[i]),
-        parameters={other: anchors[1 - i]},
-        attributes={"alpha": 1, **attributes},
-        evaluate=evaluate,
-    )
-    answer = SCALED[key].invert(op, target)
-    assert isinstance(answer, Inverse)
-    return answer
-
-
-def _joint(key: str, anchors: Sequence[Tensor], target: Tensor) -> Joint:
+def _joint(key: str) -> Joint:
     if key not in JOINT:
         raise NoRuleError(
             f"no rule splits the target of op {key!r} among several inputs; {', '.join(JOINT)} have one"
         )
-    joint = JOINT[key]
-    if joint.same_shape and any(x.shape != target.shape for x in anchors):
-        shapes = ", ".join(str(tuple(x.shape)) for x in anchors)
-        raise NoRuleError(
-            f"op {key!r} spreads an input over more entries ({shapes} to {tuple(target.shape)}); expand it first"
-        )
-    return joint
+    return JOINT[key]
+
+
+def _solved(
+    key: str, joint: Joint, anchors: Sequence[Tensor], target: Tensor, attributes: dict[str, Any]
+) -> tuple[Values, Certificate]:
+    """All inputs as one, by Gauss–Newton."""
+    sizes = [x.shape[1:].numel() for x in anchors]
+
+    def unpacked(packed: Tensor) -> Values:
+        parts = torch.split(packed, sizes, 1)
+        return tuple(part.reshape(x.shape).to(x.dtype) for part, x in zip(parts, anchors, strict=True))
+
+    def evaluate(packed: Tensor) -> Tensor:
+        return joint.evaluate(unpacked(packed), **attributes)
+
+    packed = torch.cat([x.reshape(len(x), size) for x, size in zip(anchors, sizes, strict=True)], 1)
+    found = invert_matrix_free(Op(key, key, {"inputs": packed}, evaluate(packed), {}, {}, evaluate), target)
+    return unpacked(found.target), found.certificate
 
 
 def _working(anchors: Sequence[Tensor]) -> Values:
@@ -148,6 +169,20 @@ def _certificate(reached: Tensor, target: Tensor, values: Values, anchors: Seque
 # --- sums -----------------------------------------------------------------------------------------------
 
 
+def _spread_evenly(x: Values, r: Tensor, gain: float) -> Values:
+    """The least (d, e) with d + gain · e = r, or as near as it can be, where d and e may be spread over more entries.
+
+    With P the mean over the entries that share a value and k their number, A Aᵀ = k P + gain² l Q, and P and Q
+    commute: on the four spaces that they make, it is a number.
+    """
+    k, m = (r.shape[1:].numel() / max(1, value.shape[1:].numel()) for value in x)
+    first, second = ((r.sum_to_size(v.shape) / n).expand_as(r) for v, n in zip(x, (k, m), strict=True))
+    both = (first.sum_to_size(x[1].shape) / m).expand_as(r)
+    pull = gain**2 * m
+    dual = both / (k + pull) + (first - both) / k + ((second - both) / pull if pull else 0)
+    return dual.sum_to_size(x[0].shape), gain * dual.sum_to_size(x[1].shape)
+
+
 def _sum(sign: int) -> Joint:
     """y = a ± α b: what is missing goes to each by its share of the gain's square."""
 
@@ -156,9 +191,37 @@ def _sum(sign: int) -> Joint:
 
     def together(x: Values, t: Tensor, alpha: float = 1) -> Values:
         gain, r = sign * alpha, t - evaluate(x, alpha)
-        return x[0] + r / (1 + gain**2), x[1] + gain * r / (1 + gain**2)
+        if x[0].shape == x[1].shape:
+            return x[0] + r / (1 + gain**2), x[1] + gain * r / (1 + gain**2)
+        d, e = _spread_evenly(x, r, gain)
+        return x[0] + d, x[1] + e
 
-    return Joint(evaluate, together)
+    how = "each by its share of the squared gain, in closed form, for inputs of any shapes"
+    return Joint(evaluate, ("self", "other"), together, how, any_shape=True, defaults=(("alpha", 1),))
+
+
+def _between(x: Values, t: Tensor, weight: Tensor | float) -> Values:
+    """y = (1 − w) a + w b: each by its share of the squared gain."""
+    missing = t - torch.lerp(x[0], x[1], weight)
+    total = (1 - weight) ** 2 + weight**2
+    return x[0] + (1 - weight) * missing / total, x[1] + weight * missing / total
+
+
+def _interpolated(x: Values, weight: Tensor | float | None = None) -> Tensor:
+    return torch.lerp(*x) if weight is None else torch.lerp(x[0], x[1], weight)
+
+
+# --- choices --------------------------------------------------------------------------------------------
+
+
+def _chosen(x: Values, t: Tensor, condition: Tensor) -> Values:
+    """What the condition gives to each; a value that is spread takes the mean of what its places ask for."""
+    return tuple(
+        value + (given * (t - value)).sum_to_size(value.shape) / given.sum_to_size(value.shape).clamp(min=1)
+        for value, given in zip(
+            x, ((c.to(t.dtype)).expand_as(t) for c in (condition, ~condition)), strict=True
+        )
+    )
 
 
 # --- products -------------------------------------------------------------------------------------------
@@ -191,11 +254,6 @@ def _nearest_quotient(x: Values, t: Tensor) -> Values:
     return torch.where(b == 0, x[0], t * b), torch.where(b == 0, x[1], b)
 
 
-def _quotients(x: Values, t: Tensor) -> Values:
-    divisor = torch.where((t == 0) | (x[0] == 0), x[1], x[0] / torch.where(t == 0, 1, t))
-    return x[0] + (t - x[0] / x[1]) * x[1], divisor
-
-
 # --- extremes -------------------------------------------------------------------------------------------
 
 
@@ -204,12 +262,6 @@ def _nearest_maximum(x: Values, t: Tensor) -> Values:
     first, below = x[0] >= x[1], torch.maximum(*x) < t
     a, b = (torch.minimum(value, t) for value in x)
     return torch.where(below & first, t, a), torch.where(below & ~first, t, b)
-
-
-def _maxima(x: Values, t: Tensor) -> Values:
-    """What the other input does not allow is approached: it is the smallest that the maximum can be."""
-    a, b = x
-    return torch.where(b < t, t, torch.minimum(a, b)), torch.where(a < t, t, torch.minimum(a, b))
 
 
 def _mirrored(split: Split) -> Split:
@@ -229,13 +281,51 @@ def _layers(x: Values, t: Tensor, dim: int = 0) -> Values:
     return t.unbind(dim)
 
 
+_PAIR = ("self", "other")
+_ENTRIES = "in closed form, entry by entry; by Gauss–Newton where an input is spread over more entries"
 JOINT: dict[str, Joint] = {
     "add": _sum(1),
     "sub": _sum(-1),
-    "mul": Joint(lambda x: x[0] * x[1], _nearest_product),
-    "div": Joint(lambda x: x[0] / x[1], _nearest_quotient, _quotients),
-    "maximum": Joint(lambda x: torch.maximum(*x), _nearest_maximum, _maxima),
-    "minimum": Joint(lambda x: torch.minimum(*x), _mirrored(_nearest_maximum), _mirrored(_maxima)),
-    "cat": Joint(lambda x, dim=0: torch.cat(x, dim), _parts, _parts, same_shape=False),
-    "stack": Joint(lambda x, dim=0: torch.stack(x, dim), _layers, _layers, same_shape=False),
+    "mul": Joint(lambda x: x[0] * x[1], _PAIR, _nearest_product, f"nearest point of a hyperbola, {_ENTRIES}"),
+    "div": Joint(lambda x: x[0] / x[1], _PAIR, _nearest_quotient, f"nearest point of a line, {_ENTRIES}"),
+    "maximum": Joint(
+        lambda x: torch.maximum(*x), _PAIR, _nearest_maximum, f"the larger of two moves, {_ENTRIES}"
+    ),
+    "minimum": Joint(
+        lambda x: torch.minimum(*x),
+        _PAIR,
+        _mirrored(_nearest_maximum),
+        f"the smaller of two moves, {_ENTRIES}",
+    ),
+    "lerp": Joint(
+        _interpolated,
+        ("self", "end", "weight"),
+        _between,
+        f"each by its share of the squared gain, {_ENTRIES} or the weight is unknown too",
+        needs=("weight",),
+    ),
+    "where": Joint(
+        lambda x, condition: torch.where(condition, x[0], x[1]),
+        _PAIR,
+        _chosen,
+        "each takes the places that are its own",
+        any_shape=True,
+    ),
+    "matmul": Joint(lambda x: torch.matmul(*x), _PAIR, None, "by Gauss–Newton in both inputs together"),
+    "cat": Joint(
+        lambda x, dim=0: torch.cat(x, dim),
+        "tensors",
+        _parts,
+        "each takes its own part",
+        any_shape=True,
+        entrywise=False,
+    ),
+    "stack": Joint(
+        lambda x, dim=0: torch.stack(x, dim),
+        "tensors",
+        _layers,
+        "each takes its own layer",
+        any_shape=True,
+        entrywise=False,
+    ),
 }

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fxinvert.errors import NoRuleError, RuleError
 from fxinvert.rules.certificate import Inverse
+from fxinvert.rules.constants import CONSTANTS
 from fxinvert.rules.keys import aten_by_letters, is_torch, key_of
 from fxinvert.rules.op import Op
 from fxinvert.rules.plugins import load_plugins
@@ -47,6 +48,7 @@ class Rule:
         invert: `(op, target) -> Inverse`, or the input's target alone, in which case its certificate is measured.
         kind: how the answer is found.
         trainable: how the op depends on its parameters, if it can be trained in closed form.
+        reference: the source of the method, where it is not that of the rule's family (`families.py`).
         origin: where the rule was written.
     """
 
@@ -54,6 +56,7 @@ class Rule:
     invert: Invert
     kind: Kind
     trainable: Trainable | None = None
+    reference: str = ""
 
     @property
     def origin(self) -> str:
@@ -144,9 +147,7 @@ class RuleSet(Mapping[str, Rule]):
 
     def lookup(self, key: str) -> Rule | None:
         """The rule that inverts `key`: its own, or the matrix-free fallback where that may apply."""
-        from fxinvert.rules.fallback import NOT_DIFFERENTIABLE
-
-        if key in self._rules or not self.fallback or key in NOT_DIFFERENTIABLE:
+        if key in self._rules or not self.fallback or key in CONSTANTS:
             return self._rules.get(key)
         return matrix_free(key)
 
@@ -161,9 +162,7 @@ class RuleSet(Mapping[str, Rule]):
             return found
         import difflib
 
-        from fxinvert.rules.fallback import NOT_DIFFERENTIABLE
-
-        reason = " Its values do not follow its input." if key in NOT_DIFFERENTIABLE else ""
+        reason = f" Its values do not follow its input ({CONSTANTS[key]})." if key in CONSTANTS else ""
         close = difflib.get_close_matches(key, self._rules, n=3)
         hint = f" Rules with similar names: {', '.join(close)}." if close else ""
         raise NoRuleError(
@@ -205,6 +204,7 @@ def _built_in() -> RuleSet:
         selection,
         shape,
         simplex,
+        wrapped,
     )
 
     families = (
@@ -224,6 +224,7 @@ def _built_in() -> RuleSet:
         selection,
         resampling,
         derived,
+        wrapped,
     )
     return RuleSet({rule.key: rule for family in families for rule in family.rules()})
 
