@@ -1,49 +1,71 @@
-"""Post-train: sweep over the segments, update each in closed form, keep what is better on held-out data."""
+"""Post-training: sweep over the segments, train each, keep what is better on held-out data."""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import nn
 
+import fxinvert
 from fxinvert.errors import CutError, DataError
-from fxinvert.inversion.inverse_graph import InverseGraph, invert
-from fxinvert.output_target import OutputTargetFunction, automatic, output_target
-from fxinvert.passes import trace
-from fxinvert.passes.capture import attribute, evaluating
+from fxinvert.feed import Count, Feed, survey
+from fxinvert.output_target import OutputTargetFunction, automatic
+from fxinvert.output_target import output_target as named_target
+from fxinvert.passes.capture import attribute
 from fxinvert.passes.partition import partition
 from fxinvert.passes.plan import Plan
-from fxinvert.progress import Advance, progress_bar
-from fxinvert.result import PostTrainingResult, Record
+from fxinvert.progress import progress_display
+from fxinvert.result import PostTrainingResult
 from fxinvert.rules import RuleSet
 from fxinvert.scheduling import Executor, executor_named, waves
-from fxinvert.scheduling.waves import Wave
-from fxinvert.training import Batches, Metrics, Step, Update, evaluate, search_step, update_ops
+from fxinvert.scheduling.crew import Crew, Task
+from fxinvert.scheduling.journal import Journal
+from fxinvert.scheduling.keys import content_key
+from fxinvert.training import ClosedForm, Gradient, Joint, Method, NormalEquations
+from fxinvert.training.chunks import CHUNK, source_of
+from fxinvert.training.context import Context, digest_of
+from fxinvert.training.fingerprint import Fingerprint
+from fxinvert.training.judge import Share, check_share
+from fxinvert.training.metrics import Tally
+from fxinvert.training.recalibrate import Moments
+from fxinvert.training.sweeps import Settings, run_sweeps
+from fxinvert.workshop import Workshop, count_chunk
 
-METHODS = ("closed_form",)
-#: shares of the damping that are tried with every update
-DAMPINGS = (1.0, 0.5)
+#: what results of tasks are made of
+KNOWN = [NormalEquations, Tally, Moments, Fingerprint]
 
-State = dict[str, Tensor]
+METHODS: dict[str, Callable[..., Method]] = {"closed_form": ClosedForm, "gradient": Gradient, "joint": Joint}
+INPUTS = ("updated", "original")
 
 
 def post_train(
     model: nn.Module,
-    train_data: Iterable[Any],
+    train_data: Any,
     *,
     plan: Plan | None = None,
-    method: str = "closed_form",
+    method: str | Method = "closed_form",
     schedule: str = "sequential",
+    segments: Sequence[str] | str | None = None,
     output_target: str | OutputTargetFunction = "auto",
     sweeps: int = 3,
-    validation_data: Iterable[Any] | None = None,
+    patience: int = 1,
+    least_gain: float = 0.0,
+    inputs: str = "updated",
+    share: Share = "searched",
+    recalibrate: bool = False,
+    validation_data: Any = None,
     executor: str | Executor = "serial",
+    workers: int | None = None,
+    threads: int = 1,
+    chunk: int = CHUNK,
+    retries: int = 2,
+    run_directory: str | Path | None = None,
     damping: float = 1e-2,
     satisfied_weight: float = 0.1,
     output: int | str | None = None,
@@ -58,209 +80,198 @@ def post_train(
 
     Args:
         model: the model; any module that `fxinvert.trace` captures.
-        train_data: `(inputs, labels)` batches, iterable more than once.
+        train_data: `(inputs, labels)` batches, iterable more than once; a factory of such batches, which every process
+            calls for itself; or a list of factories, one for each shard of the data.
         plan: from `fxinvert.partition`; by default one segment per trainable op.
-        method: `"closed_form"`.
-        schedule: `"sequential"` (each segment sees what the updated earlier ones produce) or `"parallel"` (all from
-            one snapshot).
+        method: how segments are trained: `"closed_form"`, `"gradient"`, `"joint"`, or an object of `fxinvert.training`
+            with settings of its own, such as `Joint(alpha=0.3)`.
+        schedule: `"sequential"` (each segment sees what the updated earlier ones produce), `"parallel"` (all from one
+            snapshot), `"waves"` (those that do not feed one another together) or `"single"` (one segment).
+        segments: the names of those to train; by default all.
         output_target: what the output should have been, by name or a callable of outputs and labels; `"auto"` chooses
             by held-out loss after the first sweep.
-        sweeps: how many at most; fewer if one brings nothing.
+        sweeps: how many at most; fewer if they bring nothing.
+        patience: after how many sweeps in a row that bring too little to stop.
+        least_gain: what a sweep must at least bring, as a share of the held-out loss.
+        inputs: what a segment's input and target follow from: the `"updated"` earlier segments, or the `"original"`
+            ones that the sweep began with; in a parallel schedule they are the same.
+        share: how updates that were found together share the correction, so that they do not overshoot: `"searched"`,
+            `"equal"`, `"explained"` (in proportion to what each explains) or `"none"`.
+        recalibrate: whether batch-norm statistics are estimated anew after every update.
         validation_data: what steps are judged on; by default a fifth of `train_data` is kept aside.
-        executor: `"serial"`.
-        damping: ρ, relative to the mean of the Gram matrix's diagonal; half of it is tried too, and held-out loss
-            decides.
-        satisfied_weight: weight of a sample whose output is its own target; the others weigh 1.
+        executor: where work is done: `"serial"`, `"processes"`, `"ray"`, or an executor of your own. The result is the
+            same, to the last bit.
+        workers: of the executor; by default as many as there are cores.
+        threads: of torch, in every task: sums that more threads share are rounded differently.
+        chunk: batches per task.
+        retries: how often a task is tried again that failed or whose worker died.
+        run_directory: where finished work is written; called again with the same arguments after a crash, the work
+            goes on, and ends with the same result.
+        damping: ρ of the closed form, relative to the mean of the Gram matrix's diagonal; half of it is tried too, and
+            held-out loss decides.
+        satisfied_weight: in the closed form, weight of a sample whose output is its own target; the others weigh 1.
         output: which output is supervised, by index or key, if there are several.
         rules: the rules in force.
-        progress: whether to show a progress bar; None: on a terminal.
+        progress: whether to show progress; None: on a terminal.
 
     Raises:
         TraceError: the model cannot be captured.
         NoRuleError: an op on the way has no rule.
-        DataError: data, labels or settings do not fit.
-        CutError: the plan was made for another graph.
+        DataError: data, labels or settings do not fit, or a run directory holds another run.
+        CutError: the plan was made for another graph, or has no such segments.
+        TaskError: a task failed as often as it may.
     """
     began = time.perf_counter()
-    if method not in METHODS:
-        raise DataError(f"unknown method {method!r}; known is {', '.join(map(repr, METHODS))}")
-    if sweeps < 1 or damping < 0 or not 0 <= satisfied_weight <= 1:
-        raise DataError(
-            f"sweeps={sweeps}, damping={damping}, satisfied_weight={satisfied_weight}: "
-            "needed are at least 1 sweep, damping ≥ 0, and a weight between 0 and 1"
-        )
+    _check_counts(sweeps=sweeps, patience=patience, threads=threads, chunk=chunk)
+    _check_counts(least=0, retries=retries)
+    _check_named("inputs", inputs, INPUTS)
+    check_share(share)
+    trainer = _method(method, damping, satisfied_weight)
+    settings = Settings(sweeps, share, inputs == "original", recalibrate, patience, least_gain)
+    hand = executor_named(executor, workers)
     updated = copy.deepcopy(model)
-    device = next((t.device for t in [*updated.parameters(), *updated.buffers()]), torch.device("cpu"))
-    train, held_out, notes = _split(train_data, validation_data, device)
-    first = next(iter(train))
-    graph = trace(updated, tuple(value[:2] for value in first.inputs), output=output, rules=rules)
-    run = _Run(
-        graph=graph,
-        plan=plan or partition(graph, rules=rules),
-        train=train,
-        held_out=held_out,
-        executor=executor_named(executor),
-        damping=damping,
-        satisfied_weight=satisfied_weight,
-        rules=rules,
-        records=[],
-    )
-    ordered = waves(run.plan, schedule)
-    candidates = automatic(first.labels) if output_target == "auto" else [_named(output_target)]
-    baseline = run.measure()
-    best = _Best(baseline, run.state())
-    total = len(ordered) * (sweeps + len(candidates) - 1)
-    with progress_bar(total, progress) as advance:
-        chosen = _first_sweep(run, ordered, candidates, best, advance)
-        for sweep in range(2, sweeps + 1):
-            before = best.latest
-            run.sweep(sweep, ordered, chosen, best, advance)
-            if best.latest == before:
-                break
-    run.load(best.state)
-    changed = [
-        name for name, value in model.named_parameters() if not torch.equal(value, attribute(updated, name))
-    ]
+    with ExitStack() as stack:
+        stack.enter_context(_threads(threads))
+        sources = {"train": source_of(train_data, "train_data", chunk)}
+        if validation_data is not None:
+            sources["validation"] = source_of(validation_data, "validation_data", chunk)
+        context = Context(updated, sources, output, rules)
+        plan = plan or partition(context.graph, rules=rules)
+        check_plan(plan, context)
+        ordered = waves(plan, schedule, context.graph.graph, segments)
+        targets = (
+            automatic(context.first.labels) if output_target == "auto" else [named_target(output_target)]
+        )
+        journal = None
+        if run_directory is not None:
+            journal = stack.enter_context(Journal(Path(run_directory), KNOWN))
+        hand.open(threads, None if journal is None else journal.scratch)
+        stack.callback(hand.close)
+        crew = Crew(hand, journal.store, retries, journal.note) if journal else Crew(hand, retries=retries)
+        shared = hand.share(context)
+
+        def counted(name: str) -> Callable[[list[int]], list[Count]]:
+            def count_all(indices: list[int]) -> list[Count]:
+                tasks = [Task(i, f"survey {i}", count_chunk, (shared, name, i)) for i in indices]
+                return list(Crew(hand, retries=retries).run(tasks))
+
+            return count_all
+
+        surveyed = {
+            name: survey(name, context, hand, journal is not None, counted(name)) for name in context.sources
+        }
+        feeds, notes = _parts(surveyed)
+        if journal is not None:
+            journal.is_about(identity(context, plan, feeds, (trainer, settings, ordered, targets, threads)))
+        total = len(ordered) * (sweeps + len(targets) - 1)
+        with progress_display(total, progress) as display:
+            shop = Workshop(crew, shared, feeds, targets[0], display)
+            best, records = run_sweeps(shop, trainer, ordered, targets, settings, display.advance)
+        context.load(best.state)
+        if journal is not None:
+            journal.note("trained", before=str(best.baseline), after=str(best.metrics))
     return PostTrainingResult(
         model=updated,
-        baseline=baseline,
+        baseline=best.baseline,
         final=best.metrics,
-        history=tuple(run.records),
-        plan=run.plan,
-        output_target=chosen.output_target.name,
-        changed=tuple(changed),
+        history=tuple(records),
+        plan=plan,
+        output_target=shop.output_target.name,
+        changed=_changed(model, updated),
         notes=tuple(notes),
         seconds=time.perf_counter() - began,
     )
 
 
-_named = output_target
+def check_plan(plan: Plan, context: Context) -> None:
+    """Checks that a plan was made for this graph.
 
-
-@dataclass
-class _Best:
-    """The best state seen that is no worse than the baseline, and the metrics of the latest state."""
-
-    metrics: Metrics
-    state: State
-
-    def __post_init__(self) -> None:
-        self.baseline = self.latest = self.metrics
-
-    def see(self, metrics: Metrics, state: Callable[[], State]) -> None:
-        self.latest = metrics
-        if metrics.loss < self.metrics.loss and metrics.no_worse_than(self.baseline):
-            self.metrics, self.state = metrics, state()
-
-
-@dataclass
-class _Run:
-    """The working copy's graph, its data, and what was tried."""
-
-    graph: fx.GraphModule
-    plan: Plan
-    train: Batches
-    held_out: Batches
-    executor: Executor
-    damping: float
-    satisfied_weight: float
-    rules: RuleSet | None
-    records: list[Record]
-
-    def __post_init__(self) -> None:
-        self.nodes = {n.meta["path"]: n for n in self.graph.graph.nodes if n.op != "output"}
-        names = dict.fromkeys(name for segment in self.plan.segments for name in segment.parameters)
-        known = dict(self.graph.named_parameters(remove_duplicate=False)) | self.nodes
-        for name in [*names, *(path for segment in self.plan.segments for path in segment.trained)]:
+    Raises:
+        CutError: it was not; it is said what differs.
+    """
+    known = dict(context.graph.named_parameters(remove_duplicate=False)) | context.nodes
+    for segment in plan.segments:
+        for name in (*segment.parameters, *segment.trained, segment.entry, segment.exit):
             if name not in known:
                 raise CutError(f"the plan was made for another graph: this one has no {name!r}")
-        self.parameters: State = {name: attribute(self.graph, name) for name in names}
-
-    def state(self) -> State:
-        return {name: value.detach().clone() for name, value in self.parameters.items()}
-
-    def load(self, state: State) -> None:
-        with torch.no_grad():
-            for name, value in state.items():
-                self.parameters[name].copy_(value)
-
-    def measure(self) -> Metrics:
-        with torch.no_grad(), evaluating(self.graph):
-            return evaluate(self.graph, self.held_out)
-
-    def inverse(self, choice: Any) -> InverseGraph:
-        return invert(self.graph, output_target=choice, rules=self.rules)
-
-    def sweep(
-        self, number: int, ordered: Sequence[Wave], inverse: InverseGraph, best: _Best, advance: Advance
-    ) -> None:
-        for wave in ordered:
-            began = time.perf_counter()
-            before = best.latest
-            nodes = [self.nodes[path] for segment in wave for path in segment.trained]
-            tried = update_ops(
-                inverse,
-                nodes,
-                self.train,
-                dampings=[share * self.damping for share in DAMPINGS],
-                satisfied_weight=self.satisfied_weight,
-                run=self.executor.map,
+        here = sum(attribute(context.graph, name).numel() for name in segment.parameters)
+        if here != segment.parameter_count:
+            raise CutError(
+                f"the plan was made for another graph: segment {segment.name!r} has {segment.parameter_count:,} "
+                f"parameters there and {here:,} here"
             )
-            step, updates = self._best_of(tried, before)
-            best.see(step.metrics, self.state)
-            self.records.append(
-                Record(
-                    sweep=number,
-                    segments=tuple(segment.name for segment in wave),
-                    output_target=inverse.output_target.name,
-                    step=step.size,
-                    before=before,
-                    after=step.metrics,
-                    explained={update.op: update.solved.explained for update in updates},
-                    damping={update.op: update.solved.damping for update in updates},
-                    seconds=time.perf_counter() - began,
-                )
-            )
-            advance(f"sweep {number}, {', '.join(segment.name for segment in wave)}: {step.metrics}")
-
-    def _best_of(self, tried: Sequence[list[Update]], start: Metrics) -> tuple[Step, list[Update]]:
-        """Moves along the updates, and by the step, that have the least held-out loss."""
-        found = (Step(0.0, start), tried[0], self.state())
-        unmoved = found[2]
-        for updates in tried:
-            self.load(unmoved)
-            changes = {name: change for update in updates for name, change in update.changes.items()}
-            step = search_step(self.parameters, changes, self.measure, start)
-            if step.metrics.loss < found[0].metrics.loss:
-                found = (step, updates, self.state())
-        self.load(found[2])
-        return found[:2]
 
 
-def _first_sweep(
-    run: _Run, ordered: Sequence[Wave], candidates: Sequence[Any], best: _Best, advance: Advance
-) -> InverseGraph:
-    """Sweeps once with every candidate output target, from the same start, and goes on from the best."""
-    start, tried = run.state(), []
-    for candidate in candidates:
-        run.load(start)
-        best.latest = best.baseline
-        inverse = run.inverse(candidate)
-        run.sweep(1, ordered, inverse, best, advance)
-        tried.append((best.latest, run.state(), inverse))
-    best.latest, state, inverse = min(tried, key=lambda result: result[0].loss)
-    run.load(state)
-    return inverse
+def identity(
+    context: Context, plan: Plan, feeds: dict[str, Feed], settings: tuple[Any, ...]
+) -> dict[str, Any]:
+    """What a run is about, part by part, so that it can be said what differs."""
+    trainer, sweeping, ordered, targets, threads = settings
+    return {
+        "fxinvert": fxinvert.__version__,
+        "torch": torch.__version__,
+        "model": {name: digest_of({name: value})[:16] for name, value in sorted(context.state().items())},
+        "graph": content_key(context.graph.code)[:16],
+        "plan": content_key(plan.to_dict())[:16],
+        "data": {name: f"{feed.part} {feed.total}" for name, feed in feeds.items()},
+        "settings": {
+            "method": f"{trainer.name} {content_key(trainer)[:16]}",
+            "sweeps": repr(sweeping),
+            "waves": [[segment.name for segment in wave] for wave in ordered],
+            "output_target": [target.name for target in targets],
+            "chunks": {name: len(feed.counts) for name, feed in feeds.items()},
+            "threads": threads,
+        },
+    }
 
 
-def _split(
-    train_data: Iterable[Any], validation_data: Iterable[Any] | None, device: torch.device
-) -> tuple[Batches, Batches, list[str]]:
-    """Training and held-out batches, and what to note about them."""
-    train = Batches(train_data, device)
-    if validation_data is not None:
-        return train, Batches(validation_data, device, "validation_data"), []
-    parts = train.of("train"), train.of("held_out")
-    if all(list(islice(iter(part), 1)) for part in parts):
-        return *parts, []
-    return train, train, ["too few samples to keep some aside: steps were judged on the training data"]
+def _method(choice: str | Method, damping: float, satisfied_weight: float) -> Method:
+    if not isinstance(choice, str):
+        return choice
+    if choice not in METHODS:
+        raise DataError(f"unknown method {choice!r}; known are {', '.join(METHODS)}")
+    if choice == "closed_form":
+        return ClosedForm(damping, satisfied_weight)
+    return METHODS[choice]()
+
+
+def _check_counts(least: int = 1, **settings: Any) -> None:
+    for name, value in settings.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise DataError(f"{name}={value!r} is {type(value).__name__}; a whole number is needed")
+        if value < least:
+            what = name.removesuffix("s") if name.endswith("s") else name
+            raise DataError(f"{name}={value}: needed is at least {least} {what}")
+
+
+def _check_named(setting: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise DataError(f"unknown {setting} {value!r}; known are {', '.join(known)}")
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Gives torch so many threads: how sums are split over threads decides how they are rounded."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _parts(surveyed: dict[str, Feed]) -> tuple[dict[str, Feed], list[str]]:
+    """What is trained on and what is judged on, and what to note about them."""
+    data = surveyed["train"]
+    if "validation" in surveyed:
+        return {"train": data, "held_out": surveyed["validation"]}, []
+    if all(any(getattr(count, part) for count in data.counts) for part in ("train", "held_out")):
+        return {"train": data.of("train"), "held_out": data.of("held_out")}, []
+    note = "too few samples to keep some aside: steps were judged on the training data"
+    return {"train": data, "held_out": data}, [note]
+
+
+def _changed(before: nn.Module, after: nn.Module) -> tuple[str, ...]:
+    """The names of parameters and buffers that differ."""
+    pairs = [*before.named_parameters(), *before.named_buffers()]
+    return tuple(name for name, value in pairs if not torch.equal(value, attribute(after, name)))

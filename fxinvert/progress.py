@@ -1,8 +1,8 @@
-"""Progress bars for long work: shown on a terminal, silent in a pipe, never in the way of results."""
+"""Progress of long work: shown on a terminal, silent in a pipe, never in the way of results."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -15,17 +15,35 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-#: advances the bar by one and says what comes next
-Advance = Callable[[str], None]
+
+class Display:
+    """Two bars: one for the run, which advances by wave, and one for the tasks of what is being done."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress = progress
+        self._run = progress.add_task("starting", total=total)
+        self._tasks = progress.add_task("", total=None, visible=False)
+
+    def advance(self, text: str) -> None:
+        """A wave is done; the text says how it went."""
+        self._progress.update(self._run, advance=1, description=text)
+
+    def begin(self, text: str, total: int | None) -> None:
+        """Tasks begin: what they do, and how many they are, if that is known."""
+        self._progress.reset(self._tasks, total=total, description=f"  {text}", visible=True)
+
+    def done(self, count: int) -> None:
+        """So many of the tasks are done."""
+        self._progress.update(self._tasks, completed=count)
 
 
 @contextmanager
-def progress_bar(total: int, show: bool | None) -> Iterator[Advance]:
-    """A bar of `total` steps on standard error.
+def progress_display(total: int, show: bool | None) -> Iterator[Display]:
+    """Bars on standard error, with the time that is left.
 
     Args:
-        total: number of steps.
-        show: whether to show it; None: if standard error is a terminal.
+        total: number of waves.
+        show: whether to show them; None: if standard error is a terminal.
     """
     console = Console(stderr=True)
     columns = (
@@ -37,9 +55,4 @@ def progress_bar(total: int, show: bool | None) -> Iterator[Advance]:
     )
     hidden = not (console.is_terminal if show is None else show)
     with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-        task = progress.add_task("starting", total=total)
-
-        def advance(next_step: str) -> None:
-            progress.update(task, advance=1, description=next_step)
-
-        yield advance
+        yield Display(progress, total)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from fxinvert.passes.plan import Plan
-from fxinvert.training import Metrics
+from fxinvert.training.metrics import Metrics
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,11 @@ class Record:
         sweep: from 1.
         segments: the names of the segments updated together.
         output_target: the output target in use.
-        step: the size chosen on held-out loss, 0 where no size was better.
+        step: the largest multiple of an update that was taken, 0 where none was better.
         before, after: held-out metrics.
         explained: by op, the share of its squared error that the full update removes on the training data.
-        damping: by op, the relative damping ρ used.
+        damping: by op, the relative damping ρ used; 0 where nothing was solved.
+        sizes: by op, the multiple of its update that was taken.
         seconds: wall time, statistics, solve and search.
     """
 
@@ -34,11 +35,18 @@ class Record:
     after: Metrics
     explained: dict[str, float]
     damping: dict[str, float]
+    sizes: dict[str, float]
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Record:
+        """The inverse of `to_dict`."""
+        before, after = Metrics(**content["before"]), Metrics(**content["after"])
+        return cls(**content | {"before": before, "after": after, "segments": tuple(content["segments"])})
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ class PostTrainingResult:
         history: every update that was tried, in order.
         plan: the partition that was used.
         output_target: the name of the output target that was used.
-        changed: the names of the parameters that differ.
+        changed: the names of the parameters and buffers that differ.
         notes: what the user should know.
         seconds: wall time in all.
     """

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from fxinvert import DataError
-from fxinvert.training.data import Batches, kept_aside
+from fxinvert.training.data import Batches
+from fxinvert.training.fingerprint import kept_aside
 
 CPU = torch.device("cpu")
 
@@ -81,7 +82,7 @@ def test_a_generator_is_refused_at_once() -> None:
         ([], "no batches"),
         (7, "iterable of"),
         ([samples(3)], "pair"),
-        ([(samples(3), [0, 1, 2])], "labels is list"),
+        ([(samples(3), [0, 1, 2])], r"labels\[0\] is int; a tensor is needed"),
         ([(samples(3), torch.zeros(2))], "same number of samples"),
         ([(samples(3), torch.tensor(1.0))], "same number of samples"),
         (

@@ -1,20 +1,27 @@
-"""Training: statistics, their solution, the data they stream over, and how far to step."""
+"""Training: methods, the statistics and data they work with, and how what they propose is judged."""
 
-from fxinvert.training.closed_form import Update, update_ops
-from fxinvert.training.data import Batch, Batches
+from fxinvert.training.batch import Batch
+from fxinvert.training.closed_form import ClosedForm
+from fxinvert.training.data import Batches
+from fxinvert.training.gradient import Gradient, Optimizer
+from fxinvert.training.joint import Joint
 from fxinvert.training.metrics import Metrics, evaluate
 from fxinvert.training.statistics import NormalEquations, Solved
-from fxinvert.training.step import Step, search_step
+from fxinvert.training.work import Method, Proposal, Update, Work
 
 __all__ = [
     "Batch",
     "Batches",
+    "ClosedForm",
+    "Gradient",
+    "Joint",
+    "Method",
     "Metrics",
     "NormalEquations",
+    "Optimizer",
+    "Proposal",
     "Solved",
-    "Step",
     "Update",
+    "Work",
     "evaluate",
-    "search_step",
-    "update_ops",
 ]

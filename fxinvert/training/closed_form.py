@@ -1,98 +1,165 @@
-"""Closed-form training of the affine ops of a segment: one pass of sums over the data, one linear solve per op."""
+"""Closed-form training of the affine ops of segments: sums over the data, one linear solve per op.
+
+Once per sweep, or recursively: every so many samples the solution so far is taken, and the next samples correct it. That
+is recursive least squares in its information form (Björck 1996, §3.2): errors are those of the parameters as they are
+now, and the Gram matrix G is that of all samples since the sweep began.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
 
-from fxinvert.errors import REPORT, SolveError
+from fxinvert.errors import REPORT, DataError, SolveError
 from fxinvert.inversion.inverse_graph import InverseGraph
+from fxinvert.output_target import OutputTarget
 from fxinvert.passes.capture import attribute, evaluating
+from fxinvert.passes.plan import Segment
 from fxinvert.passes.synthesize import parameters_of
-from fxinvert.training.data import Batch
-from fxinvert.training.statistics import NormalEquations, Solved
+from fxinvert.training.batch import Batch
+from fxinvert.training.context import Context
+from fxinvert.training.sensitivity import sensitivities
+from fxinvert.training.statistics import NormalEquations
+from fxinvert.training.work import Proposal, Update, Work
 
 #: one op, or several that share their parameters
 Sums = dict[str, NormalEquations]
-Map = Callable[[Callable[[Batch], Sums], Iterable[Batch]], Iterable[Sums]]
+#: shares of the damping that are tried with every update
+DAMPINGS = (1.0, 0.5)
 
 
 @dataclass(frozen=True)
-class Update:
-    """The change of one op's parameters.
+class ClosedForm:
+    """One linear solve per op.
 
     Attributes:
-        op: the path of the op.
-        changes: ΔΘ by parameter name.
-        solved: how it was found.
+        damping: ρ, relative to the mean of the Gram matrix's diagonal; half of it is tried too.
+        satisfied_weight: weight of the samples whose output is its own target, the others weigh 1.
+        error: how the error of a fit is measured: "plain", or "weighted" by how sensitive the output is to it.
+        every: solve again after so many samples; None: once, after all of them.
+        ops: train the ops of the segments "together", all from one pass over the data, or "in_turn", each with its own.
     """
 
-    op: str
-    changes: dict[str, Tensor]
-    solved: Solved
+    damping: float = 1e-2
+    satisfied_weight: float = 0.1
+    error: Literal["plain", "weighted"] = "plain"
+    every: int | None = None
+    ops: Literal["together", "in_turn"] = "together"
+    name: str = "closed_form"
+
+    def __post_init__(self) -> None:
+        if self.damping < 0 or not 0 <= self.satisfied_weight <= 1:
+            raise DataError(
+                f"damping={self.damping}, satisfied_weight={self.satisfied_weight}: "
+                "needed are damping ≥ 0 and a weight between 0 and 1"
+            )
+        if self.error not in ("plain", "weighted") or self.ops not in ("together", "in_turn"):
+            raise DataError(
+                f"error={self.error!r}, ops={self.ops!r}: the error is plain or weighted, ops are trained "
+                "together or in_turn"
+            )
+        if self.every is not None and self.every < 1:
+            raise DataError(f"every={self.every}; it is a number of samples, at least 1")
+
+    def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal]]:
+        """Yields the updates of all ops, or of one after the other, solved with each damping.
+
+        Raises:
+            SolveError: sums are not finite.
+        """
+        owners: dict[str, list[str]] = {}
+        for path in (path for segment in segments for path in segment.trained):
+            owners.setdefault(_owner(work.context.nodes[path]), []).append(path)
+        groups = list(owners.values())
+        for paths in groups if self.ops == "in_turn" else [[path for group in groups for path in group]]:
+            yield from self._solved(work, paths)
+
+    def _solved(self, work: Work, paths: list[str]) -> Iterator[list[Proposal]]:
+        arguments = {
+            "output_target": work.output_target,
+            "paths": paths,
+            "satisfied_weight": self.satisfied_weight,
+            "weighted": self.error == "weighted",
+        }
+        known: Sums = {}
+        for block in work.blocks(sums, arguments, self.every):
+            for part in block:
+                known = {key: known[key] + value if key in known else value for key, value in part.items()}
+            inverse = work.context.inverse(work.output_target)
+            representatives = {_owner(n): n for n in (work.context.nodes[path] for path in reversed(paths))}
+            yield [
+                [
+                    _solve(inverse, representatives[key], value, share * self.damping)
+                    for key, value in known.items()
+                ]
+                for share in DAMPINGS
+            ]
+            # what the solution did not remove is seen again in the next samples' errors
+            known = {
+                key: replace(value, cross=torch.zeros_like(value.cross), error=0.0)
+                for key, value in known.items()
+            }
 
 
-def update_ops(
-    inverse: InverseGraph,
-    nodes: Sequence[fx.Node],
+def sums(
+    context: Context,
     batches: Iterable[Batch],
     *,
-    dampings: Sequence[float],
+    output_target: OutputTarget,
+    paths: Sequence[str],
     satisfied_weight: float,
-    run: Map = map,
-) -> list[list[Update]]:
-    """The closed-form updates of some ops, all from the same pass over the data; for each damping one list of them.
+    weighted: bool,
+) -> Sums:
+    """G and C of some ops over batches, by the name of the op's weight; ops that share a weight are added.
 
     Args:
-        inverse: gives the targets, with the parameters as they are now.
-        nodes: the ops to train.
-        batches: training data.
-        dampings: values of ρ, relative to the mean of the Gram matrix's diagonal.
+        context: the model.
+        batches: the samples.
+        output_target: what the output should have been.
+        paths: of the ops.
         satisfied_weight: weight of the samples whose output is its own target, the others weigh 1.
-        run: how a function is applied to the batches, in order; the executor's.
-
-    Raises:
-        SolveError: the sums are not finite.
+        weighted: whether errors are weighted by how sensitive the output is to them.
     """
-    total: Sums = {}
-    representatives = {_owner(node): node for node in reversed(nodes)}
-
-    def sums(batch: Batch) -> Sums:
-        return batch_sums(inverse, nodes, batch, satisfied_weight)
-
-    with torch.no_grad(), evaluating(inverse.graph):
-        for part in run(sums, batches):
-            total = {key: total[key] + value if key in total else value for key, value in part.items()}
-        return [
-            [_updated(inverse, representatives[key], equations, damping) for key, equations in total.items()]
-            for damping in dampings
-        ]
+    inverse, total = context.inverse(output_target), Sums()
+    nodes = [context.nodes[path] for path in paths]
+    with torch.no_grad(), evaluating(context.graph):
+        for batch in batches:
+            for node, part in _batch_sums(inverse, nodes, batch, satisfied_weight, weighted):
+                key = _owner(node)
+                total[key] = total[key] + part if key in total else part
+    return total
 
 
-def batch_sums(
-    inverse: InverseGraph, nodes: Sequence[fx.Node], batch: Batch, satisfied_weight: float
-) -> Sums:
-    """G and C of every op, over one batch, by the name of the op's weight; ops that share a weight are added."""
+def _batch_sums(
+    inverse: InverseGraph, nodes: Sequence[fx.Node], batch: Batch, satisfied_weight: float, weighted: bool
+) -> Iterator[tuple[fx.Node, NormalEquations]]:
     values = inverse.forward(batch.inputs)
     last = inverse.output_node
     targets = inverse.targets(values, batch.labels, [*nodes, last])
-    moved = (targets[last] != values[last]).reshape(len(batch), -1).any(1)
-    weights = torch.where(moved, 1.0, satisfied_weight).to(values[last].dtype)
-    total: Sums = {}
+    weights = sample_weights(values[last], targets[last], satisfied_weight)
+    felt: dict[fx.Node, Tensor] = sensitivities(inverse, nodes, batch) if weighted else {}
     for node in nodes:
         op, trainable = inverse.op(node, values), inverse.inverse_op(node).rule.trainable
         assert trainable is not None, f"{node.name} cannot be trained. {REPORT}"
         errors = trainable.outputs(op, targets[node] - values[node])
-        part = NormalEquations.of(trainable.features(op), errors, weights)
-        key = _owner(node)
-        total[key] = total[key] + part if key in total else part
-    return total
+        per_row = weights
+        if weighted:
+            rows = trainable.outputs(op, felt[node]).square().mean((0, 2))
+            per_row = rows * weights.repeat_interleave(len(rows) // len(weights))
+        yield node, NormalEquations.of(trainable.features(op), errors, per_row)
 
 
-def _updated(inverse: InverseGraph, node: fx.Node, equations: NormalEquations, damping: float) -> Update:
+def sample_weights(outputs: Tensor, targets: Tensor, satisfied: float) -> Tensor:
+    """1 for each sample whose output is not its own target, `satisfied` for the others: `(B, …)` → `(B,)`."""
+    moved = (targets != outputs).reshape(len(outputs), -1).any(1)
+    return torch.where(moved, 1.0, satisfied).to(outputs.dtype)
+
+
+def _solve(inverse: InverseGraph, node: fx.Node, equations: NormalEquations, damping: float) -> Update:
     path = node.meta["path"]
     if not bool(torch.isfinite(equations.gram).all() & torch.isfinite(equations.cross).all()):
         raise SolveError(f"the statistics of {path!r} are not finite: its inputs or targets overflow")
@@ -100,9 +167,16 @@ def _updated(inverse: InverseGraph, node: fx.Node, equations: NormalEquations, d
     trainable = inverse.inverse_op(node).rule.trainable
     assert trainable is not None
     names = parameters_of(node)
-    parameters = {argument: attribute(inverse.graph, name) for argument, name in names.items()}
+    parameters: dict[str, Any] = {
+        argument: attribute(inverse.graph, name) for argument, name in names.items()
+    }
     changes = trainable.changes(parameters, solved.change)
-    return Update(path, {names[argument]: change for argument, change in changes.items()}, solved)
+    return Update(
+        path,
+        {names[argument]: change for argument, change in changes.items()},
+        solved.explained,
+        solved.damping,
+    )
 
 
 def _owner(node: fx.Node) -> str:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fxinvert.errors import DataError
 from fxinvert.output_target import OutputTarget, check_range, class_axis, regression
-from fxinvert.training.data import Batch
+from fxinvert.training.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,75 @@ class Metrics:
         return loss if self.accuracy is None else f"accuracy {100 * self.accuracy:.2f} %, {loss}"
 
 
+@dataclass(frozen=True)
+class Tally:
+    """What metrics are made of: sums over samples, which add up across batches, chunks and machines."""
+
+    loss: float = 0.0
+    hits: int = 0
+    answers: int = 0
+    samples: int = 0
+
+    @classmethod
+    def of(cls, outputs: Tensor, batch: Batch, target: OutputTarget | None = None) -> Tally:
+        """The sums over one batch.
+
+        Args:
+            outputs: of the model.
+            batch: with the labels.
+            target: measures the distance to this output target where labels are neither class numbers nor outputs.
+
+        Raises:
+            DataError: the labels do not fit the outputs.
+        """
+        if is_classification(batch.labels):
+            logits, labels = flat_classes(outputs, batch.labels)
+            losses = F.cross_entropy(logits.double(), labels, reduction="none")
+            return cls(
+                loss=float(losses.sum()) * len(batch) / len(labels),
+                hits=int((logits.argmax(-1) == labels).sum()),
+                answers=len(labels),
+                samples=len(batch),
+            )
+        wanted = target(outputs, batch.labels) if target else regression(outputs, batch.labels)
+        errors = (outputs - wanted).double().square().reshape(len(batch), -1).mean(1)
+        return cls(loss=float(errors.sum()), samples=len(batch))
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            self.loss + other.loss,
+            self.hits + other.hits,
+            self.answers + other.answers,
+            self.samples + other.samples,
+        )
+
+    @property
+    def metrics(self) -> Metrics:
+        """The means.
+
+        Raises:
+            DataError: there are no samples.
+        """
+        if not self.samples:
+            raise DataError("there are no samples to measure on")
+        accuracy = self.hits / self.answers if self.answers else None
+        return Metrics(self.loss / self.samples, accuracy, self.samples)
+
+
 def is_classification(labels: Tensor) -> bool:
     """Whether labels are class numbers: integers are, floating-point numbers are not."""
     return not labels.dtype.is_floating_point
+
+
+def flat_classes(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits `(N, C)` and class numbers `(N,)` of all samples and positions.
+
+    Raises:
+        DataError: the labels are not class numbers for these outputs.
+    """
+    logits = outputs.movedim(class_axis(outputs, labels), -1)
+    check_range(labels, logits.shape[-1])
+    return logits.flatten(0, -2), labels.flatten()
 
 
 def evaluate(
@@ -61,24 +127,5 @@ def evaluate(
     Raises:
         DataError: the labels do not fit the outputs.
     """
-    loss, hits, answers, samples = 0.0, 0, 0, 0
-    classification = True
-    for batch in batches:
-        outputs = forward(*batch.inputs)
-        classification = is_classification(batch.labels)
-        if classification:
-            axis = class_axis(outputs, batch.labels)
-            logits = outputs.movedim(axis, -1)
-            check_range(batch.labels, logits.shape[-1])
-            flat, labels = logits.flatten(0, -2), batch.labels.flatten()
-            losses = F.cross_entropy(flat.double(), labels, reduction="none")
-            hits += int((flat.argmax(-1) == labels).sum())
-            answers += len(labels)
-            loss += float(losses.sum()) * len(batch) / len(labels)
-        else:
-            wanted = target(outputs, batch.labels) if target else regression(outputs, batch.labels)
-            loss += float((outputs - wanted).double().square().reshape(len(batch), -1).mean(1).sum())
-        samples += len(batch)
-    if not samples:
-        raise DataError("there are no samples to measure on")
-    return Metrics(loss / samples, hits / answers if classification else None, samples)
+    tallies = (Tally.of(forward(*batch.inputs), batch, target) for batch in batches)
+    return sum(tallies, Tally()).metrics

@@ -1,0 +1,226 @@
+"""Feeds: data as tasks get it, surveyed once, and found out if a later pass gives something else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fxinvert.errors import DataError
+from fxinvert.scheduling.executor import Executor, Shared
+from fxinvert.training.batch import Batch
+from fxinvert.training.chunks import Chunk, Source
+from fxinvert.training.context import Context
+from fxinvert.training.data import Batches, Part
+from fxinvert.training.fingerprint import Fingerprint
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A chunk whose items were sent."""
+
+    index: int
+    first: int
+    what: str
+    items: Shared[list[Any]]
+
+    @property
+    def chunk(self) -> Chunk:
+        return Chunk(self.index, self.first, self.what, self.items.get)
+
+
+#: where a chunk is: a number in a source that every process can read, a chunk in this process, or one that was sent
+Where = int | Chunk | Sent
+
+
+@dataclass(frozen=True)
+class Count:
+    """What a survey tells of one chunk: its fingerprint, and the samples in each part."""
+
+    fingerprint: Fingerprint
+    train: int
+    held_out: int
+
+
+@dataclass
+class Feed:
+    """One part of some data.
+
+    Attributes:
+        name: of its source in the context.
+        source: the same.
+        part: which samples.
+        counts: what the survey found, by chunk.
+        sent: the chunks, where they had to be sent.
+        ordered: whether every pass must give the same chunks, not only the same samples.
+    """
+
+    name: str
+    source: Source
+    part: Part
+    counts: Sequence[Count]
+    sent: Sequence[Sent] | None
+    ordered: bool
+
+    @property
+    def total(self) -> Fingerprint:
+        """Of all samples of the source."""
+        return sum((count.fingerprint for count in self.counts), Fingerprint())
+
+    def samples(self, index: int) -> int:
+        """How many samples of this part a chunk has."""
+        count = self.counts[index]
+        return {"train": count.train, "held_out": count.held_out, "all": count.train + count.held_out}[
+            self.part
+        ]
+
+    def of(self, part: Part) -> Feed:
+        """The same data, another part."""
+        return Feed(self.name, self.source, part, self.counts, self.sent, self.ordered)
+
+    def wheres(self) -> Iterator[Where]:
+        """Where the chunks are, in order.
+
+        Raises:
+            DataError: there are more of them, or fewer, than the survey found.
+        """
+        if self.sent is not None:
+            yield from self.sent
+            return
+        seen = 0
+        for chunk in self.source.chunks():
+            if seen == len(self.counts):
+                raise DataError(f"{self._what} has more batches in a later pass than in the first")
+            seen += 1
+            yield chunk if self.source.local else chunk.index
+        if seen < len(self.counts):
+            raise DataError(
+                f"{self._what} has fewer batches in a later pass than in the first, as if it could be iterated only "
+                "once; a loader must give the same samples every time"
+            )
+
+    def check(self, index: int, found: Fingerprint) -> None:
+        """Compares a chunk with what the survey saw.
+
+        Raises:
+            DataError: it is another.
+        """
+        if self.ordered:
+            self._compare(self.counts[index].fingerprint, found)
+
+    def check_total(self, found: Fingerprint) -> None:
+        """Compares a whole pass with what the survey saw; the order may be another.
+
+        Raises:
+            DataError: samples or labels are others. Inputs alone may be: they are where a loader augments them.
+        """
+        if not self.ordered and found.inputs == self.total.inputs:
+            self._compare(self.total, Fingerprint(**vars(found) | {"ordered": self.total.ordered}))
+        elif not self.ordered:
+            self._compare(
+                self.total,
+                Fingerprint(
+                    found.samples, self.total.inputs, found.labels, self.total.pairs, self.total.ordered
+                ),
+            )
+
+    @property
+    def _what(self) -> str:
+        return f"{self.name}_data"
+
+    def _compare(self, before: Fingerprint, now: Fingerprint) -> None:
+        if before == now:
+            return
+        if before.samples != now.samples:
+            problem = f"has {now.samples} samples where there were {before.samples} in the first pass"
+        elif before.labels != now.labels or (before.inputs == now.inputs and before.pairs != now.pairs):
+            problem = "has other labels than in the first pass"
+        elif before.inputs != now.inputs:
+            problem = "has other inputs than in the first pass (random augmentation does that)"
+        else:
+            problem = "comes in another order than in the first pass; give the loader shuffle=False"
+        raise DataError(f"{self._what} {problem}. Every pass must give the same samples")
+
+
+def survey(name: str, context: Context, executor: Executor, ordered: bool, count_all: Any) -> Feed:
+    """Passes over some data once: counts, fingerprints, and chunks sent to where they will be needed.
+
+    Args:
+        name: of a source of the context.
+        context: with the source.
+        executor: who will work on it.
+        ordered: whether later passes must give the same chunks.
+        count_all: counts the chunks with these numbers, anywhere.
+
+    Raises:
+        DataError: there are no batches, or one is not what it should be.
+    """
+    source, counts, sent = context.sources[name], list[Count](), list[Sent]()
+    if source.local:
+        for chunk in source.chunks():
+            counts.append(count(context, chunk))
+            if executor.remote:
+                items = executor.share(list(chunk.read()))
+                sent.append(Sent(chunk.index, chunk.first, chunk.what, items))
+    else:
+        counts = count_all([chunk.index for chunk in source.chunks()])
+    if not counts:
+        raise DataError(f"{name}_data has no batches; it is empty, or it can be iterated only once")
+    remote_local = source.local and executor.remote
+    return Feed(name, source, "all", counts, sent if remote_local else None, ordered or not source.local)
+
+
+def count(context: Context, chunk: Chunk) -> Count:
+    """What a survey tells of a chunk."""
+    batches = Stream(context, [chunk], "train", "")
+    train = sum(map(len, batches))
+    return Count(batches.fingerprint, train, batches.fingerprint.samples - train)
+
+
+class Stream:
+    """The batches of some chunks, on the model's device; can be iterated as often as they can.
+
+    Attributes:
+        fingerprint: of all of their samples, whatever the part, in the last whole pass.
+    """
+
+    def __init__(self, context: Context, wheres: Iterable[Where], part: Part, name: str) -> None:
+        self.context, self.wheres, self.part, self.name = context, wheres, part, name
+        self.fingerprint = Fingerprint()
+
+    def __iter__(self) -> Iterator[Batch]:
+        seen = Fingerprint()
+        for where in self.wheres:
+            chunk = self._chunk(where)
+            batches = Batches(_Reading(chunk), self.context.device, chunk.what, self.part, chunk.first)
+            yield from batches
+            seen += batches.fingerprint
+        self.fingerprint = seen
+
+    def _chunk(self, where: Where) -> Chunk:
+        match where:
+            case Sent():
+                return where.chunk
+            case int():
+                return self.context.sources[self.name].chunk(where)
+        return where
+
+
+class _Reading:
+    """A chunk's items, read anew in every pass."""
+
+    def __init__(self, chunk: Chunk) -> None:
+        self.chunk = chunk
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.chunk.read())
+
+
+class All:
+    """All chunks of a feed, anew in every pass; sent as a list of where they are."""
+
+    def __init__(self, feed: Feed) -> None:
+        self.feed = feed
+
+    def __iter__(self) -> Iterator[Where]:
+        return self.feed.wheres()

@@ -1,0 +1,99 @@
+"""A batch: inputs and labels, checked, whatever structure (tuple, dict, …) their tensors come in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fxinvert.errors import DataError
+
+#: bytes that torch's own allocations are aligned to; kernels may round differently elsewhere
+ALIGNMENT = 64
+
+
+class Batch(NamedTuple):
+    """The model's arguments and the labels: tensors `(B, …)`, or nested tuples, lists and dictionaries of them."""
+
+    inputs: tuple[Any, ...]
+    labels: Any
+
+    def __len__(self) -> int:
+        return len(tensors_of(self.inputs)[0])
+
+    def select(self, rows: Tensor) -> Batch:
+        """The samples where `rows` `(B,)` is True, or with these numbers."""
+        return self.map(lambda value: value[rows])
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device, every tensor aligned in memory as if it had been made there."""
+        return self.map(lambda value: _aligned(value.to(device)))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with a function applied to every tensor."""
+        return Batch(*pytree.tree_map(function, (self.inputs, self.labels)))
+
+
+def tensors_of(structure: Any) -> list[Any]:
+    """The leaves of nested tuples, lists and dictionaries, in order."""
+    return pytree.tree_leaves(structure)
+
+
+def checked(item: Any, where: str) -> Batch:
+    """A loader's item as a batch.
+
+    Args:
+        item: a pair (inputs, labels).
+        where: how messages call it, e.g. "batch 3 of train_data".
+
+    Raises:
+        DataError: it is no pair of (structures of) tensors, their lengths differ, or a value is not finite.
+    """
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise DataError(f"{where} is {type(item).__name__}; a pair (inputs, labels) is needed")
+    inputs, labels = item
+    inputs = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    named = [*_named("input", inputs), *_named("labels", labels)]
+    first = next((value for _, value in named if isinstance(value, Tensor)), None)
+    for name, value in named:
+        if not isinstance(value, Tensor):
+            raise DataError(f"{where}: {name} is {type(value).__name__}; a tensor is needed")
+        if value.dim() == 0 or first is None or first.dim() == 0 or len(value) != len(first):
+            other = "none" if first is None else str(tuple(first.shape))
+            raise DataError(
+                f"{where}: {name} has shape {tuple(value.shape)}, input 0 {other}; "
+                "they must have the same number of samples"
+            )
+        if value.is_floating_point() and not _finite(value):
+            rows = (~torch.isfinite(value)).reshape(len(value), -1).any(1)
+            raise DataError(
+                f"{where}: {name} has NaN or infinite values in {int(rows.sum())} samples, "
+                f"first in sample {int(rows.nonzero()[0])}"
+            )
+    return Batch(inputs, labels)
+
+
+def _named(what: str, structure: Any) -> list[tuple[str, Any]]:
+    """The leaves with names: `labels`, `labels['steering']`, `input 0`."""
+    leaves, _ = pytree.tree_flatten_with_path(structure)
+    named = []
+    for path, value in leaves:
+        keys = pytree.keystr(path)
+        if what == "input" and path:
+            number = pytree.keystr(path[:1]).strip("[]")
+            named.append((f"input {number}{pytree.keystr(path[1:])}", value))
+        else:
+            named.append((f"{what}{keys}", value))
+    return named
+
+
+def _finite(value: Tensor) -> bool:
+    # a sum is finite only if every number is; one that overflows says nothing
+    return bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())
+
+
+def _aligned(value: Tensor) -> Tensor:
+    return value if value.data_ptr() % ALIGNMENT == 0 else value.clone()

@@ -1,0 +1,141 @@
+"""Chunks: fixed pieces of the data, the same ones whoever reads them, so that sums over them can be shared out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any, Protocol
+
+from fxinvert.errors import DataError
+from fxinvert.training.data import check_source
+
+#: batches per chunk
+CHUNK = 8
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A fixed piece of the data.
+
+    Attributes:
+        index: its place.
+        first: the number of its first batch, for messages.
+        what: how messages call the data.
+        read: gives its items, every time anew.
+    """
+
+    index: int
+    first: int
+    what: str
+    read: Callable[[], Iterable[Any]]
+
+
+class Source(Protocol):
+    """Data in chunks; every pass gives the same ones.
+
+    Attributes:
+        local: whether only this process can read it, so that others have to be sent its chunks.
+    """
+
+    local: bool
+
+    def chunks(self) -> Iterator[Chunk]: ...
+
+    def chunk(self, index: int) -> Chunk:
+        """One chunk, of a source that is not local."""
+        ...
+
+
+class LoaderSource:
+    """A list, a `DataLoader`, any iterable: read here, one batch after the other."""
+
+    local = True
+
+    def __init__(self, loader: Iterable[Any], what: str, size: int) -> None:
+        check_source(loader, what)
+        self.loader, self.what, self.size = loader, what, size
+
+    def chunks(self) -> Iterator[Chunk]:
+        items = iter(self.loader)
+        index = 0
+        while piece := list(islice(items, self.size)):
+            yield Chunk(index, index * self.size, self.what, partial(_same, piece))
+            index += 1
+
+    def chunk(self, index: int) -> Chunk:
+        raise NotImplementedError("a loader is read from its beginning")
+
+
+class IndexedSource:
+    """What a factory makes, if it can be indexed: every process makes its own and reads the chunks it works on."""
+
+    local = False
+
+    def __init__(self, factory: Callable[[], Any], made: Sequence[Any], what: str, size: int) -> None:
+        self.factory, self.what, self.size = factory, what, size
+        self.count = len(made)
+        self._made: Sequence[Any] | None = made
+
+    def chunks(self) -> Iterator[Chunk]:
+        return map(self.chunk, range(-(-self.count // self.size)))
+
+    def chunk(self, index: int) -> Chunk:
+        start = index * self.size
+        return Chunk(index, start, self.what, partial(self._read, start, min(start + self.size, self.count)))
+
+    def _read(self, start: int, stop: int) -> Iterator[Any]:
+        if self._made is None:
+            self._made = self.factory()
+        made = self._made
+        if len(made) < self.count:
+            raise DataError(
+                f"{self.what} has {len(made)} batches in another process and {self.count} where the run began; "
+                "its factory must make the same everywhere"
+            )
+        return (made[i] for i in range(start, stop))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_made": None}
+
+
+class ShardSource:
+    """Factories, one for each shard: every shard is a chunk, read where it is worked on."""
+
+    local = False
+
+    def __init__(self, shards: Sequence[Callable[[], Iterable[Any]]], what: str) -> None:
+        self.shards, self.what = shards, what
+
+    def chunks(self) -> Iterator[Chunk]:
+        return map(self.chunk, range(len(self.shards)))
+
+    def chunk(self, index: int) -> Chunk:
+        return Chunk(index, 0, f"shard {index} of {self.what}", self.shards[index])
+
+
+def source_of(data: Any, what: str = "train_data", size: int = CHUNK) -> Source:
+    """Data as a user gives it, in chunks.
+
+    Args:
+        data: an iterable of `(inputs, labels)` batches that can be iterated more than once; a factory of one; or a
+            list of factories, one for each shard.
+        what: how messages call it.
+        size: batches per chunk; shards are chunks as they are.
+
+    Raises:
+        DataError: it is none of these.
+    """
+    if isinstance(data, list | tuple) and data and all(map(callable, data)):
+        return ShardSource(data, what)
+    if callable(data) and not isinstance(data, Iterable):
+        made = data()
+        if hasattr(made, "__getitem__") and hasattr(made, "__len__"):
+            return IndexedSource(data, made, what, size)
+        return LoaderSource(made, what, size)
+    return LoaderSource(data, what, size)
+
+
+def _same(items: list[Any]) -> list[Any]:
+    return items

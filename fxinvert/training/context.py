@@ -1,0 +1,129 @@
+"""What the parts of the work need: the graph with the parameters of some moment, its inverse, the settings.
+
+A context is made once in every process. Where it is sent, it is the model that travels, and the graph is traced
+anew: a graph's nodes lose what the passes know about them on the way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxinvert.errors import DataError
+from fxinvert.inversion.inverse_graph import InverseGraph, invert
+from fxinvert.output_target import OutputTarget
+from fxinvert.passes import trace
+from fxinvert.passes.trace import is_normalized
+from fxinvert.rules import RuleSet
+from fxinvert.training.batch import Batch
+from fxinvert.training.chunks import Source
+from fxinvert.training.data import Batches
+
+State = dict[str, Tensor]
+
+#: samples that a model is traced with
+_EXAMPLE = 2
+
+
+class Context:
+    """The working copy of a model, and the data.
+
+    Args:
+        model: the working copy; its parameters are changed in place.
+        sources: data in chunks, by name: "train", and "validation" if it is apart.
+        output: which output is supervised, if there are several.
+        rules: the rules in force.
+
+    Attributes:
+        first: the first samples of the training data, which the model is traced with.
+        graph: the model's graph.
+        nodes: its nodes, by path.
+        tensors: its parameters and floating-point buffers, by name.
+
+    Raises:
+        DataError: there are no data.
+        TraceError: the model cannot be captured.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sources: Mapping[str, Source],
+        output: int | str | None = None,
+        rules: RuleSet | None = None,
+    ) -> None:
+        self.model, self.sources = model, dict(sources)
+        self.output, self.rules = output, rules
+        self.first = self._first()
+        self._open()
+
+    def _first(self) -> Batch:
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        device = next((value.device for value in tensors), torch.device("cpu"))
+        chunk = next(iter(self.sources["train"].chunks()), None)
+        items = [] if chunk is None else list(islice(chunk.read(), 1))
+        (batch,) = Batches(items, device)
+        return batch.map(lambda value: value[:_EXAMPLE])
+
+    def _open(self) -> None:
+        example = self.first.inputs
+        self.graph: fx.GraphModule = trace(self.model, example, output=self.output, rules=self.rules)
+        self.nodes = {n.meta["path"]: n for n in self.graph.graph.nodes if n.op != "output"}
+        self.tensors: State = {
+            name: value
+            for name, value in [*self.graph.named_parameters(), *self.graph.named_buffers()]
+            if value.is_floating_point()
+        }
+        self._loaded = ""
+        self._inverses: dict[OutputTarget, InverseGraph] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next((value.device for value in self.tensors.values()), torch.device("cpu"))
+
+    def inverse(self, output_target: OutputTarget) -> InverseGraph:
+        """The graph's inverse for an output target; made once."""
+        if output_target not in self._inverses:
+            self._inverses[output_target] = invert(self.graph, output_target=output_target, rules=self.rules)
+        return self._inverses[output_target]
+
+    def state(self) -> State:
+        """A copy of the parameters and buffers as they are."""
+        return {name: value.detach().clone() for name, value in self.tensors.items()}
+
+    def load(self, state: Mapping[str, Tensor], digest: str = "") -> None:
+        """Takes over parameters and buffers; nothing is done if the digest says that they are there already."""
+        if digest and digest == self._loaded:
+            return
+        with torch.no_grad():
+            for name, value in state.items():
+                if not torch.equal(self.tensors[name], value):  # factorizations of what stays are kept
+                    self.tensors[name].copy_(value)
+        self._loaded = digest
+
+    def __getstate__(self) -> dict[str, Any]:
+        if is_normalized(self.model):
+            raise DataError(
+                "the model is a traced graph, which other processes cannot be sent; give the module itself"
+            )
+        kept = ("model", "first", "sources", "output", "rules")
+        return {name: vars(self)[name] for name in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open()
+
+
+def digest_of(state: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of names, shapes, types and values."""
+    sha = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        sha.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
+        sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return sha.hexdigest()

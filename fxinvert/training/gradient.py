@@ -1,0 +1,160 @@
+"""Gradient training: each segment alone, from its input towards its target; no gradient crosses a cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fxinvert.errors import DataError
+from fxinvert.output_target import OutputTarget
+from fxinvert.passes.capture import evaluating
+from fxinvert.passes.plan import Segment
+from fxinvert.training.batch import Batch
+from fxinvert.training.closed_form import sample_weights
+from fxinvert.training.context import Context
+from fxinvert.training.replay import given_by, leaves_of, replay
+from fxinvert.training.work import Proposal, Update, Work
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """How parameters follow gradients.
+
+    Attributes:
+        kind: the name of a class of `torch.optim`.
+        learning_rate: its step.
+        options: its other arguments.
+        epochs: passes over the data.
+        batch_size: samples per step, at most; samples are shuffled among those of a loader's batch.
+        seed: of the shuffling.
+    """
+
+    kind: str = "AdamW"
+    learning_rate: float = 1e-3
+    options: Mapping[str, Any] = field(default_factory=dict)
+    epochs: int = 3
+    batch_size: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        cls = getattr(torch.optim, self.kind, None)
+        if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
+            raise DataError(f"torch.optim has no optimizer {self.kind!r}; it has AdamW, SGD, Adam and others")
+        if self.learning_rate <= 0 or self.epochs < 1 or self.batch_size < 1:
+            raise DataError(
+                f"learning_rate={self.learning_rate}, epochs={self.epochs}, batch_size={self.batch_size}: "
+                "all must be positive"
+            )
+
+    def over(self, leaves: Iterable[Tensor]) -> torch.optim.Optimizer:
+        """The optimizer of some parameters."""
+        optimizer: torch.optim.Optimizer = getattr(torch.optim, self.kind)(
+            list(leaves), lr=self.learning_rate, **self.options
+        )
+        return optimizer
+
+    def steps(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches of all steps."""
+        generator = torch.Generator().manual_seed(self.seed)
+        for _ in range(self.epochs):
+            for batch in batches:
+                for rows in torch.split(torch.randperm(len(batch), generator=generator), self.batch_size):
+                    yield batch.select(rows)
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Every segment by its own optimizer.
+
+    Attributes:
+        optimizer: of each segment.
+        loss: squared distance to the target, of all samples alike ("mse"), or with those whose output is its own target
+            weighing `satisfied_weight` ("weighted").
+        satisfied_weight: see there.
+    """
+
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    loss: Literal["mse", "weighted"] = "mse"
+    satisfied_weight: float = 0.1
+    name: str = "gradient"
+
+    def __post_init__(self) -> None:
+        if self.loss not in ("mse", "weighted") or not 0 <= self.satisfied_weight <= 1:
+            raise DataError(
+                f"loss={self.loss!r}, satisfied_weight={self.satisfied_weight}: the loss is mse or weighted, "
+                "the weight between 0 and 1"
+            )
+
+    def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal]]:
+        """Yields the updates of all segments, each found alone."""
+        satisfied = self.satisfied_weight if self.loss == "weighted" else 1.0
+        arguments = [
+            {
+                "output_target": work.output_target,
+                "exit_path": segment.exit,
+                "names": segment.parameters,
+                "optimizer": self.optimizer,
+                "satisfied_weight": satisfied,
+            }
+            for segment in segments
+        ]
+        found = work.each(fit_segment, arguments)
+        yield [
+            [
+                Update(segment.name, changes, explained)
+                for segment, (changes, explained) in zip(segments, found, strict=True)
+            ]
+        ]
+
+
+def fit_segment(
+    context: Context,
+    batches: Iterable[Batch],
+    *,
+    output_target: OutputTarget,
+    exit_path: str,
+    names: Sequence[str],
+    optimizer: Optimizer,
+    satisfied_weight: float,
+) -> tuple[dict[str, Tensor], float]:
+    """Fits a segment to its target, with everything before it as it is.
+
+    Args:
+        context: the model.
+        batches: the data, iterable more than once.
+        output_target: what the output should have been.
+        exit_path: of the segment's exit.
+        names: of its parameters.
+        optimizer: what moves them.
+        satisfied_weight: weight of the samples whose output is its own target, the others weigh 1.
+
+    Returns:
+        The changes by name, and the share of the squared error removed, from the first to the last pass.
+    """
+    inverse, exit_ = context.inverse(output_target), context.nodes[exit_path]
+    leaves = leaves_of(context, names)
+    given, optimize = given_by(context, leaves), optimizer.over(leaves.values())
+    before = after = 0.0
+    with evaluating(context.graph):
+        for batch in optimizer.steps(batches):
+            with torch.no_grad():
+                values = inverse.forward(batch.inputs)
+                targets = inverse.targets(values, batch.labels, [exit_, inverse.output_node])
+                output = inverse.output_node
+                weights = sample_weights(values[output], targets[output], satisfied_weight)
+            with torch.enable_grad():
+                reached = replay(context, values, given, exit_)[exit_]
+                errors = (reached - targets[exit_]).square().reshape(len(batch), -1).mean(1)
+                loss = (weights * errors).mean()
+            optimize.zero_grad()
+            torch.autograd.backward(loss)
+            optimize.step()
+            with torch.no_grad():
+                started = (values[exit_] - targets[exit_]).square().reshape(len(batch), -1).mean(1)
+                before, after = before + float((weights * started).sum()), after + loss.item() * len(batch)
+    explained = 1 - after / before if before > 0 else 0.0
+    return {name: leaf.detach() - context.tensors[name].detach() for name, leaf in leaves.items()}, explained

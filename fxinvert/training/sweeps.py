@@ -1,0 +1,210 @@
+"""Sweeps: segments are trained wave by wave, every proposal is judged, and the best state seen is kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from fxinvert.output_target import OutputTarget
+from fxinvert.passes.plan import Segment
+from fxinvert.result import Record
+from fxinvert.training.context import State
+from fxinvert.training.judge import Candidate, Judged, Share, judge, moved
+from fxinvert.training.metrics import Metrics
+from fxinvert.training.recalibrate import recalibrated
+from fxinvert.training.work import Method, Proposal, Work
+
+Wave = tuple[Segment, ...]
+
+
+class Place(Work, Protocol):
+    """Work, and what judging it needs."""
+
+    output_target: OutputTarget
+
+    def state(self) -> State:
+        """A copy of the parameters and buffers that jobs are done with."""
+        ...
+
+    def begin(self, text: str) -> None:
+        """Says what comes next."""
+        ...
+
+    def use(self, state: Mapping[str, Any]) -> None:
+        """Jobs that begin from now on are done with these parameters and buffers."""
+        ...
+
+    def measure(self, proposals: Sequence[Proposal], candidates: Sequence[Candidate]) -> list[Metrics]:
+        """The held-out metrics of the state, changed by each of the candidates."""
+        ...
+
+    def remembered(self, about: Any, do: Callable[[], Any]) -> Any:
+        """What `do` gives; if it was done before with the same state and the same `about`, what it gave then."""
+        ...
+
+
+@dataclass
+class Best:
+    """The best state seen that is no worse than the baseline, and the metrics of the latest state."""
+
+    metrics: Metrics
+    state: State = field(repr=False)
+
+    def __post_init__(self) -> None:
+        self.baseline = self.latest = self.metrics
+
+    def see(self, metrics: Metrics, state: State) -> None:
+        """Takes notice of a state."""
+        self.latest = metrics
+        if metrics.loss < self.metrics.loss and metrics.no_worse_than(self.baseline):
+            self.metrics, self.state = metrics, state
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How sweeps go.
+
+    Attributes:
+        sweeps: how many, at most.
+        share: how updates found together share the correction.
+        frozen_inputs: whether a segment's input and target are those of the state that the sweep began with, not those
+            that the updated earlier segments produce.
+        recalibrate: whether batch-norm statistics are estimated anew after an update.
+        patience: after how many sweeps in a row that bring too little to stop.
+        least_gain: what a sweep must at least bring, as a share of the held-out loss.
+    """
+
+    sweeps: int = 3
+    share: Share = "searched"
+    frozen_inputs: bool = False
+    recalibrate: bool = False
+    patience: int = 1
+    least_gain: float = 0.0
+
+
+def run_sweeps(
+    place: Place,
+    method: Method,
+    waves: Sequence[Wave],
+    targets: Sequence[OutputTarget],
+    settings: Settings,
+    advance: Callable[[str], None],
+) -> tuple[Best, list[Record]]:
+    """Sweeps over the waves; with several output targets, sweeps once with each and goes on with the best.
+
+    Args:
+        place: where work is done.
+        method: how segments are trained.
+        waves: segments that are trained from the same snapshot, in order.
+        targets: output targets, one or more.
+        settings: how sweeps go.
+        advance: is told about every wave that is done.
+    """
+    begun = place.state()
+    (baseline,) = place.measure([[]], [Candidate(0, ())])
+    best, records = Best(baseline, begun), list[Record]()
+    tried: list[tuple[Metrics, State, OutputTarget]] = []
+
+    def sweep(number: int) -> None:
+        snapshot = place.state()
+        for wave in waves:
+            began = time.perf_counter()
+            steps = _wave(place, method, wave, settings, snapshot, best.latest, number)
+            for record, changed in steps:
+                place.use(changed)
+                best.see(record.after, place.state())
+                records.append(record)
+            spent = time.perf_counter() - began
+            advance(f"sweep {number}, {', '.join(s.name for s in wave)}: {best.latest} ({spent:.1f} s)")
+
+    for target in targets:
+        place.use(begun)
+        place.output_target, best.latest = target, baseline
+        sweep(1)
+        tried.append((best.latest, place.state(), target))
+    best.latest, state, place.output_target = min(tried, key=lambda result: result[0].loss)
+    place.use(state)
+    idle = 0
+    for number in range(2, settings.sweeps + 1):
+        before = best.latest.loss
+        sweep(number)
+        gained = before - best.latest.loss
+        idle = idle + 1 if gained <= settings.least_gain * before else 0
+        if idle >= settings.patience or gained == 0:
+            break
+    return best, records
+
+
+def _wave(
+    place: Place,
+    method: Method,
+    wave: Wave,
+    settings: Settings,
+    snapshot: State,
+    start: Metrics,
+    number: int,
+) -> list[tuple[Record, State]]:
+    """What is taken of a wave: records and the tensors that changed, step by step. The place is left as it was."""
+    state = place.state()
+    about = ("wave", method, [s.name for s in wave], place.output_target, settings, snapshot, start, number)
+
+    def steps() -> list[tuple[dict[str, Any], State]]:
+        found = _steps(place, method, wave, settings, snapshot, start, number)
+        return [(record.to_dict(), changed) for record, changed in found]
+
+    place.begin(f"sweep {number}, {', '.join(s.name for s in wave)}")
+    done = place.remembered(about, steps)
+    place.use(state)
+    return [(Record.from_dict(record), changed) for record, changed in done]
+
+
+def _steps(
+    place: Place,
+    method: Method,
+    wave: Wave,
+    settings: Settings,
+    snapshot: State,
+    start: Metrics,
+    number: int,
+) -> list[tuple[Record, State]]:
+    current, latest, found = place.state(), start, list[tuple[Record, State]]()
+
+    def take(proposals: list[Proposal], began: float) -> Judged:
+        """Judges proposals by what they do to the current state, and takes the best."""
+        nonlocal latest
+        place.use(current)
+        judged = judge(proposals, settings.share, place.measure, latest)
+        chosen = proposals[judged.candidate.proposal]
+        changed = moved(current, chosen, judged.candidate.sizes) if any(judged.candidate.sizes) else {}
+        record = Record(
+            sweep=number,
+            segments=tuple(segment.name for segment in wave),
+            output_target=place.output_target.name,
+            step=max(judged.candidate.sizes, default=0.0),
+            before=latest,
+            after=judged.metrics,
+            explained={update.op: update.explained for update in chosen},
+            damping={update.op: update.damping for update in chosen},
+            sizes={update.op: s for update, s in zip(chosen, judged.candidate.sizes, strict=True)},
+            seconds=time.perf_counter() - began,
+        )
+        current.update(changed)
+        latest = judged.metrics
+        found.append((record, changed))
+        return judged
+
+    place.use(snapshot if settings.frozen_inputs else current)
+    began = time.perf_counter()
+    for proposals in method.train(place, wave):
+        judged = take(proposals, began)
+        began = time.perf_counter()
+        if settings.recalibrate and any(judged.candidate.sizes):
+            place.use(current)
+            estimated = recalibrated(place)
+            if estimated:
+                take([estimated], began)
+        began = time.perf_counter()
+        place.use(snapshot if settings.frozen_inputs else current)
+    return found

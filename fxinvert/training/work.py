@@ -1,0 +1,91 @@
+"""What methods are given to work with: functions are applied to the data, wherever that happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from fxinvert.output_target import OutputTarget
+from fxinvert.passes.plan import Segment
+from fxinvert.training.context import Context
+
+#: something done with a part of the data, `job(context, batches, **arguments)`: a function of a module, so that it can
+#: be sent by its name; what it returns is made of tensors, numbers, strings and containers, so that it can be stored
+Job = Callable[..., Any]
+
+
+class Work(Protocol):
+    """Where jobs are done, each with the parameters that are current when it begins.
+
+    Attributes:
+        context: this process's own.
+        output_target: what the output should have been.
+    """
+
+    context: Context
+    output_target: OutputTarget
+
+    def blocks(self, job: Job, arguments: Mapping[str, Any], every: int | None) -> Iterator[Iterator[Any]]:
+        """Does a job with every chunk of the training data; the results of each block of chunks, in their order.
+
+        Args:
+            job: what to do; its batches can be iterated once.
+            arguments: of the job.
+            every: samples per block, at least; None: all of the data is one block.
+        """
+        ...
+
+    def each(self, job: Job, arguments: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """Does a job with all of the training data, once for each of the arguments, independently of one another.
+
+        Args:
+            job: what to do; its batches can be iterated any number of times.
+            arguments: of the job, one mapping for each time.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Update:
+    """A change of some parameters or buffers, found with all others as they were.
+
+    Attributes:
+        op: the path of the op, or the name of the segment, that it belongs to.
+        changes: by name, for a full step.
+        explained: the share of the squared error that the full change removes on the training data.
+        damping: the relative damping ρ of its solution; 0 where nothing was solved.
+    """
+
+    op: str
+    changes: dict[str, Tensor]
+    explained: float = 0.0
+    damping: float = 0.0
+
+
+#: updates that were found together, each as if the others stayed
+Proposal = list[Update]
+
+
+class Method(Protocol):
+    """How segments are trained.
+
+    Attributes:
+        name: what it is called in settings and results.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal]]:
+        """Proposes updates, several times if it likes.
+
+        Every time it yields alternatives; before it goes on, the one with the least held-out loss has been taken, as
+        far as that is an improvement. What it proposes may depend on its settings and the results of jobs only.
+
+        Raises:
+            DataError: these segments cannot be trained so.
+        """
+        ...

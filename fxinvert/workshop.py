@@ -1,0 +1,192 @@
+"""The workshop: jobs of training, done as tasks by a crew, on data that is the same in every pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+from fxinvert.feed import All, Count, Feed, Stream, Where, count
+from fxinvert.output_target import OutputTarget
+from fxinvert.progress import Display
+from fxinvert.scheduling.crew import Crew, Task
+from fxinvert.scheduling.executor import Shared
+from fxinvert.scheduling.keys import content_key
+from fxinvert.scheduling.store import Damaged
+from fxinvert.training.context import Context, State, digest_of
+from fxinvert.training.data import Part
+from fxinvert.training.fingerprint import Fingerprint
+from fxinvert.training.judge import Candidate, tallies
+from fxinvert.training.metrics import Metrics, Tally
+from fxinvert.training.work import Job, Proposal
+
+
+class Workshop:
+    """Where the jobs of one run are done.
+
+    Args:
+        crew: by whom.
+        context: this process's own.
+        feeds: the data to train on ("train") and to judge by ("held_out").
+        output_target: what the output should have been.
+        display: is told how far things are.
+    """
+
+    def __init__(
+        self,
+        crew: Crew,
+        context: Shared[Context],
+        feeds: Mapping[str, Feed],
+        output_target: OutputTarget,
+        display: Display,
+    ) -> None:
+        self.crew, self.context, self.feeds = crew, context.get(), feeds
+        self.output_target, self.display = output_target, display
+        self._shared, self._what, self._digest = context, "", ""
+        self._state: Shared[State] | None = None
+        self.use({})
+
+    def begin(self, text: str) -> None:
+        self._what = text
+
+    def state(self) -> State:
+        return self.context.state()
+
+    def use(self, state: Mapping[str, Any]) -> None:
+        self.context.load(state)
+        now = self.context.state()
+        digest = digest_of(now)
+        if digest != self._digest:
+            if self._state is not None:
+                self.crew.executor.forget(self._state)
+            self._state, self._digest = self.crew.executor.share(now), digest
+        self.context.load(now, digest)
+
+    def measure(self, proposals: Sequence[Proposal], candidates: Sequence[Candidate]) -> list[Metrics]:
+        arguments = {"proposals": proposals, "candidates": candidates}
+        totals = [Tally() for _ in candidates]
+        feed = self.feeds["held_out"]
+        for part in self._over(feed, feed.wheres(), tallies, arguments, "measure"):
+            totals = [total + own for total, own in zip(totals, part, strict=True)]
+        return [total.metrics for total in totals]
+
+    def blocks(self, job: Job, arguments: Mapping[str, Any], every: int | None) -> Iterator[Iterator[Any]]:
+        feed = self.feeds["train"]
+        wheres, index = feed.wheres(), 0
+        while index < len(feed.counts):
+            start, samples = index, 0
+            while index < len(feed.counts) and (every is None or samples < every):
+                samples += feed.samples(index)
+                index += 1
+            yield self._over(feed, _first(wheres, index - start), job, arguments, "sums", start)
+        for _ in wheres:  # tells of chunks too many
+            pass
+
+    def each(self, job: Job, arguments: Sequence[Mapping[str, Any]]) -> list[Any]:
+        feed = self.feeds["train"]
+        wheres: Iterable[Where] = list(feed.wheres()) if self.crew.executor.remote else All(feed)
+        tasks = (
+            self._task(i, f"train {i + 1}", feed, wheres, feed.total, job, given)
+            for i, given in enumerate(arguments)
+        )
+        self.display.begin(f"{self._what}: train", len(arguments))
+        found = []
+        for result, seen in self.crew.run(tasks, self.display.done):
+            if seen.samples:
+                feed.check_total(seen)
+            found.append(result)
+        return found
+
+    def remembered(self, about: Any, do: Callable[[], Any]) -> Any:
+        store = self.crew.store
+        if store is None:
+            return do()
+        key = content_key(about, self._digest, *(str(feed.total) for feed in self.feeds.values()))
+        try:
+            found, result = store.get(key)
+        except Damaged as error:
+            self.crew.note("damaged", task="wave", key=key, file=str(error))
+            found = False
+        if not found:
+            self.crew.used.clear()
+            result = do()
+            store.put(key, result)
+            store.remove(self.crew.used)  # what they told is in the result
+            self.crew.note("wave", what=self._what, key=key)
+        return result
+
+    def _over(
+        self,
+        feed: Feed,
+        wheres: Iterable[Where],
+        job: Job,
+        arguments: Mapping[str, Any],
+        name: str,
+        start: int = 0,
+    ) -> Iterator[Any]:
+        """The results of a job with each of some chunks, checked against the survey."""
+        given = self.crew.executor.share(arguments)
+        key = content_key(arguments) if self.crew.store is not None else ""
+        tasks = (
+            self._task(
+                i, f"{name} {start + i}", feed, [where], feed.counts[start + i].fingerprint, job, given, key
+            )
+            for i, where in enumerate(wheres)
+        )
+        self.display.begin(f"{self._what}: {name}", len(feed.counts))
+        seen, i = Fingerprint(), -1
+        for i, (result, found) in enumerate(self.crew.run(tasks, self.display.done)):
+            feed.check(start + i, found)
+            seen += found
+            yield result
+        self.crew.executor.forget(given)
+        if i + 1 == len(feed.counts):  # a whole pass
+            feed.check_total(seen)
+
+    def _task(
+        self,
+        index: int,
+        name: str,
+        feed: Feed,
+        wheres: Iterable[Where],
+        data: Fingerprint,
+        job: Job,
+        arguments: Shared[Mapping[str, Any]] | Mapping[str, Any],
+        arguments_key: str = "",
+    ) -> Task:
+        key = ""
+        if self.crew.store is not None:
+            told = arguments_key or content_key(arguments)
+            key = content_key(job, told, self._digest, str(data), feed.part)
+        assert self._state is not None, "no state was set"
+        given = (self._shared, self._state, self._digest, job, arguments, wheres, feed.part, feed.name)
+        return Task(index, f"{self._what}: {name}", do_job, given, key)
+
+
+def do_job(
+    context: Shared[Context],
+    state: Shared[State],
+    digest: str,
+    job: Job,
+    arguments: Shared[Mapping[str, Any]] | Mapping[str, Any],
+    wheres: Iterable[Where],
+    part: Part,
+    name: str,
+) -> tuple[Any, Fingerprint]:
+    """Does a job, in any process; with the fingerprint of the data that it saw."""
+    own = context.get()
+    own.load(state.get(), digest)
+    batches = Stream(own, wheres, part, name)
+    result = job(own, batches, **(arguments if isinstance(arguments, Mapping) else arguments.get()))
+    return result, batches.fingerprint
+
+
+def count_chunk(context: Shared[Context], name: str, index: int) -> Count:
+    """What a survey tells of a chunk that every process can read."""
+    own = context.get()
+    return count(own, own.sources[name].chunk(index))
+
+
+def _first(items: Iterator[Where], number: int) -> Iterator[Where]:
+    """The next items, not one more is taken."""
+    return chain.from_iterable([next(items)] for _ in range(number))
