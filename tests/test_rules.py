@@ -499,18 +499,32 @@ def _nearest_by_trying(x: Tensor, target: Tensor, pool: nn.Module) -> float:
 
 
 @pytest.mark.parametrize(
-    ("pool", "disjoint"),
+    "pool",
     [
-        (nn.MaxPool1d(2, 2), True),
-        (nn.MaxPool1d(2, 3, dilation=2), True),
-        (nn.MaxPool1d(2, 2, dilation=2), False),  # 0 and 2, 2 and 4
-        (nn.MaxPool1d(3, 2), False),
+        nn.MaxPool1d(2, 1),
+        nn.MaxPool1d(3, 1),
+        nn.MaxPool1d(3, 2),
+        nn.MaxPool1d(2, 2, dilation=2),
+        nn.MaxPool1d(4, 1),
     ],
+    ids=str,
 )
-def test_only_disjoint_maxima_claim_to_be_nearest(pool: nn.Module, disjoint: bool) -> None:
-    x = torch.randn(2, 3, 12)
-    _, certificate = Inverted(pool, x)(x, pool(torch.randn_like(x)))
-    assert certificate.status is (Status.NEAREST if disjoint else Status.EXACT)
+def test_overlapping_maxima_claim_to_be_nearest_only_where_they_are(pool: nn.Module) -> None:
+    """Mostly they are, and say so; where the bound does not prove it, they claim no more than that they are exact."""
+    claimed = 0
+    for _ in range(12):
+        x = torch.randn(1, 1, 6, dtype=F64)
+        target = pool(x + 0.5 * torch.randn_like(x))
+        value, certificate = Inverted(pool, x)(x, target)
+        assert torch.equal(pool(value), target)
+        best = _nearest_by_trying(x, target, pool)
+        assert float(certificate.distance[0]) <= 1.5 * best + 1e-12
+        if certificate.status is Status.NEAREST:
+            claimed += 1
+            assert float(certificate.distance[0]) == pytest.approx(best)
+        else:
+            assert certificate.status is Status.EXACT
+    assert claimed >= 8
 
 
 @st.composite

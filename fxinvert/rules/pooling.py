@@ -93,9 +93,10 @@ def invert_window_maxima(op: Op, target: Tensor, index: Tensor, spatial: int, *,
 
     No entry may exceed the targets of the windows that it lies in (its cap), and every window needs one entry that is
     its target. So entries above their cap come down to it, and every window still without its maximum raises one
-    entry whose cap is its target: the one that is cheapest for the number of windows that it serves. For disjoint
-    windows that is the nearest point; for overlapping ones the target is reached wherever it can be, and the choice
-    of the raised entry is greedy (choosing best is a set cover). A window whose every entry is capped below its
+    entry whose cap is its target: the one that is cheapest for the number of windows that it serves. Of these, what
+    others make superfluous stays down. For disjoint windows that is the nearest point. For overlapping ones the target
+    is reached wherever it can be; choosing best is a set cover, and the certificate says nearest where the choice costs
+    no more than the bound that linear programming duality sets (Chvátal, Math. Oper. Res. 4, 1979), else exact. A window whose every entry is capped below its
     target by a neighbour gets the largest value it can have; a map that this brings no closer to its target than it
     was stays as it was.
 
@@ -129,11 +130,28 @@ def invert_window_maxima(op: Op, target: Tensor, index: Tensor, spatial: int, *,
     lacking = (attained < goal) & inside
     eligible = lacking & (entries(ceiling) == goal)
     served = spread(eligible.to(x.dtype), "sum", 0.0)
-    cost = (ceiling - lowered).square() / served.clamp(min=1)
-    choice = torch.where(eligible, entries(cost), torch.inf).argmin(-1, keepdim=True)
+    price = (ceiling - lowered).square()
+    share = torch.where(eligible, entries(price / served.clamp(min=1)), torch.inf)
+    least, choice = share.min(-1, keepdim=True)
     chosen = torch.zeros_like(eligible).scatter(-1, choice, True) & eligible
     raised = spread(chosen.to(x.dtype), "amax", 0.0) > 0
+    while not disjoint:
+        # dearest first: what every window that it serves can spare
+        serving = (eligible & entries(raised)).sum(-1, keepdim=True).expand_as(eligible)
+        spare = raised & (
+            spread(torch.where(eligible, serving, torch.inf).to(x.dtype), "amin", torch.inf) > 1
+        )
+        dear = entries(torch.where(spare, price, -1)).masked_fill(~eligible, -1)
+        top = torch.zeros_like(eligible).scatter(-1, dear.argmax(-1, keepdim=True), True)
+        spare &= spread(torch.where(eligible, top, True).to(x.dtype), "amin", 1.0) > 0
+        if not bool(spare.any()):
+            break
+        raised &= ~spare
     value = torch.where(raised, ceiling, lowered)
+    # in any choice, what an entry costs is paid by the windows that it serves: none pays less than its least share
+    bound = torch.where(eligible.any(-1), least[..., 0], 0).sum(1)
+    spent = torch.where(raised, price, 0).sum(1)
+    proven = disjoint or bool((spent <= bound * (1 + torch.finfo(x.dtype).eps ** 0.5)).all())
     unattained = (goal < t[..., None]).flatten(1)
     if bool(unattained.any()):
         reached = op(value.reshape(anchor.shape)).reshape(t.shape)
@@ -143,7 +161,7 @@ def invert_window_maxima(op: Op, target: Tensor, index: Tensor, spatial: int, *,
     missed = int(unattained.sum())
     residual = relative(op(value) - target, target)
     certificate = Certificate(
-        status=Status.PROJECTED if missed else Status.NEAREST if disjoint else Status.EXACT,
+        status=Status.PROJECTED if missed else Status.NEAREST if proven else Status.EXACT,
         residual=residual,
         distance=row_norms(value - anchor),
         failed=torch.zeros_like(residual, dtype=torch.bool),
