@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from fxinvert.errors import FxInvertError, RuleError
 from fxinvert.linalg import SolveSettings
-from fxinvert.rules import Certificate, FactorCache, Inverse, Op, Rule
-from fxinvert.rules.certificate import Status, keep_failed_at_anchor, relative, row_norms
+from fxinvert.rules import FactorCache, Inverse, Op, Rule
+from fxinvert.rules.certificate import Status, certified, keep_failed_at_anchor
 
 #: stands for the unknown argument while the others are named
 UNKNOWN = object()
@@ -70,8 +70,13 @@ class InverseOp(nn.Module):
         ):
             if got != wanted:
                 raise RuleError(f"{self._who()} returned {what} {got}; its input has {wanted}")
-        inverse = answer if isinstance(answer, Inverse) else Inverse(value, measured(op, target, value))
-        return keep_failed_at_anchor(inverse, anchor, target)
+        inverse = answer if isinstance(answer, Inverse) else certified(op, target, value, Status.EXACT)
+        inverse = keep_failed_at_anchor(inverse, anchor, target)
+        if not isinstance(
+            self.function, str
+        ):  # not torch's own: its state may be another when somebody looks
+            inverse.certificate.measured()
+        return inverse
 
     def op(self, output: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Op:
         """The op as rules see it, for one batch."""
@@ -131,18 +136,6 @@ class InverseOp(nn.Module):
 
     def _who(self) -> str:
         return f"the rule for {self.rule.key!r} ({self.rule.origin}), at node {self.name!r},"
-
-
-def measured(op: Op, target: Tensor, value: Tensor) -> Certificate:
-    """The certificate of an answer that came without one, by evaluating the op on it."""
-    residual = relative(op(value) - target, target)
-    reached = bool((residual <= torch.finfo(target.dtype).eps ** 0.5).all())
-    return Certificate(
-        status=Status.EXACT if reached else Status.LEAST_SQUARES,
-        residual=residual,
-        distance=row_norms(value - op.anchor),
-        failed=torch.zeros_like(residual, dtype=torch.bool),
-    )
 
 
 def call_arguments(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -107,16 +107,24 @@ def solve_diagonal(scale: Tensor, r: Tensor, settings: SolveSettings) -> Correct
     """
     scale = scale.reshape((1,) * (r.dim() - scale.dim()) + scale.shape)
     size, zero = scale.abs(), scale == 0
-    largest = flat(size).amax(1)
+    pruned = bool(zero.any())
     # a true division: its rounding returns the anchor's own neighbour, a reciprocal's does not
-    value = torch.where(zero, 0, r / torch.where(zero, 1, scale))
+    value = torch.where(zero, 0, r / torch.where(zero, 1, scale)) if pruned else r / scale
+    largest, smallest = (
+        flat(size).amax(1),
+        flat(torch.where(zero, torch.inf, size) if pruned else size).amin(1),
+    )
+    condition = _largest(largest / smallest) or None
+    if condition is not None and condition <= settings.limit(
+        r.dtype
+    ):  # nothing can be blown up more than that
+        return Correction(value, largest.new_zeros(r.shape[:1], dtype=torch.bool), 0.0, 0, condition)
     amplified = _amplified(largest, value, r, settings)
     damping = torch.where(amplified, (largest / settings.limit(r.dtype)) ** 2, 0)
     if bool(amplified.any()):
         per_row = damping.reshape(-1, *[1] * (r.dim() - 1))
         value = torch.where(per_row > 0, r * (scale / (scale.square() + per_row)), value)
-    condition = largest / flat(torch.where(zero, torch.inf, size)).amin(1)
-    return Correction(value, amplified, _largest(damping), 0, _largest(condition) or None)
+    return Correction(value, amplified, _largest(damping), 0, condition)
 
 
 def _amplified(largest: Tensor | float, value: Tensor, r: Tensor, settings: SolveSettings) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from fxinvert.linalg import (
     solve_diagonal,
 )
 from fxinvert.linalg.each import EachFunction, solve_each
-from fxinvert.rules.certificate import Certificate, Inverse, Status, relative, row_norms
+from fxinvert.rules.certificate import Inverse, Status, certified, reached, relative
 from fxinvert.rules.op import Op
 
 
@@ -116,23 +117,19 @@ def _factorized(op: Op, operator: Callable[[], LinearOperator]) -> Factor:
 def moved(op: Op, target: Tensor, correction: Tensor, solved: Correction) -> Inverse:
     """The anchor with its correction, and the certificate, measured on what is returned."""
     anchor = op.anchor
-    value = (anchor + correction).to(anchor.dtype)
-    residual = relative(op(value) - target, target)
-    # half of the digits: what a solve may lose to conditioning before its answer counts as a miss
-    reached = residual <= torch.finfo(target.dtype).eps ** 0.5
-    if bool(solved.damped.any()):
-        status = Status.DAMPED
-    elif not bool(reached.all()):
-        status = Status.LEAST_SQUARES
-    else:
-        status = Status.NEAREST if anchor.numel() > target.numel() else Status.EXACT
-    certificate = Certificate(
-        status=status,
-        residual=residual,
-        distance=row_norms(value - anchor),
-        failed=torch.zeros_like(residual, dtype=torch.bool),
-        damping=solved.damping,
-        iterations=solved.iterations,
-        condition=solved.condition,
-    )
-    return Inverse(value, certificate)
+
+    def facts(found: Tensor) -> dict[str, Any]:
+        if bool(solved.damped.any()):
+            status = Status.DAMPED
+        elif not reached(relative(found - target, target), target.dtype):
+            status = Status.LEAST_SQUARES
+        else:
+            status = Status.NEAREST if anchor.numel() > target.numel() else Status.EXACT
+        return {
+            "status": status,
+            "damping": solved.damping,
+            "iterations": solved.iterations,
+            "condition": solved.condition,
+        }
+
+    return certified(op, target, (anchor + correction).to(anchor.dtype), facts)

@@ -8,13 +8,11 @@ closest to the anchor:
 
     x* = argmin_x |f(x) − t|, ties by |x − x0|,
 
-which is the anchored equation with λ → 0 for a function of one variable. Batches are worked through in blocks that fit
-the processor's cache.
+which is the anchored equation with λ → 0 for a function of one variable. `choice.py` does the choosing.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,19 +20,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxinvert.rules.certificate import Certificate, Inverse, Status, relative, row_norms
-from fxinvert.rules.op import Op
-
 Scalar = Callable[[Tensor], Tensor]
 Number = float | Tensor
 
 #: How near an answer may come to an end of an image that is only reached at infinity, relative to the image's width
 #: (absolute where the image is unbounded). It applies to targets beyond that end: they have no pre-image at all.
 MARGIN = 1e-6
-#: values that are worked on at once
-BLOCK = 16384
-#: makes any difference in the distance from the target count for more than the distance from the anchor
-FIRST = 1e30
 
 
 @dataclass(frozen=True)
@@ -47,6 +38,8 @@ class Branch:
         inverse: the pre-image nearest the anchor, of a value of the image and the anchor.
         open_least, open_most: whether that end of the image is only approached, at infinity. It is never returned.
         open_low, open_high: whether that end of the interval does not belong to it: a pole or a jump.
+        rises: whether the function increases; None where it does neither, or both.
+        rounded: whether the op computes the constant of a constant branch with rounding.
     """
 
     low: Number
@@ -58,29 +51,51 @@ class Branch:
     open_most: bool = False
     open_low: bool = False
     open_high: bool = False
-
-    def candidate(self, target: Tensor, anchor: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The branch's best pre-image, for an answer in `dtype`, and the value the function takes there."""
-        value = within(target, self.least, self.most)
-        if self.open_least and not bool(value.amin() > self.least):
-            value = torch.where(value <= self.least, self.least + self._margin, value)
-        if self.open_most and not bool(value.amax() < self.most):
-            value = torch.where(value >= self.most, self.most - self._margin, value)
-        low = _off(self.low, 1, dtype) if self.open_low else self.low
-        high = _off(self.high, -1, dtype) if self.open_high else self.high
-        return within(self.inverse(value, anchor), low, high), value
+    rises: bool | None = None
+    rounded: bool = False
 
     @property
-    def _margin(self) -> float:
+    def flat(self) -> bool:
+        """Whether the function is constant on it."""
+        return self.rises is None and self.least is self.most
+
+    def last(self, dtype: torch.dtype) -> tuple[Number, Number]:
+        """The least and the largest value that are returned: an open end is missed by a margin that `dtype` can tell."""
         if isinstance(self.least, Tensor) or isinstance(self.most, Tensor):
-            return MARGIN
-        width = self.most - self.least
-        return MARGIN * (width if math.isfinite(width) else 1.0)
+            return self.least + self.open_least * MARGIN, self.most - self.open_most * MARGIN
+        width, eps = self.most - self.least, torch.finfo(dtype).eps
+        margin = MARGIN * (width if math.isfinite(width) else 1.0)
+        least, most = (
+            max(margin, abs(end) * eps) if math.isfinite(end) else 0.0 for end in (self.least, self.most)
+        )
+        return self.least + self.open_least * least, self.most - self.open_most * most
+
+    def value(self, target: Tensor) -> Tensor:
+        """The value nearest to the target that is returned on this branch."""
+        value = within(target, self.least, self.most)
+        lowest, highest = self.last(value.dtype)
+        if self.open_least and not bool(value.amin() > self.least):
+            value = torch.where(value <= self.least, lowest, value)
+        if self.open_most and not bool(value.amax() < self.most):
+            value = torch.where(value >= self.most, highest, value)
+        return value
+
+    def input(self, value: Tensor, anchor: Tensor, dtype: torch.dtype) -> Tensor:
+        """The pre-image of a value of the image, for an answer in `dtype`; finite."""
+        found = self.inverse(value, anchor)
+        if found is value and not (self.open_low or self.open_high):
+            return found  # y = x, and the value lies in the interval as it lies in the image
+        low = _off(self.low, 1, dtype) if self.open_low else self.low
+        high = _off(self.high, -1, dtype) if self.open_high else self.high
+        bound = min(torch.finfo(found.dtype).max / 4, torch.finfo(dtype).max)
+        if found is anchor or isinstance(low, Tensor) or isinstance(high, Tensor):
+            return within(found, low, high)
+        return found.clamp(max(low, -bound), min(high, bound))
 
 
-def flat(low: Number, high: Number, value: Number) -> Branch:
-    """The function is constant on [low, high]."""
-    return Branch(low, high, value, value, lambda y, anchor: anchor)
+def flat(low: Number, high: Number, value: Number, *, rounded: bool = False) -> Branch:
+    """The function is constant on [low, high]; `rounded` tells that the op computes the constant with rounding."""
+    return Branch(low, high, value, value, lambda y, anchor: anchor, rounded=rounded)
 
 
 def rising(low: Number, high: Number, image: tuple[Number, Number], inverse: Scalar) -> Branch:
@@ -117,6 +132,7 @@ def _monotone(
         *(approached if increasing else approached[::-1]),
         open_low=_infinite(at_low) and not _infinite(low),
         open_high=_infinite(at_high) and not _infinite(high),
+        rises=increasing,
     )
 
 
@@ -132,70 +148,9 @@ def _off(end: Number, direction: int, dtype: torch.dtype) -> Number:
 
 
 def within(value: Tensor, low: Number, high: Number) -> Tensor:
-    """`value` moved into [low, high], whose ends are numbers or tensors."""
+    """`value` moved into [low, high], whose ends are numbers or tensors; itself where neither is finite."""
     if isinstance(low, Tensor) or isinstance(high, Tensor):
         ends = (torch.as_tensor(end, dtype=value.dtype, device=value.device) for end in (low, high))
         return torch.clamp(value, *ends)
     least, most = (None if math.isinf(end) else end for end in (low, high))
     return value if least is None and most is None else value.clamp(least, most)
-
-
-def invert_branches(op: Op, target: Tensor, branches: tuple[Branch, ...]) -> Inverse:
-    """Nearest pre-image of `target` over all branches, entry by entry.
-
-    The anchor is the first candidate, so an entry moves only if that brings the output closer to the target.
-    """
-    anchor = op.anchor
-    value = torch.empty_like(anchor)
-    residual, distance = row_norms(value).zero_(), row_norms(value).zero_()
-    outside = 0
-    for rows in _blocks(op):
-        x, t = anchor[rows], target[rows]
-        # half precisions cannot tell 1 from 1 − MARGIN
-        working = torch.promote_types(t.dtype, torch.float32)
-        best, gap = _nearest(x.to(working), op.output[rows].to(working), t.to(working), branches, x.dtype)
-        value[rows] = best
-        outside += int(gap.gt_(0).sum(dtype=torch.float64))
-        found = value[rows]
-        residual[rows] = relative(op(found) - t, t)
-        distance[rows] = row_norms(found - x)
-    reached = bool((residual <= torch.finfo(target.dtype).eps ** 0.5).all())
-    status = Status.NEAREST if len(branches) > 1 else Status.EXACT
-    certificate = Certificate(
-        status=Status.PROJECTED if outside else status if reached else Status.LEAST_SQUARES,
-        residual=residual,
-        distance=distance,
-        failed=torch.isnan(residual),
-        projected=outside,
-    )
-    return Inverse(value, certificate)
-
-
-def _blocks(op: Op) -> list[slice]:
-    """Samples by blocks; all at once where parameters are the samples' own."""
-    anchor = op.anchor
-    own = any(p.dim() == anchor.dim() and len(p) > 1 for p in op.parameters.values())
-    step = len(anchor) if own else max(1, BLOCK * len(anchor) // max(1, anchor.numel()))
-    return [slice(i, i + step) for i in range(0, len(anchor), max(1, step))] if anchor.numel() else []
-
-
-def _nearest(
-    anchor: Tensor, output: Tensor, target: Tensor, branches: tuple[Branch, ...], dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """The best candidate, entry by entry, and how far from the target the function stays there."""
-    found, errors = [], [(output - target).abs_()]
-    for branch in branches:
-        x, y = branch.candidate(target, anchor, dtype)
-        found.append(x)
-        errors.append((y - target).abs_())
-    gap = functools.reduce(torch.minimum, errors)
-    # one number orders the candidates: what comes closest to the target has only its distance from the anchor
-    best, score = anchor, (errors[0] - gap).mul_(FIRST)
-    bound = torch.finfo(anchor.dtype).max / 4
-    for x, error in zip(found, errors[1:], strict=True):
-        own = (x - anchor).abs_().add_(error.sub_(gap), alpha=FIRST)
-        # a choice by weights 0 and 1, which is exact between finite numbers and several times as fast as one by masks
-        weight = torch.lt(own, score, out=torch.empty_like(own))
-        best = torch.lerp(best, x.clamp(-bound, bound), weight)
-        score = torch.minimum(score, own)
-    return best, gap

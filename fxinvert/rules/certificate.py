@@ -3,18 +3,25 @@
 Every rule answers with an `Inverse`: the targets of the op's inputs and a `Certificate` that states, with numbers,
 how good they are. Values of `Status` are sentences, ordered from the strongest promise to the weakest, so that the
 status of many is the maximum of theirs.
+
+Training asks for targets and never looks at certificates, so a certificate may be measured when somebody looks at it
+(`Certificate.later`). It then measures the very answer that was given, or refuses.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import enum
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fxinvert.errors import DataError
 from fxinvert.linalg.operators import flat
+from fxinvert.rules.op import Op
 
 
 class Status(enum.Enum):
@@ -62,10 +69,59 @@ class Certificate:
     residual: Tensor
     distance: Tensor
     failed: Tensor
-    damping: float = 0.0
-    iterations: int = 0
-    projected: int = 0
-    condition: float | None = None
+    # factories: a plain default would be found in the class, and hide that nothing has been measured yet
+    damping: float = field(default_factory=float)
+    iterations: int = field(default_factory=int)
+    projected: int = field(default_factory=int)
+    condition: float | None = field(default_factory=lambda: None)
+
+    @classmethod
+    def later(cls, measure: Callable[[], Certificate], *held: Tensor) -> Certificate:
+        """A certificate that is measured, once, when it is first looked at, copied or pickled.
+
+        Until then it keeps alive what `measure` refers to.
+
+        Args:
+            measure: returns the facts.
+            *held: the tensors that it reads. If one of them is changed in place before, there is nothing left to
+                measure, and looking raises `DataError`. Changes that torch does not count (through `.data`, or numpy) go
+                unnoticed.
+        """
+        if any(tensor.is_inference() for tensor in held):  # torch does not count their changes
+            return measure()
+        certificate = cls.__new__(cls)
+        versions = [tensor._version for tensor in held]
+        certificate.__dict__["_measure"] = lambda: _unchanged(measure, held, versions)
+        return certificate
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the numbers are there; otherwise looking at one of them measures all."""
+        return "_measure" not in self.__dict__
+
+    def measured(self) -> Certificate:
+        """This certificate, with its numbers.
+
+        Raises:
+            DataError: what it was to be measured on has been changed in place since.
+        """
+        measure = self.__dict__.get("_measure")
+        if measure is not None:
+            # two threads may both measure, and find the same
+            self.__dict__.update(measure().__dict__)
+            self.__dict__.pop("_measure", None)
+        return self
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Called for what is not there."""
+            if name not in _FIELDS or self.is_measured:
+                raise AttributeError(f"a certificate has no attribute {name!r}")
+            return getattr(self.measured(), name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.measured().__dict__
 
     def __str__(self) -> str:
         parts = [
@@ -102,6 +158,9 @@ class Certificate:
         return float(counted.max()) if counted.numel() else 0.0
 
 
+_FIELDS = frozenset(entry.name for entry in dataclasses.fields(Certificate))
+
+
 class Inverse(NamedTuple):
     """The answer of a rule: the input's target (one per unknown input) and its certificate."""
 
@@ -122,31 +181,87 @@ def relative(error: Tensor, reference: Tensor) -> Tensor:
     return row_norms(error) / torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
+def reached(residual: Tensor, dtype: torch.dtype) -> bool:
+    """Whether every target is reached, to half of the digits: what a solve may lose to conditioning."""
+    return bool((residual <= torch.finfo(dtype).eps ** 0.5).all())
+
+
+def certified(
+    op: Op, target: Tensor, value: Tensor, facts: Callable[[Tensor], dict[str, Any]] | Status
+) -> Inverse:
+    """An answer with its certificate, which is measured on it when somebody looks.
+
+    Args:
+        op: the op, of one anchor.
+        target: `(B, …)`.
+        value: the answer.
+        facts: what else the certificate says (its status at least), from f(x*); or the status where the target is
+            reached, which is least squares where it is not.
+    """
+
+    def measure() -> Certificate:
+        found = op(value)
+        residual = relative(found - target, target)
+        if isinstance(facts, Status):
+            told: dict[str, Any] = {
+                "status": facts if reached(residual, target.dtype) else Status.LEAST_SQUARES
+            }
+        else:
+            told = facts(found)
+        told = {"residual": residual, "failed": torch.zeros_like(residual, dtype=torch.bool)} | told
+        return Certificate(distance=row_norms(value - op.anchor), **told)
+
+    return Inverse(value, Certificate.later(measure, *_read(op, target, value)))
+
+
 def passed_through(target: Tensor, anchor: Tensor) -> Inverse:
     """The inverse of an op that only moves values: nothing to solve, no residual."""
-    zeros = torch.zeros_like(row_norms(target))
-    certificate = Certificate(
-        Status.PASSED_THROUGH, zeros, row_norms(target - anchor), torch.zeros_like(zeros, dtype=torch.bool)
-    )
-    return Inverse(target, certificate)
+
+    def measure() -> Certificate:
+        zeros = torch.zeros_like(row_norms(target))
+        none = torch.zeros_like(zeros, dtype=torch.bool)
+        return Certificate(Status.PASSED_THROUGH, zeros, row_norms(target - anchor), none)
+
+    return Inverse(target, Certificate.later(measure, target, anchor))
 
 
 def keep_failed_at_anchor(inverse: Inverse, anchor: Tensor, target: Tensor) -> Inverse:
     """Leaves every sample with a non-finite target or answer at its anchor, and says so in the certificate."""
-    certificate = inverse.certificate
-    # where the norms are finite, so is everything; one that overflows is looked at more closely
-    if bool(torch.isfinite(certificate.distance + certificate.residual + row_norms(target)).all()):
-        failed = certificate.failed
-    else:
-        finite = flat(torch.isfinite(inverse.target)).all(1) & flat(torch.isfinite(target)).all(1)
-        failed = certificate.failed | ~finite
+    value, certificate = inverse
+    told = certificate.is_measured
+    # a sum is finite only if all it sums is; one that is not is looked at more closely
+    total = value.sum() + target.sum()
+    if bool(torch.isfinite(total)) and not (told and bool(certificate.failed.any())):
+        return inverse
+    failed = ~(flat(torch.isfinite(value)).all(1) & flat(torch.isfinite(target)).all(1))
+    failed = failed | certificate.failed if told else failed
     if not bool(failed.any()):
         return inverse
-    rows = failed.reshape(-1, *[1] * (anchor.dim() - 1))
-    certificate = replace(
-        certificate,
-        status=Status.FAILED,
-        failed=failed,
-        distance=torch.where(failed, torch.zeros_like(certificate.distance), certificate.distance),
-    )
-    return Inverse(torch.where(rows, anchor, inverse.target), certificate)
+    kept = torch.where(failed.reshape(-1, *[1] * (anchor.dim() - 1)), anchor, value)
+
+    def measure() -> Certificate:
+        facts = certificate.measured()
+        distance = torch.where(failed, torch.zeros_like(facts.distance), facts.distance)
+        return dataclasses.replace(
+            facts, status=Status.FAILED, failed=failed | facts.failed, distance=distance
+        )
+
+    return Inverse(kept, measure() if told else Certificate.later(measure, value, anchor, target))
+
+
+def _read(op: Op, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """All that a certificate is measured on."""
+    return (*tensors, op.output, *op.anchors.values(), *op.parameters.values())
+
+
+def _unchanged(
+    measure: Callable[[], Certificate], held: tuple[Tensor, ...], versions: list[int]
+) -> Certificate:
+    if [tensor._version for tensor in held] != versions:
+        raise DataError(
+            "a certificate is measured when it is first looked at, and by now a tensor that it is measured on (the "
+            "op's input, output, parameters, target or answer) has been changed in place; look at it before that, or "
+            "call its measured()"
+        )
+    with torch.no_grad():
+        return measure()

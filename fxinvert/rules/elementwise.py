@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fxinvert.rules.branches import Branch, Number, Scalar, falling, flat, invert_branches, rising
+from fxinvert.rules.branches import Branch, Number, Scalar, falling, flat, rising
 from fxinvert.rules.certificate import Inverse
+from fxinvert.rules.choice import invert_branches
 from fxinvert.rules.fallback import invert_matrix_free
 from fxinvert.rules.op import Op
 from fxinvert.rules.registry import Kind, Rule
@@ -34,7 +35,7 @@ def same(y: Tensor) -> Tensor:
 
 def logit(y: Tensor) -> Tensor:
     """log(y / (1 − y)): torch's own is not vectorized."""
-    return (y / (1 - y)).log_()
+    return torch.div(y, 1 - y).log_()
 
 
 def divided(scale: float) -> Scalar:
@@ -47,7 +48,7 @@ def hinge(slope: float) -> Branches:
     if slope == 0:
         return flat(-INF, 0, 0), rising(0, INF, (0, INF), same)
     if slope > 0:
-        return rising(-INF, 0, (-INF, 0), divided(slope)), rising(0, INF, (0, INF), same)
+        return everywhere((-INF, INF), lambda y: F.leaky_relu(y, 1 / slope))
     return falling(-INF, 0, (0, INF), divided(slope)), rising(0, INF, (0, INF), same)
 
 
@@ -63,7 +64,7 @@ def even(root: Scalar, least: Number = 0) -> Branches:
 
 def odd(inverse: Scalar) -> Branches:
     """An increasing function with f(−x) = −f(x), from its inverse for y ≥ 0."""
-    return rising(-INF, 0, (-INF, 0), lambda y: -inverse(-y)), rising(0, INF, (0, INF), inverse)
+    return everywhere((-INF, INF), lambda y: inverse(y.abs()).copysign_(y))
 
 
 def clipped(low: Number, high: Number) -> Branches:
@@ -85,12 +86,15 @@ def exponential_unit(alpha: float, scale: float = 1.0, rate: float = 1.0) -> Bra
     end = -factor if rate > 0 else factor * INF  # the value at −∞
 
     def below(y: Tensor) -> Tensor:
-        return torch.log1p(y / factor) / rate
+        return (y / factor).log1p_().div_(rate)
 
     above = rising(0, INF, (0, INF), divided(scale))
     if factor == 0:
         return flat(-INF, 0, 0), above
-    return (rising(-INF, 0, (end, 0), below) if end < 0 else falling(-INF, 0, (0, end), below)), above
+    if end > 0:
+        return falling(-INF, 0, (0, end), below), above
+    # either part is zero where the other is not
+    return everywhere((end, INF), lambda y: below(y.clamp(max=0)).add_(y.clamp(min=0), alpha=1 / scale))
 
 
 def valley(function: Scalar, bottom: float, far: float) -> Branches:
@@ -155,13 +159,12 @@ def hardswish() -> Branches:
     """x · clip(x + 3, 0, 6) / 6, a parabola between −3 and 3 with its lowest point −3/8 at −3/2."""
 
     def root(y: Tensor) -> Tensor:
-        return torch.sqrt(torch.clamp(2.25 + 6 * y, min=0))
+        return y.clamp(max=3).mul_(6).add_(2.25).clamp_(min=0).sqrt_()
 
     return (
         flat(-INF, -3, 0),
-        falling(-3, -1.5, (-0.375, 0), lambda y: -1.5 - root(y)),
-        rising(-1.5, 3, (-0.375, 3), lambda y: -1.5 + root(y)),
-        rising(3, INF, (3, INF), same),
+        falling(-3, -1.5, (-0.375, 0), lambda y: root(y).neg_().sub_(1.5)),
+        rising(-1.5, INF, (-0.375, INF), lambda y: root(y).sub_(4.5).add_(y.clamp(min=3))),
     )
 
 
@@ -196,6 +199,8 @@ def threshold(limit: float, value: float) -> Branches:
 
 def per_channel(slope: Tensor) -> Branches:
     """x for x ≥ 0, slope · x below, for slopes of any sign that broadcast."""
+    if bool((slope > 0).all()):
+        return everywhere((-INF, INF), lambda y: torch.prelu(y, (1 / slope).flatten().to(y.dtype)))
     zero = torch.zeros_like(slope)
     least, most = torch.where(slope > 0, -INF, zero), torch.where(slope < 0, INF, zero)
 

@@ -78,9 +78,9 @@ def logit_clipped(eps: float | None) -> Branches:
         return between(0, 1, REALS, torch.sigmoid)
     end = math.log((1 - eps) / eps)
     return (
-        flat(-INF, eps, -end),
+        flat(-INF, eps, -end, rounded=True),
         rising(eps, 1 - eps, (-end, end), torch.sigmoid),
-        flat(1 - eps, INF, end),
+        flat(1 - eps, INF, end, rounded=True),
     )
 
 

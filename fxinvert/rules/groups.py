@@ -6,14 +6,16 @@ by itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fxinvert.errors import NoRuleError
 from fxinvert.rules.affine import Rows
-from fxinvert.rules.certificate import Certificate, Inverse, Status, relative, row_norms
+from fxinvert.rules.certificate import Inverse, Status, certified, relative
 from fxinvert.rules.op import Op
 
 
@@ -65,9 +67,9 @@ def settled(
 ) -> Inverse:
     """The answer, with the certificate measured on it.
 
-    A group whose target is its output stays at its anchor bit for bit, and so does one that rounding has brought no
-    closer. A group whose target lay outside the range, and is missed by more than half of the digits, counts as projected,
-    with all its values.
+    A group whose target is its output stays at its anchor bit for bit, and so does one whose target lay outside the
+    range, or whose correction was damped, and that has come no closer. A group whose target lay outside the range, and is
+    missed by more than half of the digits, counts as projected, with all its values.
 
     Args:
         op: the op.
@@ -81,32 +83,36 @@ def settled(
     anchor = op.anchor
     wanted, before = outputs.split(target), outputs.split(op.output)
     value = inputs.join(value, anchor).to(anchor.dtype)
-    reached = outputs.split(op(value))
-    stay = (wanted == before).all(-1, keepdim=True) | ~(_size(reached - wanted) <= _size(before - wanted))
-    value = inputs.join(torch.where(stay, inputs.split(anchor), inputs.split(value)), anchor)
-    reached = torch.where(stay, before, reached)
-    half = torch.finfo(target.dtype).eps ** 0.5
-    none = torch.zeros_like(stay)
-    missed = ~(_size(reached - wanted) <= half * _size(wanted)) & (none if outside is None else outside)
-    damped = none if damped is None else damped & ~stay
-    projected = int((missed & ~damped).sum()) * wanted.shape[-1]
-    residual = relative(outputs.join(reached - wanted, target), target)
-    if bool(damped.any()):
-        status = Status.DAMPED
-    elif projected:
-        status = Status.PROJECTED
-    else:
-        status = Status.NEAREST if bool((residual <= half).all()) else Status.LEAST_SQUARES
-    certificate = Certificate(
-        status=status,
-        residual=residual,
-        distance=row_norms(value - anchor),
-        failed=torch.zeros_like(residual, dtype=torch.bool),
-        damping=damping if bool(damped.any()) else 0.0,
-        iterations=iterations,
-        projected=projected,
-    )
-    return Inverse(value, certificate)
+    stay = torch.linalg.vector_norm(wanted - before, math.inf, dim=-1, keepdim=True) == 0
+    for doubtful in (outside, damped):
+        if doubtful is not None and bool(doubtful.any()):
+            reached = outputs.split(op(value))
+            stay = stay | doubtful & ~(_size(reached - wanted) <= _size(before - wanted))
+    if bool(stay.any()):
+        value = inputs.join(torch.where(stay, inputs.split(anchor), inputs.split(value)), anchor)
+
+    def facts(found: Tensor) -> dict[str, Any]:
+        reached = outputs.split(found)
+        half = torch.finfo(target.dtype).eps ** 0.5
+        none = torch.zeros_like(stay)
+        held = none if damped is None else damped & ~stay
+        missed = ~(_size(reached - wanted) <= half * _size(wanted)) & (none if outside is None else outside)
+        projected = int((missed & ~held).sum()) * wanted.shape[-1]
+        if bool(held.any()):
+            status = Status.DAMPED
+        elif projected:
+            status = Status.PROJECTED
+        else:
+            hit = bool((relative(found - target, target) <= half).all())
+            status = Status.NEAREST if hit else Status.LEAST_SQUARES
+        return {
+            "status": status,
+            "damping": damping if bool(held.any()) else 0.0,
+            "iterations": iterations,
+            "projected": projected,
+        }
+
+    return certified(op, target, value, facts)
 
 
 def _size(value: Tensor) -> Tensor:

@@ -12,12 +12,13 @@ the mean of what the copies ask for; inputs that are not copied stay where they 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fxinvert.errors import NoRuleError
-from fxinvert.rules.certificate import Certificate, Inverse, Status, relative, row_norms
+from fxinvert.rules.certificate import Inverse, Status, certified, reached, relative
 from fxinvert.rules.op import Op
 from fxinvert.rules.registry import Kind, Rule
 
@@ -38,7 +39,7 @@ def invert_movement(op: Op, target: Tensor) -> Inverse:
     every_one_once = anchor.shape[1:].numel() == target.shape[1:].numel() and bool((counts == 1).all())
     lost = bool((counts == 0).any())
     best = Status.PASSED_THROUGH if every_one_once else Status.NEAREST if lost else Status.EXACT
-    return certified(op, target, value, best)
+    return copied(op, target, value, best)
 
 
 def invert_sums(op: Op, target: Tensor) -> Inverse:
@@ -50,7 +51,7 @@ def invert_sums(op: Op, target: Tensor) -> Inverse:
     missing = target.to(output.dtype) - op.output.to(output.dtype)
     value = (anchor + adjoint(missing / counts.clamp(min=1))).to(anchor.dtype)
     fewer = anchor.shape[1:].numel() > target.shape[1:].numel()
-    return certified(op, target, value, Status.NEAREST if fewer else Status.EXACT)
+    return copied(op, target, value, Status.NEAREST if fewer else Status.EXACT)
 
 
 def _transposed(op: Op) -> tuple[Tensor, Adjoint]:
@@ -106,18 +107,19 @@ def _mixed(op: Op) -> NoRuleError:
     )
 
 
-def certified(op: Op, target: Tensor, value: Tensor, best: Status) -> Inverse:
+def copied(op: Op, target: Tensor, value: Tensor, best: Status) -> Inverse:
     """The answer with its certificate: the status is `best` where the target is reached."""
-    reached = op(value)
-    residual = relative(torch.where(reached == target, 0, reached - target), target)
-    eps = max(torch.finfo(dtype).eps for dtype in (target.dtype, value.dtype))
-    certificate = Certificate(
-        status=best if bool((residual <= eps**0.5).all()) else Status.LEAST_SQUARES,
-        residual=residual,
-        distance=row_norms(value - op.anchor),
-        failed=torch.zeros_like(residual, dtype=torch.bool),
-    )
-    return Inverse(value, certificate)
+
+    def facts(found: Tensor) -> dict[str, Any]:
+        # an infinite value that has been moved is reached
+        residual = relative(torch.where(found == target, 0, found - target), target)
+        widest = max((target.dtype, value.dtype), key=lambda dtype: torch.finfo(dtype).eps)
+        return {
+            "residual": residual,
+            "status": best if reached(residual, widest) else Status.LEAST_SQUARES,
+        }
+
+    return certified(op, target, value, facts)
 
 
 def moves(key: str) -> Rule:

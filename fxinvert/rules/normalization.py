@@ -161,7 +161,9 @@ def _pre_image(x: Tensor, r: Tensor, weight: Tensor, how: _How) -> tuple[Tensor,
     far = (radius - bounded).abs() > 1e-9 * (1 + radius)
     value = torch.where(largest > 0, mean + bounded * direction, x)
     applied = torch.where(far | amplified, (largest / how.kappa / torch.where(far, spread, 1)) ** 2, 0)
-    return value, misfit > rounding * asked, applied, iterations
+    # without ε every value lies on the sphere
+    unreached = (misfit > rounding * asked) | ((how.eps == 0) & (_norm(z) < limit * (1 - rounding)))
+    return value, unreached, applied, iterations
 
 
 def _amplified(r: Tensor, weight: Tensor, kappa: float) -> Tensor:

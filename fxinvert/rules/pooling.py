@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fxinvert.linalg import Function
 from fxinvert.rules.affine import channels, invert_affine
-from fxinvert.rules.certificate import Certificate, Inverse, Status, relative, row_norms
+from fxinvert.rules.certificate import Inverse, Status, certified, row_norms
 from fxinvert.rules.movement import invert_movement
 from fxinvert.rules.op import Op
 from fxinvert.rules.registry import Kind, Rule
@@ -78,14 +78,7 @@ def _invert_tile_maxima(op: Op, target: Tensor, kernel: tuple[int, ...]) -> Inve
     whole = value[tiled].flatten(1).scatter(1, largest.flatten(1), t.flatten(1))
     value[tiled] = whole.reshape(ceiling.shape)
     value = value.reshape(anchor.shape)
-    residual = relative(op(value) - target, target)
-    certificate = Certificate(
-        status=Status.NEAREST,
-        residual=residual,
-        distance=row_norms(value - anchor),
-        failed=torch.zeros_like(residual, dtype=torch.bool),
-    )
-    return Inverse(value, certificate)
+    return certified(op, target, value, lambda found: {"status": Status.NEAREST})
 
 
 def invert_window_maxima(op: Op, target: Tensor, index: Tensor, spatial: int, *, disjoint: bool) -> Inverse:
@@ -159,15 +152,9 @@ def invert_window_maxima(op: Op, target: Tensor, index: Tensor, spatial: int, *,
         value = torch.where(farther[:, None], x, value)
     value = value.reshape(anchor.shape)
     missed = int(unattained.sum())
-    residual = relative(op(value) - target, target)
-    certificate = Certificate(
-        status=Status.PROJECTED if missed else Status.NEAREST if proven else Status.EXACT,
-        residual=residual,
-        distance=row_norms(value - anchor),
-        failed=torch.zeros_like(residual, dtype=torch.bool),
-        projected=missed,
-    )
-    return Inverse(value, certificate)
+    best = Status.NEAREST if proven else Status.EXACT
+    facts = {"status": Status.PROJECTED if missed else best, "projected": missed}
+    return certified(op, target, value, lambda found: facts)
 
 
 def adaptive_maximum(key: str, spatial: int) -> Rule:

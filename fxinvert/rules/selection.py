@@ -12,9 +12,9 @@ from torch import Tensor
 from fxinvert.errors import NoRuleError
 from fxinvert.linalg.jacobian import Jacobian
 from fxinvert.rules.affine import invert_by_autograd, invert_diagonal, shortfall
-from fxinvert.rules.certificate import Inverse, Status
+from fxinvert.rules.certificate import Inverse, Status, certified
 from fxinvert.rules.fallback import invert_matrix_free
-from fxinvert.rules.movement import certified, invert_movement, moves
+from fxinvert.rules.movement import invert_movement, moves
 from fxinvert.rules.op import Op
 from fxinvert.rules.registry import Kind, Rule
 

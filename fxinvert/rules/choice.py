@@ -1,0 +1,211 @@
+"""The choice among the branches of a scalar function: the nearest pre-image, entry by entry.
+
+Most functions need little of it. A constant branch that continues a monotone one needs no candidate of its own: where
+the output is the target already the anchor stays, and elsewhere the branch's nearest point is its end, which is the
+monotone branch's pre-image of that value. If one monotone branch is left, the target alone decides; if two, of which one
+reaches every value that the other does, the middle between their pre-images does. Only other functions have
+all their candidates compared. Batches are worked through in blocks that fit the processor's cache.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxinvert.rules.branches import Branch, Number, within
+from fxinvert.rules.certificate import Inverse, Status, certified, reached, relative
+from fxinvert.rules.op import Op
+
+#: values that are worked on at once
+BLOCK = 1 << 16
+#: makes any difference in the distance from the target count for more than the distance from the anchor
+FIRST = 1e30
+
+#: (anchor, target, output, dtype of the answer) -> the answer
+Choice = Callable[[Tensor, Tensor, Tensor, torch.dtype], Tensor]
+
+
+def invert_branches(op: Op, target: Tensor, branches: tuple[Branch, ...]) -> Inverse:
+    """Nearest pre-image of `target` over all branches, entry by entry.
+
+    An entry stays at its anchor unless it can come closer to the target.
+    """
+    value = torch.empty_like(op.anchor)
+    choose = _choice(branches)
+    for own, x, t, y in _blocks(op, value, op.anchor, target, op.output):
+        # half precisions cannot tell 1 from 1 − MARGIN
+        working = torch.promote_types(t.dtype, torch.float32)
+        own.copy_(choose(x.to(working), t.to(working), y.to(working), x.dtype))
+
+    def facts(found: Tensor) -> dict[str, Any]:
+        outside = _outside(op, target, branches)
+        hit = reached(relative(found - target, target), target.dtype)
+        best = Status.NEAREST if len(branches) > 1 else Status.EXACT
+        status = Status.PROJECTED if outside else best if hit else Status.LEAST_SQUARES
+        return {"status": status, "projected": outside}
+
+    return certified(op, target, value, facts)
+
+
+def _blocks(op: Op, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The tensors, all of the anchor's shape, in parts."""
+    first = tensors[0]
+    if not first.numel():
+        return
+    if first.device.type != "cpu":
+        yield tensors
+    elif all(p.numel() == 1 for p in op.parameters.values()) and all(v.is_contiguous() for v in tensors):
+        yield from zip(*(torch.split(v.view(-1), BLOCK) for v in tensors), strict=True)
+    elif any(p.dim() == first.dim() and len(p) > 1 for p in op.parameters.values()):
+        yield tensors  # parameters that are the samples' own
+    else:
+        rows = max(1, BLOCK * len(first) // first.numel())
+        yield from zip(*(torch.split(v, rows) for v in tensors), strict=True)
+
+
+def _outside(op: Op, target: Tensor, branches: tuple[Branch, ...]) -> int:
+    """How many target values no candidate reaches."""
+    count = 0
+    for t, y in _blocks(op, target, op.output):
+        wanted = t.to(torch.promote_types(t.dtype, torch.float32))
+        errors = [branch.value(wanted) - wanted for branch in branches] + [y - wanted]
+        missed = functools.reduce(torch.minimum, (error.abs_() for error in errors)) > 0
+        count += int(missed.sum())
+    return count
+
+
+def _choice(branches: tuple[Branch, ...]) -> Choice:
+    """The least work that finds the nearest pre-image."""
+    needed = [b for b in branches if not (b.flat and _continues(b, branches))]
+    for main in needed:
+        others = [b for b in needed if b is not main]
+        ends = _ends(main, branches)
+        if ends is None or len(others) > 1 or any(b.rises is None for b in needed):
+            continue
+        if not others or all(_covers(main, b) for b in branches):
+            return _Direct(main, *ends, *others)
+    return functools.partial(_compared, branches)
+
+
+def _continues(constant: Branch, branches: Sequence[Branch]) -> bool:
+    """Whether a monotone branch takes the constant's value, exactly, at each of its ends."""
+
+    def met(end: Number, *, above: bool) -> bool:
+        if not isinstance(end, Tensor) and math.isinf(end):
+            return True
+        for other in branches:
+            own, opened = (other.low, other.open_low) if above else (other.high, other.open_high)
+            value = other.least if other.rises is above else other.most
+            if other.rises is not None and not opened and _same(own, end) and _same(value, constant.least):
+                return True
+        return False
+
+    return not constant.rounded and met(constant.low, above=False) and met(constant.high, above=True)
+
+
+def _ends(main: Branch, branches: Sequence[Branch]) -> tuple[Number, Number] | None:
+    """The ends of the image that a constant branch holds, infinite where none does; None where that is not known."""
+    held = [b.least for b in branches if b.flat]
+    floor = main.least if any(_same(main.least, value) for value in held) else -math.inf
+    ceiling = main.most if any(_same(main.most, value) for value in held) else math.inf
+    for end, own in ((floor, main.least), (ceiling, main.most)):
+        if isinstance(own, Tensor) and not isinstance(end, Tensor):
+            return None
+    return floor, ceiling
+
+
+def _covers(main: Branch, other: Branch) -> bool:
+    """Whether the one reaches all that the other does, and lies beside it."""
+    ends = (main.low, main.high, main.least, main.most, other.low, other.high, other.least, other.most)
+    if any(isinstance(end, Tensor) for end in ends):
+        return False
+    inside = main.least <= other.least and other.most <= main.most
+    beside = other is main or other.high <= main.low or main.high <= other.low
+    return bool(inside and beside)
+
+
+def _same(one: Number, other: Number) -> bool:
+    return one is other or (not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other)
+
+
+@dataclass(frozen=True)
+class _Direct:
+    """The nearest pre-image where one branch reaches every value, and at most one other lies beside it.
+
+    Attributes:
+        main: reaches every value.
+        floor, ceiling: ends of its image that a constant branch holds, infinite where none does.
+        other: the other branch.
+    """
+
+    main: Branch
+    floor: Number
+    ceiling: Number
+    other: Branch | None = None
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+        wanted = value = within(t, self.floor, self.ceiling)
+        main = self.main
+        lowest, highest = main.last(t.dtype)
+        if not isinstance(main.least, Tensor) and self.floor != main.least > -math.inf:
+            wanted, value = _attainable(wanted, value, y, main.least, lowest, below=True)
+        if not isinstance(main.most, Tensor) and self.ceiling != main.most < math.inf:
+            wanted, value = _attainable(wanted, value, y, main.most, highest, below=False)
+        found = main.input(value, x, dtype)
+        if self.other is not None:
+            found = self._nearer(self.other, found, value, x, dtype)
+        # a choice by weights 0 and 1, which is exact between finite numbers and several times as fast as one by masks
+        return torch.lerp(x, found, torch.ne(wanted, y, out=torch.empty_like(y)))
+
+    def _nearer(self, other: Branch, found: Tensor, value: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The main branch's pre-image, or the other's where that is nearer."""
+        main = self.main
+        second = other.input(other.value(value), x, dtype)
+        middle, weight = torch.lerp(found, second, 0.5), torch.empty_like(x)
+        (torch.gt if other.high <= main.low else torch.lt)(middle, x, out=weight)
+        if other.most < main.most:
+            weight.mul_((torch.lt if other.open_most else torch.le)(value, other.most, out=middle))
+        if other.least > main.least:
+            weight.mul_((torch.gt if other.open_least else torch.ge)(value, other.least, out=middle))
+        return torch.lerp(found, second, weight)
+
+
+def _attainable(
+    wanted: Tensor, value: Tensor, y: Tensor, end: float, last: Number, *, below: bool
+) -> tuple[Tensor, Tensor]:
+    """What is wanted, and the value to invert, at an end of the image that no constant branch holds.
+
+    A target beyond the end becomes the last value that is returned; or the output, if rounding or saturation has brought
+    that even nearer to the end, which keeps the anchor.
+    """
+    extreme, is_open = float(value.amin() if below else value.amax()), last != end
+    if (extreme > end if below else extreme < end) or (extreme == end and not is_open):
+        return wanted, value
+    beyond = (
+        (value <= end if is_open else value < end) if below else (value >= end if is_open else value > end)
+    )
+    kept = y.clamp(max=last) if below else y.clamp(min=last)
+    return torch.where(beyond, kept, wanted), torch.where(beyond, last, value)
+
+
+def _compared(branches: tuple[Branch, ...], x: Tensor, t: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+    """The best of all candidates, the anchor first: an entry moves only if that brings the output closer."""
+    errors, found = [(y - t).abs_()], []
+    for branch in branches:
+        value = branch.value(t)
+        found.append(branch.input(value, x, dtype))
+        errors.append((value - t).abs_())
+    gap = functools.reduce(torch.minimum, errors)
+    # one number orders the candidates: what comes closest to the target has only its distance from the anchor
+    best, score = x, (errors[0] - gap).mul_(FIRST)
+    for candidate, error in zip(found, errors[1:], strict=True):
+        own = (candidate - x).abs_().add_(error.sub_(gap), alpha=FIRST)
+        best = torch.lerp(best, candidate, torch.lt(own, score, out=torch.empty_like(own)))
+        score = torch.minimum(score, own)
+    return best
