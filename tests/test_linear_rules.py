@@ -20,8 +20,8 @@ from rule_samples import (
 from torch import Tensor, nn
 
 import fxinvert
+from fxinvert.passes.flow import Flow
 from fxinvert.passes.inverse_op import InverseOp
-from fxinvert.passes.synthesize import chain
 from fxinvert.rules.products import solve_batched
 from fxinvert.testing import check_rule
 
@@ -221,7 +221,7 @@ def assert_rows_are_the_output(layer: nn.Module, x: Tensor) -> None:
     """Θ ã, for a change ΔΘ of the weights, is the change of the output."""
     inverted = Inverted(layer, x)
     graph = inverted.inverse
-    node = next(node for node, source in chain(inverted.op) if source is not None)
+    node = Flow(inverted.op).exit
     step = graph.inverse_op(node)
     assert isinstance(step, InverseOp)
     assert step.rule.trainable is not None

@@ -95,6 +95,9 @@ class FactorCache:
         self._ledger.used(self, key, device)
         return known[1]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FactorCache, ()  # a copy computes anew
+
     def drop(self, key: Any) -> None:
         """Forgets an entry."""
         self._entries.pop(key, None)
