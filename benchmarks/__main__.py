@@ -14,10 +14,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import reconstruction, rules, sweep
+from benchmarks import convolution, reconstruction, rules, sweep
 from benchmarks.measure import environment
 
-SUITES = {"reconstruction": reconstruction.run, "rules": rules.run, "sweep": sweep.run}
+SUITES = {
+    "convolution": convolution.run,
+    "reconstruction": reconstruction.run,
+    "rules": rules.run,
+    "sweep": sweep.run,
+}
 
 
 def main(
@@ -30,7 +35,7 @@ def main(
         table = Table("what", "compared with", "ratio", "aim", "note", title=name)
         measured = list(SUITES[name]())
         for r in measured:
-            table.add_row(r.what, r.compared_with, f"{r.ratio:.1f}", f"{r.aim:g}" if r.aim else "", r.note)
+            table.add_row(r.what, r.compared_with, f"{r.ratio:.2g}", f"{r.aim:g}" if r.aim else "", r.note)
         console.print(table)
         results[name] = [r.to_dict() for r in measured]
     Path(__file__).with_name("results.json").write_text(json.dumps(results, indent=2) + "\n")

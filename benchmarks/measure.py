@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -33,8 +34,14 @@ class Ratio:
         return asdict(self)
 
 
-def seconds(function: Callable[[], object]) -> float:
-    """Median time of a call, warm."""
+#: how long a ratio is measured, at least, and how often in turn
+TIME, ROUNDS = 0.6, 5
+
+
+def seconds(function: Callable[[], object], *, warm: bool = True) -> float:
+    """Median time of a call; a single one where it is not to be warm."""
+    if not warm:
+        return float(Timer("function()", globals={"function": function}).timeit(1).mean)
     function()
     return float(
         Timer("function()", globals={"function": function}).blocked_autorange(min_run_time=0.3).median
@@ -49,8 +56,16 @@ def ratio(
     aim: float | None = None,
     note: str = "",
 ) -> Ratio:
-    """The time of a function over that of a reference, measured one after the other."""
-    return Ratio(what, compared_with, seconds(function) / seconds(reference), aim, note)
+    """The time of a function over that of a reference: the median of several, both measured in turn."""
+    timers = [Timer("function()", globals={"function": f}) for f in (function, reference)]
+    calls = [
+        max(1, int(TIME / 2 / ROUNDS / timer.timeit(1).mean)) for timer in timers
+    ]  # the first call warms up
+    calls = [
+        max(1, int(TIME / 2 / ROUNDS / timer.timeit(n).mean)) for timer, n in zip(timers, calls, strict=True)
+    ]
+    rounds = [[t.timeit(n).mean for t, n in zip(timers, calls, strict=True)] for _ in range(ROUNDS)]
+    return Ratio(what, compared_with, median(ours / theirs for ours, theirs in rounds), aim, note)
 
 
 def environment() -> dict[str, str]:

@@ -1,10 +1,9 @@
-"""Direct solves with the Gram matrix of a convolution, which is block tridiagonal along a spatial axis.
+"""Direct solves with the Gram matrix of a convolution, which is block-banded along a spatial axis.
 
-Rows of a map that no window covers together do not meet in AᵀA, nor rows of the output in AAᵀ that share no input.
-With blocks of as many rows as a window reaches, only neighbouring blocks meet. The factorization is block LDLᵀ (Golub &
-Van Loan, *Matrix Computations*, §4.5): S_i = D_i − G_i B_iᵀ, G_i = B_i S_{i−1}⁻¹. The inverses of the S_i are kept, so that
-a solve is three matrix products for every block. Strides, dilations, groups and zero padding need nothing of their own:
-they only decide which rows meet, and how.
+Rows of a map that no window covers together do not meet in AᵀA, nor rows of the output in AAᵀ that share no input. The
+factorization is block LDLᵀ (Golub & Van Loan, *Matrix Computations*, §4.5): S_i = A_ii − Σ_j G_ij L̃_ijᵀ with L̃_ij = G_ij S_j.
+The inverses of the S_i are kept, so that a solve is three matrix products for every row of blocks. Strides, dilations,
+groups and zero padding need nothing of their own: they only decide which rows meet, and how.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ class Layout:
         axis: the spatial axis, counted from 0.
         rows: of the map in a block; the last block may reach beyond the map.
         blocks: their number.
+        reach: how many blocks further a block still meets another.
     """
 
     shape: Shape
@@ -40,6 +40,7 @@ class Layout:
     axis: int
     rows: int
     blocks: int
+    reach: int
 
     @property
     def row(self) -> int:
@@ -53,38 +54,35 @@ class Layout:
 
     def entries(self) -> int:
         """Numbers that the factorization keeps, at most."""
-        return (2 * self.blocks - 1) * self.groups * self.block**2
+        return self.blocks * (self.reach + 1) * self.groups * self.block**2
 
     def solve_cost(self) -> float:
         """Operations of one solve for one sample."""
-        return 2.0 * (3 * self.blocks - 2) * self.groups * self.block**2
+        return 2.0 * self.blocks * (2 * self.reach + 1) * self.groups * self.block**2
 
     def factor_cost(self) -> float:
-        """Operations of the factorization: inverse, coupling and complement of every block."""
-        return self.groups * self.block**3 * (2.0 * self.blocks + 4.0 * (self.blocks - 1))
+        """Operations of the factorization: an inverse, `reach` couplings and their products for every row of blocks."""
+        products = 1 + 2 * self.reach + self.reach * (self.reach - 1) / 2
+        return 2.0 * self.blocks * products * self.groups * self.block**3
 
     def split(self, value: Tensor, dtype: torch.dtype) -> Tensor:
-        """`(B, groups · c, *spatial)` → `(blocks, groups, B, block)`, filled up with zeros."""
-        size, padded = self.shape[1 + self.axis], self.rows * self.blocks
-        rows = value.reshape(len(value), self.groups, self.shape[0] // self.groups, *self.shape[1:]).movedim(
-            3 + self.axis, 0
-        )
-        whole = value.new_zeros(padded, *rows.shape[1:], dtype=dtype) if padded > size else None
-        if whole is not None:
-            whole[:size] = rows
-            rows = whole
-        # (blocks, rows, B, groups, c, …) → (blocks, groups, B, rows, c, …)
-        cut = rows.reshape(self.blocks, self.rows, *rows.shape[1:]).movedim(1, 3)
-        return cut.movedim(2, 1).to(dtype).reshape(self.blocks, self.groups, len(value), self.block)
-
-    def join(self, blocks: Tensor) -> Tensor:
-        """The inverse of `split`."""
-        c, batch = self.shape[0] // self.groups, blocks.shape[2]
+        """`(B, groups · c, *spatial)` → `(groups, B, blocks · block)`, rows of the map in order, filled up with zeros."""
+        size, c = self.shape[1 + self.axis], self.shape[0] // self.groups
         others = [size for i, size in enumerate(self.shape[1:]) if i != self.axis]
-        rows = blocks.reshape(self.blocks, self.groups, batch, self.rows, c, *others)
-        rows = rows.movedim(3, 1).flatten(0, 1)[: self.shape[1 + self.axis]]
-        # (rows, groups, B, c, …) → (B, groups · c, …)
-        return rows.transpose(1, 2).movedim(0, 3 + self.axis).flatten(1, 2)
+        made = value.new_empty(self.groups, len(value), self.blocks * self.rows, c, *others, dtype=dtype)
+        rows = value.reshape(len(value), self.groups, c, *self.shape[1:]).movedim(3 + self.axis, 2)
+        made[:, :, :size] = rows.transpose(0, 1)
+        made[:, :, size:] = 0
+        return made.flatten(2)
+
+    def join(self, value: Tensor) -> Tensor:
+        """The inverse of `split`."""
+        c, batch = self.shape[0] // self.groups, value.shape[1]
+        others = [size for i, size in enumerate(self.shape[1:]) if i != self.axis]
+        rows = value.reshape(self.groups, batch, self.blocks * self.rows, c, *others)
+        rows = rows[:, :, : self.shape[1 + self.axis]]
+        # (groups, B, rows, c, …) → (B, groups · c, …)
+        return rows.transpose(0, 1).movedim(2, 3 + self.axis).flatten(1, 2)
 
 
 def layout(operator: Convolution, *, outputs: bool) -> Layout:
@@ -97,8 +95,12 @@ def layout(operator: Convolution, *, outputs: bool) -> Layout:
         reach = d * (k - 1) // (1 if fine else s)
         size = shape[1 + axis]
         row = math.prod(shape) // (options["groups"] * size)
-        rows = min(size, max(1, reach, -(-SMALLEST_BLOCK // row)))
-        found.append(Layout(shape, options["groups"], axis, rows, -(-size // rows)))
+        least = min(size, -(-SMALLEST_BLOCK // row))
+        for rows in sorted({least, min(size, max(least, reach)), size}):
+            blocks = -(-size // rows)
+            found.append(
+                Layout(shape, options["groups"], axis, rows, blocks, min(-(-reach // rows), blocks - 1))
+            )
     return min(found, key=Layout.solve_cost)
 
 
@@ -152,7 +154,7 @@ class Gram:
         return self._rows[pairs]
 
 
-class BlockTridiagonal:
+class BlockBanded:
     """(K + μI)⁻¹ for a Gram matrix K, factorized in float64.
 
     Args:
@@ -165,30 +167,24 @@ class BlockTridiagonal:
 
     def __init__(self, gram: Gram, shift: float) -> None:
         self.layout, self.dtype = gram.layout, torch.float64
+        #: S_i⁻¹ `(groups, block, block)`, and the G_ij of a row of blocks side by side, `(groups, block, ≤ reach · block)`
         self._inverses: list[Tensor] = []
         self._couplings: list[Tensor] = []
-        known: object = None
-        complement, inverse = torch.empty(0), torch.empty(0)
+        rows: list[_Row] = []
         for i in range(self.layout.blocks):
-            kind, made = gram.block(i, i)
-            without_dead(made)
-            made.diagonal(dim1=1, dim2=2).add_(shift)
-            kinds: object = kind
-            if i:
-                beside, coupling = gram.block(i, i - 1)
-                scaled = coupling @ inverse
-                made -= scaled @ coupling.mT
-                kinds = kind, beside
-            if kinds == known and _same(made, complement):
+            near = range(max(0, i - self.layout.reach), i + 1)
+            kinds, made = zip(*(gram.block(i, j) for j in near), strict=True)
+            own = without_dead(made[-1])
+            own.diagonal(dim1=1, dim2=2).add_(shift)
+            row = _Row.eliminated(kinds, [*made[:-1], own], rows)
+            if rows and row.same(rows[-1]):
                 # the map looks the same from here on: so does the factorization, up to the map's other end
-                self._inverses.append(self._inverses[-1])
-                self._couplings.append(self._couplings[-1])
-                continue
-            known, complement = kinds, made
-            inverse = definite_inverse(made)
-            self._inverses.append(inverse)
-            if i:
-                self._couplings.append(scaled)
+                row = rows[-1]
+            else:
+                row.invert()
+            rows = [*rows[max(0, len(rows) - self.layout.reach) :], row]
+            self._inverses.append(row.inverse)
+            self._couplings.append(row.coupling)
 
     def to(self, dtype: torch.dtype) -> None:
         """Solves in another dtype from now on."""
@@ -204,14 +200,65 @@ class BlockTridiagonal:
 
     def solve(self, value: Tensor) -> Tensor:
         """`(B, *shape)` → the same, in `dtype`."""
-        z = self.layout.split(value, self.dtype)
-        for i, coupling in enumerate(self._couplings, 1):
-            z[i].baddbmm_(z[i - 1], coupling.mT, alpha=-1)
-        z = torch.stack([torch.bmm(own, inverse) for own, inverse in zip(z, self._inverses, strict=True)])
-        for i in range(len(self._couplings), 0, -1):
-            z[i - 1].baddbmm_(z[i], self._couplings[i - 1], alpha=-1)
-        return self.layout.join(z)
+        z, b = self.layout.split(value, self.dtype), self.layout.block
+        for i, coupling in enumerate(self._couplings):
+            if i:
+                _subtract(z[..., i * b : (i + 1) * b], z[..., i * b - coupling.shape[2] : i * b], coupling.mT)
+        w = torch.empty_like(z)
+        for i, inverse in enumerate(self._inverses):
+            own = slice(i * b, (i + 1) * b)
+            w[..., own] = z[..., own] @ inverse
+        for i, coupling in reversed([*enumerate(self._couplings)]):
+            if i:
+                _subtract(w[..., i * b - coupling.shape[2] : i * b], w[..., i * b : (i + 1) * b], coupling)
+        return self.layout.join(w)
+
+
+class _Row:
+    """A row of blocks in elimination: L̃_ij = A_ij − Σ_k G_ik L̃_jkᵀ and G_ij = L̃_ij S_j⁻¹ for j < i, and S_i."""
+
+    def __init__(self, kinds: object, left: Tensor, coupling: Tensor, complement: Tensor) -> None:
+        self.kinds, self.left, self.coupling, self.complement = kinds, left, coupling, complement
+        self.inverse = complement
+
+    @classmethod
+    def eliminated(cls, kinds: object, made: list[Tensor], above: list[_Row]) -> _Row:
+        """The row with blocks `made`, its own last, below the rows `above`."""
+        *beside, own = made
+        above = above[len(above) - len(beside) :]
+        b = own.shape[-1]
+        left: list[Tensor] = []
+        scaled: list[Tensor] = []
+        for j, (block, row) in enumerate(zip(beside, above, strict=True)):
+            common = min(j, row.left.shape[2] // b)
+            if common:
+                done = torch.cat(scaled[j - common : j], 2)
+                block = block - done @ row.left[..., row.left.shape[2] - common * b :].mT
+            left.append(block)
+            scaled.append(block @ row.inverse)
+        if not left:
+            nothing = own[..., :0]
+            return cls(kinds, nothing, nothing, own)
+        side, coupling = torch.cat(left, 2), torch.cat(scaled, 2)
+        return cls(kinds, side, coupling, own - coupling @ side.mT)
+
+    def same(self, other: _Row) -> bool:
+        """Whether rounding is all that the rows differ in."""
+        if self.kinds != other.kinds:
+            return False
+        return _same(self.complement, other.complement) and _same(self.left, other.left)
+
+    def invert(self) -> None:
+        self.inverse = definite_inverse(self.complement)
+
+
+def _subtract(value: Tensor, a: Tensor, b: Tensor) -> None:
+    """value − a @ b, in place, `(groups, B, …)`; a single product for a single group writes where it should."""
+    if len(value) == 1:
+        value[0].addmm_(a[0], b[0], alpha=-1)
+    else:
+        value.baddbmm_(a, b, alpha=-1)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return bool((a - b).abs().max() <= 4 * torch.finfo(a.dtype).eps * b.abs().max())
+    return a.numel() == 0 or bool((a - b).abs().max() <= 4 * torch.finfo(a.dtype).eps * b.abs().max())

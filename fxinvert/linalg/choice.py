@@ -13,7 +13,7 @@ import torch
 
 from fxinvert.errors import SolveError
 from fxinvert.linalg.anchored import Method, SolveSettings
-from fxinvert.linalg.banded import BlockTridiagonal, Gram, layout
+from fxinvert.linalg.banded import BlockBanded, Gram, layout
 from fxinvert.linalg.convolution import Convolution
 from fxinvert.linalg.gram import DenseInverse, GramFactor
 from fxinvert.linalg.memory import human
@@ -139,7 +139,7 @@ def _candidates(operator: LinearOperator, settings: SolveSettings, limit: int) -
         assert isinstance(operator, Convolution)
         gram = Gram(operator, outputs=dual)
         name = f"block LDLᵀ ({gram.layout.blocks} blocks of {gram.layout.groups} × {gram.layout.block}²)"
-        return GramFactor(operator, lambda shift: BlockTridiagonal(gram, shift), name)
+        return GramFactor(operator, lambda shift: BlockBanded(gram, shift), name)
 
     entries = 8 * (2 * m * n + side * (side + other))
     large = f"smaller side {side} exceeds direct_limit={settings.direct_limit}"

@@ -22,12 +22,9 @@ def definite_inverse(matrices: Tensor) -> Tensor:
     return torch.cholesky_inverse(factors)
 
 
-def without_dead(gram: Tensor) -> None:
-    """Gives unknowns that meet nothing, themselves included, a diagonal entry, in place: they solve to what is asked of them.
-
-    Args:
-        gram: `(…, n, n)`.
-    """
+def without_dead(gram: Tensor) -> Tensor:
+    """Symmetric `(…, n, n)` in which unknowns that meet nothing, themselves included, have a diagonal entry of their own."""
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     largest = diagonal.amax()
-    diagonal.copy_(torch.where(diagonal == 0, torch.where(largest > 0, largest, 1.0), diagonal))
+    filling = torch.where(diagonal == 0, torch.where(largest > 0, largest, 1.0), 0.0)
+    return gram + torch.diag_embed(filling)
