@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
 from fxinvert.passes.decompose import DECOMPOSED
-from fxinvert.passes.leaves import any_tensor, copied, identifier, leaves
+from fxinvert.passes.leaves import any_tensor, copied, identifier, leaves, mapped
 from fxinvert.rules import key_of
 
 if TYPE_CHECKING:
@@ -32,8 +32,9 @@ def record(
         The result, with nodes in place of its tensors.
     """
     recorder = _Recorder(builder, path)
-    # copies: code that is not followed may change its inputs in place
-    values, named = copied(builder.value_of((args, kwargs)))
+    # copies, one for each: code that is not followed may change its inputs in place
+    own: dict[fx.Node, Any] = {}
+    values, named = mapped((args, kwargs), lambda n: own.setdefault(n, copied(builder.values[n])))
     for node, value in zip(leaves((args, kwargs)), leaves((values, named)), strict=False):
         if isinstance(value, Tensor):
             recorder.known[id(value)] = node
