@@ -1,0 +1,120 @@
+"""Linearized: the targets of many values at once, from the rows of the output's Jacobian.
+
+Between a value v and the output, the model is taken by its derivative J at the forward pass, sample by sample:
+
+    t_v = v + Jᵀ(JJᵀ + λI)⁻¹ (t − o),   λ = trace(JJᵀ)/κ²
+
+the nearest v whose output, to first order, is the target t (the one equation, for the region from v to the output). Where
+an output has few numbers, J has few rows: one backward pass for each gives the rows of *every* value's J, and all
+targets cost as much as a few forward passes, however the graph branches. Other outputs take a few steps of conjugate
+gradients for every value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxinvert.inversion.replay import output_given
+from fxinvert.linalg.jacobian import Jacobian, differentiable
+from fxinvert.linalg.solvers import cgls
+from fxinvert.passes.flow import Flow
+
+
+#: outputs of more numbers than this are not differentiated row by row, but by products, in so many steps
+ROWS, STEPS = 64, 4
+
+
+def linearized_targets(
+    graph: fx.GraphModule,
+    values: Mapping[fx.Node, Any],
+    nodes: Sequence[fx.Node],
+    target: Tensor,
+    condition_limit: float,
+) -> dict[fx.Node, Tensor]:
+    """The targets of some values by the output's derivative.
+
+    Args:
+        graph: the normalized forward graph.
+        values: of its forward pass.
+        nodes: whose targets are asked for, `(B, …)` each.
+        target: of the output, `(B, …)`.
+        condition_limit: κ.
+    """
+    flow = Flow(graph)
+    missing = target - values[flow.exit]
+    wanted = [node for node in nodes if node is not flow.exit]
+    by_rows = missing[:1].numel() <= ROWS
+    find = _from_rows if by_rows else _by_products
+    found = find(graph, flow, values, wanted, missing, condition_limit) if wanted else {}
+    return found | {flow.exit: target}
+
+
+def _from_rows(
+    graph: fx.GraphModule,
+    flow: Flow,
+    values: Mapping[fx.Node, Any],
+    nodes: Sequence[fx.Node],
+    missing: Tensor,
+    condition_limit: float,
+) -> dict[fx.Node, Tensor]:
+    """One backward pass per number of the output, for all nodes together."""
+    with torch.enable_grad(), differentiable():
+        tracked = _tracked(graph, flow, values)
+        output = tracked[flow.exit].flatten(1)
+        points = [tracked[node] for node in nodes]
+        rows = [
+            torch.autograd.grad(column.sum(), points, retain_graph=True, materialize_grads=True)
+            for column in output.unbind(1)
+        ]
+    found = {}
+    for node, gradients in zip(nodes, zip(*rows, strict=True), strict=True):
+        jacobian = torch.stack([gradient.reshape(len(missing), -1) for gradient in gradients], 1)
+        correction = _correction(jacobian, missing.flatten(1), condition_limit)
+        found[node] = values[node] + correction.reshape(values[node].shape)
+    return found
+
+
+def _by_products(
+    graph: fx.GraphModule,
+    flow: Flow,
+    values: Mapping[fx.Node, Any],
+    nodes: Sequence[fx.Node],
+    missing: Tensor,
+    condition_limit: float,
+) -> dict[fx.Node, Tensor]:
+    """A few conjugate-gradient steps for every node by itself."""
+    found = {}
+    for node in nodes:
+
+        def rest(value: Tensor, node: fx.Node = node) -> Tensor:
+            return output_given(graph, values, node, value)
+
+        jacobian = Jacobian(rest, values[node])
+        nothing = torch.zeros(len(missing), dtype=missing.dtype, device=missing.device)
+        solved = cgls(jacobian, missing, nothing, tolerance=1.0 / condition_limit, limit=STEPS)
+        found[node] = values[node] + solved.correction
+    return found
+
+
+def _correction(jacobian: Tensor, missing: Tensor, condition_limit: float) -> Tensor:
+    """Jᵀ(JJᵀ + λI)⁻¹ r for every sample: `(B, m, n)`, `(B, m)` → `(B, n)`; the small system in float64."""
+    gram = torch.einsum("bmn,bkn->bmk", jacobian, jacobian).double()
+    size = gram.diagonal(dim1=1, dim2=2).sum(1)
+    damping = size / condition_limit**2 + torch.finfo(torch.float64).tiny ** 0.5
+    system = gram + torch.diag_embed(damping[:, None].expand(-1, gram.shape[1]))
+    weights = torch.linalg.solve(system, missing.double()).to(jacobian.dtype)
+    return torch.einsum("bmn,bm->bn", jacobian, weights)
+
+
+def _tracked(graph: fx.GraphModule, flow: Flow, values: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:
+    """The forward pass again, its values differentiable from the sources on."""
+    runner = fx.Interpreter(graph, garbage_collect_values=False)
+    runner.env = {node: value for node, value in values.items() if not node.meta["active"]}
+    for node in flow.nodes:
+        start = node in flow.sources
+        runner.env[node] = values[node].detach().clone().requires_grad_() if start else runner.run_node(node)
+    return runner.env
