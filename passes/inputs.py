@@ -12,10 +12,6 @@ from torch.utils import _pytree as pytree
 
 from fxinvert.errors import TraceError
 
-#: stands for a tensor in the form of the inputs
-_TENSOR = object()
-
-
 @dataclass(frozen=True)
 class Inputs:
     """How a model is called: what is given by position and by name, how it nests, and what is a tensor.
@@ -23,7 +19,7 @@ class Inputs:
     Attributes:
         names: of the tensors, in order; the graph's inputs.
         form: `(args, kwargs)` without their leaves.
-        constants: the leaves, every tensor replaced by a placeholder.
+        constants: the leaves, with the class `Tensor` in place of every tensor.
     """
 
     names: tuple[str, ...]
@@ -46,7 +42,7 @@ class Inputs:
         return cls(
             tuple(name for name, tensor in zip(names, tensors, strict=True) if tensor),
             form,
-            tuple(_TENSOR if tensor else leaf for leaf, tensor in zip(leaves, tensors, strict=True)),
+            tuple(Tensor if tensor else leaf for leaf, tensor in zip(leaves, tensors, strict=True)),
         )
 
     def tensors(self, inputs: Any) -> tuple[Tensor, ...]:
@@ -57,13 +53,13 @@ class Inputs:
         """
         leaves, form = pytree.tree_flatten(_arguments(inputs))
         if form != self.form or [isinstance(leaf, Tensor) for leaf in leaves] != self._are_tensors:
-            raise TraceError(f"the model was traced with inputs {self}; these are {_described(form, leaves)}")
+            raise TraceError(f"the model takes {self}, as it was traced; it was given {_described(form, leaves)}")
         return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
 
     def arguments(self, values: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The call's arguments, by position and by name, with these values in place of the tensors."""
         given = iter(values)
-        leaves = [next(given) if leaf is _TENSOR else leaf for leaf in self.constants]
+        leaves = [next(given) if leaf is Tensor else leaf for leaf in self.constants]
         args, kwargs = pytree.tree_unflatten(leaves, self.form)
         return args, kwargs
 
@@ -72,7 +68,7 @@ class Inputs:
 
     @property
     def _are_tensors(self) -> list[bool]:
-        return [leaf is _TENSOR for leaf in self.constants]
+        return [leaf is Tensor for leaf in self.constants]
 
 
 class Flat(nn.Module):
@@ -133,6 +129,6 @@ def _argument_names(forward: Callable[..., Any], count: int, kwargs: dict[str, A
 
 
 def _described(form: pytree.TreeSpec, leaves: Any) -> str:
-    words = ["tensor" if leaf is _TENSOR or isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves]
+    words = ["tensor" if leaf is Tensor or isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves]
     args, kwargs = pytree.tree_unflatten(words, form)
     return f"({', '.join([*map(str, args), *(f'{k}={v}' for k, v in kwargs.items())])})"

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, fx, nn
 
-from fxinvert.errors import DataError, NoRuleError
+from fxinvert.errors import DataError, NoRuleError, TraceError
+from fxinvert.inversion.linearized import linearized_targets
 from fxinvert.inversion.reconstruction import ByName, Reconstruction
-from fxinvert.inversion.refinement import refine
+from fxinvert.inversion.refinement import TOLERANCE, refine
 from fxinvert.inversion.replay import forward_values, output_given
 from fxinvert.linalg import SolveSettings
 from fxinvert.output_target import OutputTarget, OutputTargetFunction, output_target
 from fxinvert.passes import trace
 from fxinvert.passes.capture import evaluating
-from fxinvert.passes.flow import Flow
+from fxinvert.passes.flow import Flow, has_target
 from fxinvert.passes.inverse_op import InverseOp
 from fxinvert.passes.synthesize import ANCHOR_OF, TARGET_OF, inverse_op, synthesize
 from fxinvert.passes.trace import is_normalized
-from fxinvert.rules import Op, RuleSet, default_rules
+from fxinvert.rules import Certificate, Op, RuleSet, Status, default_rules
+from fxinvert.rules.certificate import relative, row_norms
 
 __all__ = ["ByName", "InverseGraph", "Reconstruction", "invert"]
+
+Reconstructed = Literal["nodewise", "linearized"]
+#: κ of linearized targets: a first-order model of the output is no better than that
+LINEARIZED_LIMIT = 30.0
 
 
 class InverseGraph:
@@ -34,6 +40,7 @@ class InverseGraph:
             targets and certificates.
         output_target: how the output's target is made of outputs and labels.
         refine: the largest number of Gauss–Newton steps on every target.
+        reconstruction: `"nodewise"`, by the inverse graph, or `"linearized"`, by the output's derivative.
     """
 
     def __init__(
@@ -43,8 +50,10 @@ class InverseGraph:
         rules: RuleSet,
         settings: SolveSettings,
         refine: int = 0,
+        reconstruction: Reconstructed = "nodewise",
     ) -> None:
         self.graph, self.output_target, self.refine = graph, output_target, refine
+        self.reconstruction: Reconstructed = reconstruction
         self.graph_module = synthesize(graph, rules, settings)
         self._inverses: dict[str, str] = {
             n.meta[TARGET_OF]: str(n.target) for n in self.graph_module.graph.find_nodes(op="call_module")
@@ -52,11 +61,11 @@ class InverseGraph:
         self._ops: dict[str, InverseOp] = {}
         self._rules, self._settings = rules, settings
 
-    def __call__(self, inputs: Tensor | tuple[Any, ...], labels: Tensor) -> Reconstruction:
+    def __call__(self, inputs: Any, labels: Any) -> Reconstruction:
         """Targets, anchors and certificates of every node, for one batch.
 
         Args:
-            inputs: what the model takes, each `(B, …)`.
+            inputs: what the model takes, as it was traced: a tensor, a tuple, or a mapping; each tensor `(B, …)`.
             labels: what `output_target` takes, e.g. class numbers `(B,)`.
 
         Raises:
@@ -65,24 +74,32 @@ class InverseGraph:
         with torch.no_grad(), evaluating(self.graph):
             values = self.forward(inputs)
             target = self.output_target(values[self.output_node], labels)
-            targets, certificates = self.graph_module(target, *self._anchors(values))
-            by_path = {
-                n.meta["path"]: n for n in self.graph.graph.nodes if n.op != "get_attr" and "path" in n.meta
-            }
-            refined = self._refined({by_path[path]: value for path, value in targets.items()}, values, target)
+            nodes = [node for node in Flow(self.graph).nodes if has_target(node)]
+            certificates: dict[str, Certificate] = {}
+            if self.reconstruction == "linearized":
+                targets = self._linearized(values, nodes, target)
+            else:
+                by_path, certificates = self.graph_module(target, *self._anchors(values))
+                targets = {node: by_path[node.meta["path"]] for node in nodes}
+            refined = self._refined(targets, values, target)
+            if self.reconstruction == "linearized":
+                certificates = {
+                    n.meta["path"]: self._certified(n, v, values, target) for n, v in refined.items()
+                }
         paths = {node.meta["path"]: value for node, value in refined.items()}
         return Reconstruction(self.graph, values, paths, certificates)
 
-    def forward(self, inputs: Tensor | tuple[Any, ...]) -> dict[fx.Node, Any]:
+    def forward(self, inputs: Any) -> dict[fx.Node, Any]:
         """The forward pass, with the value of every node.
 
         Raises:
             DataError: the model does not take these inputs.
         """
-        given = inputs if isinstance(inputs, tuple) else (inputs,)
         nodes = list(self.graph.graph.find_nodes(op="placeholder"))
-        if len(given) != len(nodes):
-            raise DataError(f"the model takes {len(nodes)} inputs; {len(given)} were given")
+        try:
+            given = self.graph.meta["inputs"].tensors(inputs)
+        except TraceError as error:
+            raise DataError(str(error)) from error
         for node, value in zip(nodes, given, strict=True):
             _check_shape(node, value)
         try:
@@ -104,6 +121,10 @@ class InverseGraph:
             DataError: the labels do not fit.
             NoRuleError: one of the nodes does not lie between input and output, so that it has no target.
         """
+        if self.reconstruction == "linearized":
+            with torch.no_grad():
+                target = self.output_target(values[self.output_node], labels)
+                return self._refined(self._linearized(values, nodes, target), values, target)
         paths = dict(self._outputs()[0])
         for node in nodes:
             if node.meta["path"] not in paths:
@@ -159,6 +180,25 @@ class InverseGraph:
         ]
         return "\n".join(rows)
 
+    def _linearized(
+        self, values: Mapping[fx.Node, Any], nodes: Sequence[fx.Node], target: Tensor
+    ) -> dict[fx.Node, Tensor]:
+        limit = self._settings.condition_limit or LINEARIZED_LIMIT
+        return linearized_targets(self.graph, values, nodes, target, limit)
+
+    def _certified(
+        self, node: fx.Node, value: Tensor, values: Mapping[fx.Node, Any], target: Tensor
+    ) -> Certificate:
+        """How well a value's target does, by running the rest of the model from it."""
+        residual = relative(output_given(self.graph, values, node, value) - target, target)
+        return Certificate(
+            status=Status.EXACT if bool((residual <= TOLERANCE).all()) else Status.DAMPED,
+            residual=residual,
+            distance=row_norms(value - values[node]),
+            failed=torch.zeros_like(residual, dtype=torch.bool),
+            damping=(self._settings.condition_limit or LINEARIZED_LIMIT) ** -2,
+        )
+
     def _refined(
         self, targets: Mapping[fx.Node, Tensor], values: Mapping[fx.Node, Any], goal: Tensor
     ) -> dict[fx.Node, Tensor]:
@@ -190,12 +230,13 @@ class InverseGraph:
 
 def invert(
     model: nn.Module,
-    example_inputs: Tensor | tuple[Any, ...] | None = None,
+    example_inputs: Any = None,
     *,
     output_target: str | OutputTargetFunction = "nearest",
     rules: RuleSet | None = None,
     condition_limit: float | None = None,
     refine: int = 0,
+    reconstruction: Reconstructed = "nodewise",
 ) -> InverseGraph:
     """Synthesizes the inverse of a model.
 
@@ -209,6 +250,9 @@ def invert(
         refine: the largest number of Gauss–Newton steps that follow on every target, until the model, run forward
             from it, comes within 1e-3 of the output target (see `fxinvert.inversion.refinement`); certificates stay those of
             the node-by-node pass.
+        reconstruction: how targets are found: `"nodewise"`, op by op through the inverse graph, or `"linearized"`, all
+            at once from the derivative of the output (see `fxinvert.inversion.linearized`): much faster where graphs
+            branch, and right to first order.
 
     Raises:
         TraceError: the model cannot be captured.
@@ -223,7 +267,11 @@ def invert(
     if refine < 0:
         raise DataError(f"refine={refine}; it is a number of steps, 0 for none")
     settings = SolveSettings(condition_limit=condition_limit)
-    return InverseGraph(model, _named(output_target), rules, settings, refine)
+    if reconstruction not in get_args(Reconstructed):
+        raise DataError(
+            f"unknown reconstruction {reconstruction!r}; known are {', '.join(get_args(Reconstructed))}"
+        )
+    return InverseGraph(model, _named(output_target), rules, settings, refine, reconstruction)
 
 
 _named = output_target

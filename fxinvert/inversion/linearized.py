@@ -23,7 +23,6 @@ from fxinvert.linalg.jacobian import Jacobian, differentiable
 from fxinvert.linalg.solvers import cgls
 from fxinvert.passes.flow import Flow
 
-
 #: outputs of more numbers than this are not differentiated row by row, but by products, in so many steps
 ROWS, STEPS = 64, 4
 
@@ -95,7 +94,9 @@ def _by_products(
 
         jacobian = Jacobian(rest, values[node])
         nothing = torch.zeros(len(missing), dtype=missing.dtype, device=missing.device)
-        solved = cgls(jacobian, missing, nothing, tolerance=1.0 / condition_limit, limit=STEPS)
+        solved = cgls(
+            jacobian, missing, nothing, largest=nothing, tolerance=0.0, small_enough=nothing, limit=STEPS
+        )
         found[node] = values[node] + solved.correction
     return found
 
