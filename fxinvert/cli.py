@@ -11,7 +11,15 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from fxinvert.commands.config import PostTrainConfig, Schedule
+from fxinvert.commands.config import (
+    PLACE,
+    ExecutorName,
+    MethodName,
+    PostTrainConfig,
+    Schedule,
+    Share,
+    read_settings,
+)
 from fxinvert.errors import DataError, FxInvertError
 
 FAILED, INTERRUPTED = 2, 130
@@ -62,6 +70,9 @@ Mean = Annotated[str | None, _setting("mean", metavar="NUMBER,…")]
 Std = Annotated[str | None, _setting("std", metavar="NUMBER,…")]
 Resize = Annotated[str | None, _setting("resize", metavar="HEIGHT,WIDTH")]
 Seed = Annotated[int, _setting("seed", min=0)]
+Workers = Annotated[int | None, _setting("workers", min=1)]
+Address = Annotated[str | None, _setting("address", metavar="ADDRESS")]
+Run = Annotated[Path, typer.Argument(help="The run directory.", metavar="RUN")]
 Directory = Annotated[
     Path | None,
     typer.Option(
@@ -92,25 +103,20 @@ def main(
     """Post-train pretrained PyTorch networks without back-propagation, and export proven ONNX."""
 
 
-@app.command(epilog="Example: [bold]fxinvert demo --model digits_mlp --output my_run[/bold]")
+@app.command(epilog="Example: [bold]fxinvert demo --model digits_mlp --run-directory my_run[/bold]")
 def demo(
     model: Annotated[
         Literal["digits_cnn", "digits_mlp"], typer.Option(help="The reference network.")
     ] = "digits_cnn",
     state: Annotated[Literal["early", "converged"], typer.Option(help="The state of its weights.")] = "early",
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", show_default="runs/<time>", help="Where to write: a new or empty folder."
-        ),
-    ] = None,
+    run_directory: Directory = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the order in which AdamW sees the samples.")] = 0,
 ) -> None:
     """Do everything on data and weights inside the package: plan, post-train, compare with AdamW, export, prove."""
     from fxinvert.commands.demo import demo as run_demo
     from fxinvert.report import make_console
 
-    run_demo(model, state, output, seed, make_console())
+    run_demo(model, state, run_directory, seed, make_console())
 
 
 @app.command(
@@ -119,22 +125,54 @@ def demo(
     "[bold]fxinvert post-train my_nets:small_cnn data.npz --weights small_cnn.pt[/bold]\n\n"
     "[bold]fxinvert post-train my_nets:resnet photos/train --test photos/test --resize 64,64 "
     "--cuts layer1,layer2[/bold]\n\n"
-    "[bold]fxinvert post-train my_nets:small_cnn my_data:loader --schedule parallel --sweeps 5[/bold]",
+    "[bold]fxinvert post-train my_nets:small_cnn my_data:loader --schedule parallel --executor processes[/bold]\n\n"
+    "[bold]fxinvert post-train --config runs/first/config.yaml --sweeps 5[/bold]",
 )
 def post_train(
-    model: Model,
-    data: Annotated[str, typer.Argument(help=PostTrainConfig.describe("data"), metavar="DATA")],
+    context: typer.Context,
+    model: Annotated[
+        str, typer.Argument(help=PostTrainConfig.describe("model"), metavar="[MODEL]", show_default=False)
+    ] = "",
+    data: Annotated[
+        str, typer.Argument(help=PostTrainConfig.describe("data"), metavar="[DATA]", show_default=False)
+    ] = "",
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Settings, such as config.yaml of a run; what is given besides goes first."
+        ),
+    ] = None,
     weights: Weights = None,
     validation: Annotated[str | None, _setting("validation", metavar="DATA")] = None,
     test: Annotated[str | None, _setting("test", metavar="DATA")] = None,
     segments: Segments = None,
     cuts: Cuts = None,
+    only: Annotated[list[str] | None, _setting("only", metavar="NAME,…")] = None,
+    method: Annotated[MethodName, _setting("method")] = DEFAULT.method,
     schedule: Annotated[Schedule, _setting("schedule")] = DEFAULT.schedule,
     output_target: Annotated[str, _setting("output_target")] = DEFAULT.output_target,
     supervised_output: SupervisedOutput = None,
     sweeps: Annotated[int, _setting("sweeps", min=1)] = DEFAULT.sweeps,
+    patience: Annotated[int, _setting("patience", min=1)] = DEFAULT.patience,
+    least_gain: Annotated[float, _setting("least_gain", min=0)] = DEFAULT.least_gain,
+    inputs: Annotated[Literal["updated", "original"], _setting("inputs")] = DEFAULT.inputs,
+    share: Annotated[Share, _setting("share")] = DEFAULT.share,
+    recalibrate: Annotated[bool, _setting("recalibrate", "--recalibrate/--no-recalibrate")] = False,
     damping: Annotated[float, _setting("damping", min=0)] = DEFAULT.damping,
     satisfied_weight: Annotated[float, _setting("satisfied_weight", min=0, max=1)] = DEFAULT.satisfied_weight,
+    error: Annotated[Literal["plain", "weighted"], _setting("error")] = DEFAULT.error,
+    every: Annotated[int | None, _setting("every", min=1)] = None,
+    ops: Annotated[Literal["together", "in_turn"], _setting("ops")] = DEFAULT.ops,
+    optimizer: Annotated[str, _setting("optimizer")] = DEFAULT.optimizer,
+    learning_rate: Annotated[float | None, _setting("learning_rate")] = None,
+    epochs: Annotated[int, _setting("epochs", min=1)] = DEFAULT.epochs,
+    alpha: Annotated[float, _setting("alpha", min=0)] = DEFAULT.alpha,
+    executor: Annotated[ExecutorName, _setting("executor")] = DEFAULT.executor,
+    workers: Workers = None,
+    address: Address = None,
+    threads: Annotated[int, _setting("threads", min=1)] = DEFAULT.threads,
+    chunk: Annotated[int, _setting("chunk", min=1)] = DEFAULT.chunk,
+    retries: Annotated[int, _setting("retries", min=0)] = DEFAULT.retries,
     device: Device = DEFAULT.device,
     batch_size: BatchSize = DEFAULT.batch_size,
     mean: Mean = None,
@@ -145,32 +183,45 @@ def post_train(
     run_directory: Directory = None,
 ) -> None:
     """Post-train your model on your data; write weights, metrics and a proven ONNX file."""
-    config = PostTrainConfig.of(
-        model=model,
-        data=data,
-        weights=weights,
-        validation=validation,
-        test=test,
-        segments=segments,
-        cuts=_names(cuts),
-        schedule=schedule,
-        output_target=output_target,
-        supervised_output=supervised_output,
-        sweeps=sweeps,
-        damping=damping,
-        satisfied_weight=satisfied_weight,
-        device=device,
-        batch_size=batch_size,
-        mean=_numbers("--mean", mean),
-        std=_numbers("--std", std),
-        resize=_size(resize),
-        seed=seed,
-        export=export,
-    )
+    settings = read_settings(config) if config is not None else {}
+    settings |= {name: _read(name, value) for name, value in _given(context).items()}
+    if not settings.get("model") or not settings.get("data"):
+        raise DataError("a model and data are needed: fxinvert post-train MODEL DATA, or --config FILE")
+    checked = PostTrainConfig.of(**settings)
     from fxinvert.commands.run import execute
     from fxinvert.report import make_console
 
-    execute(config, run_directory, make_console())
+    execute(checked, run_directory, make_console())
+
+
+@app.command(epilog="Example: [bold]fxinvert resume runs/2026-01-31_12-00-00 --executor processes[/bold]")
+def resume(
+    context: typer.Context,
+    run: Run,
+    executor: Annotated[ExecutorName, _setting("executor")] = DEFAULT.executor,
+    workers: Workers = None,
+    address: Address = None,
+) -> None:
+    """Go on with a run that was interrupted; it ends as if it had not been."""
+    from fxinvert.commands.run import resume as go_on
+    from fxinvert.report import make_console
+    from fxinvert.scheduling.run_directory import is_finished
+
+    console = make_console()
+    if is_finished(run):
+        console.print(f"The run in {run} is finished.", markup=False)
+        return
+    given = _given(context)
+    go_on(run, {name: value for name, value in given.items() if name in PLACE}, console)
+
+
+@app.command(epilog="Example: [bold]fxinvert status runs/2026-01-31_12-00-00[/bold]")
+def status(run: Run) -> None:
+    """Tell how far a run is, who works on it, and what went wrong."""
+    from fxinvert.commands.status import show_status
+    from fxinvert.report import make_console
+
+    show_status(run, make_console())
 
 
 @app.command(
@@ -234,6 +285,28 @@ def rules(
         typer.echo(rules_markdown(modules or []), nl=False)
     else:
         show_rules(modules or [], make_console())
+
+
+def _given(context: typer.Context) -> dict[str, Any]:
+    """The settings that the command line gives, without those that it leaves as they are."""
+    return {
+        name: value
+        for name, value in context.params.items()
+        if name in PostTrainConfig.model_fields
+        and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    }
+
+
+def _read(name: str, value: Any) -> Any:
+    """A setting as it is meant, from how it is written."""
+    match name:
+        case "cuts" | "only":
+            return _names(value)
+        case "mean" | "std":
+            return _numbers(f"--{name}", value)
+        case "resize":
+            return _size(value)
+    return value
 
 
 def _names(given: list[str] | None) -> tuple[str, ...] | None:

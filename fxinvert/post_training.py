@@ -38,7 +38,7 @@ from fxinvert.training.sweeps import Settings, run_sweeps
 from fxinvert.workshop import Workshop, count_chunk
 
 #: what results of tasks are made of
-KNOWN = [NormalEquations, Tally, Moments, Fingerprint]
+KNOWN: list[type] = [NormalEquations, Tally, Moments, Fingerprint]
 
 METHODS: dict[str, Callable[..., Method]] = {"closed_form": ClosedForm, "gradient": Gradient, "joint": Joint}
 INPUTS = ("updated", "original")
@@ -51,7 +51,7 @@ def post_train(
     plan: Plan | None = None,
     method: str | Method = "closed_form",
     schedule: str = "sequential",
-    segments: Sequence[str] | str | None = None,
+    only: Sequence[str] | str | None = None,
     output_target: str | OutputTargetFunction = "auto",
     sweeps: int = 3,
     patience: int = 1,
@@ -65,7 +65,7 @@ def post_train(
     threads: int = 1,
     chunk: int = CHUNK,
     retries: int = 2,
-    run_directory: str | Path | None = None,
+    run_directory: str | Path | Journal | None = None,
     damping: float = 1e-2,
     satisfied_weight: float = 0.1,
     output: int | str | None = None,
@@ -87,7 +87,7 @@ def post_train(
             with settings of its own, such as `Joint(alpha=0.3)`.
         schedule: `"sequential"` (each segment sees what the updated earlier ones produce), `"parallel"` (all from one
             snapshot), `"waves"` (those that do not feed one another together) or `"single"` (one segment).
-        segments: the names of those to train; by default all.
+        only: the names of the segments to train; by default all.
         output_target: what the output should have been, by name or a callable of outputs and labels; `"auto"` chooses
             by held-out loss after the first sweep.
         sweeps: how many at most; fewer if they bring nothing.
@@ -138,13 +138,13 @@ def post_train(
         context = Context(updated, sources, output, rules)
         plan = plan or partition(context.graph, rules=rules)
         check_plan(plan, context)
-        ordered = waves(plan, schedule, context.graph.graph, segments)
+        ordered = waves(plan, schedule, context.graph.graph, only)
         targets = (
             automatic(context.first.labels) if output_target == "auto" else [named_target(output_target)]
         )
-        journal = None
-        if run_directory is not None:
-            journal = stack.enter_context(Journal(Path(run_directory), KNOWN))
+        journal = run_directory
+        if isinstance(journal, str | Path):
+            journal = stack.enter_context(open_journal(Path(journal)))
         hand.open(threads, None if journal is None else journal.scratch)
         stack.callback(hand.close)
         crew = Crew(hand, journal.store, retries, journal.note) if journal else Crew(hand, retries=retries)
@@ -181,6 +181,15 @@ def post_train(
         notes=tuple(notes),
         seconds=time.perf_counter() - began,
     )
+
+
+def open_journal(folder: Path) -> Journal:
+    """The journal of a run in a folder, for a `with` block.
+
+    Raises:
+        DataError: another process has it open, or it cannot be written.
+    """
+    return Journal(folder, KNOWN)
 
 
 def check_plan(plan: Plan, context: Context) -> None:

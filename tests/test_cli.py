@@ -16,17 +16,19 @@ from safetensors.torch import load_file, save_file
 
 import fxinvert
 import fxinvert.commands.run
-from fxinvert.commands.config import PostTrainConfig
+from fxinvert.commands.config import PostTrainConfig, read_settings
 from fxinvert.errors import DataError
 from fxinvert.scheduling.run_directory import is_finished
 
 FILES = [
-    "config.json",
+    "config.yaml",
     "finished",
+    "log.jsonl",
     "metrics.json",
     "model.onnx",
     "plan.json",
     "plan.txt",
+    "run.json",
     "timing.json",
     "weights.safetensors",
 ]
@@ -142,7 +144,7 @@ def test_post_train_on_arrays(here: Path) -> None:
     assert is_finished(here / "run")
     assert "ONNX proven" in result.output
 
-    config = PostTrainConfig.model_validate(read(here / "run" / "config.json"))
+    config = PostTrainConfig.of(**read_settings(here / "run" / "config.yaml"))
     assert config.mean == (0.5,)
     assert config.weights == Path("given.safetensors")
 
@@ -230,7 +232,7 @@ def test_the_same_run_writes_the_same_files(here: Path) -> None:
     for name in ("a", "b"):
         assert invoke("post-train", "cli_nets:Net", "data.npz", "--run-directory", name).exit_code == 0
     for name in FILES:
-        if name not in ("finished", "timing.json"):
+        if name not in ("finished", "log.jsonl", "timing.json"):
             assert (here / "a" / name).read_bytes() == (here / "b" / name).read_bytes(), name
 
 
@@ -256,9 +258,10 @@ def test_in_a_process_of_its_own_with_a_models_folder_of_the_users(here: Path) -
 
 @pytest.mark.slow
 def test_demo(tmp_path: Path) -> None:
-    result = invoke("demo", "--output", tmp_path / "run")
+    result = invoke("demo", "--run-directory", tmp_path / "run")
     assert result.exit_code == 0, result.output
-    assert names(tmp_path / "run") == FILES
+    own = [name for name in FILES if name not in ("config.yaml", "log.jsonl", "run.json")]
+    assert names(tmp_path / "run") == sorted([*own, "demo.json"])
     metrics = read(tmp_path / "run" / "metrics.json")
     before, after = (metrics["metrics"]["test"][when]["accuracy"] for when in ("before", "after"))
     assert after >= 0.94

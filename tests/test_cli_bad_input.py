@@ -89,7 +89,7 @@ BAD: list[tuple[Callable[[Path], None] | None, str, list[str]]] = [
     (None, "plan cli_nets:Net --shape 1,a", ["--shape '1,a'"]),
     (None, "plan cli_nets:Net --shape 0,4", ["at least 1"]),
     (None, "plan cli_nets:Net --shape 1,5,5", ["'hidden'", "2x25 and 16x6"]),
-    (plain_file, "demo --output file/run", ["cannot write file/run"]),
+    (plain_file, "demo --run-directory file/run", ["cannot write file/run"]),
 ]
 
 
@@ -126,7 +126,17 @@ def test_an_export_that_differs_keeps_the_weights_and_is_not_finished(
     result = invoke("post-train", "cli_nets:Net", "data.npz", "--run-directory", "run")
     assert result.exit_code == 2
     assert "ExportMismatchError" in result.stderr
-    assert names(here / "run") == ["config.json", "failed", "plan.json", "plan.txt", "weights.safetensors"]
+    own = [
+        "config.yaml",
+        "failed",
+        "log.jsonl",
+        "plan.json",
+        "plan.txt",
+        "run.json",
+        "tasks",
+        "weights.safetensors",
+    ]
+    assert names(here / "run") == own
     assert not is_finished(here / "run")
 
 

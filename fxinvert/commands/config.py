@@ -5,18 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fxinvert.errors import DataError
 
-Schedule = Literal["sequential", "parallel"]
+MethodName = Literal["closed_form", "gradient", "joint"]
+Schedule = Literal["sequential", "parallel", "waves", "single"]
+ExecutorName = Literal["serial", "processes", "ray"]
+Share = Literal["searched", "equal", "explained", "none"]
+
+#: of the settings; raised when a setting changes its meaning
+VERSION: Literal[1] = 1
+#: settings that decide where and how fast a run works, not what comes out
+PLACE = ("executor", "workers", "address", "retries")
 
 
 class PostTrainConfig(BaseModel):
-    """Everything that decides the outcome of a run, besides the files that it names."""
+    """Everything that decides the outcome of a run, besides the files that it names, and where it works."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    version: Literal[1] = Field(default=VERSION, description="Version of these settings.")
     model: str = Field(description="The model: package.module:factory; the current folder is importable.")
     data: str = Field(
         description="Training data: an .npz file with x and y, a folder of class folders of images, or "
@@ -36,9 +46,17 @@ class PostTrainConfig(BaseModel):
         min_length=1,
         description="Modules or nodes to cut after, instead of a number of segments.",
     )
-    method: Literal["closed_form"] = Field(default="closed_form", description="How segments are trained.")
+    only: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="Segments to train, by name; by default all."
+    )
+    method: MethodName = Field(
+        default="closed_form",
+        description="How segments are trained: closed_form, gradient (each alone), or joint (everything up to a cut).",
+    )
     schedule: Schedule = Field(
-        default="sequential", description="Train segments one after the other, or all from one snapshot."
+        default="sequential",
+        description="Train segments one after the other, all from one snapshot (parallel), those that do not feed one "
+        "another together (waves), or one (single).",
     )
     output_target: str = Field(
         default="auto",
@@ -49,11 +67,57 @@ class PostTrainConfig(BaseModel):
         default=None, description="Which output of the model is trained, by key or index, if it has several."
     )
     sweeps: int = Field(default=3, ge=1, description="Passes over the segments, at most.")
+    patience: int = Field(
+        default=1, ge=1, description="Stop after so many sweeps in a row that bring too little."
+    )
+    least_gain: float = Field(
+        default=0.0, ge=0, description="What a sweep must bring, as a share of the held-out loss."
+    )
+    inputs: Literal["updated", "original"] = Field(
+        default="updated",
+        description="What a segment's input follows from: the updated earlier segments, or the original ones.",
+    )
+    share: Share = Field(default="searched", description="How updates found together share the correction.")
+    recalibrate: bool = Field(
+        default=False, description="Estimate batch-norm statistics anew after every update."
+    )
     damping: float = Field(
         default=1e-2, ge=0, description="Relative damping of the linear solves; half of it is tried too."
     )
     satisfied_weight: float = Field(
         default=0.1, ge=0, le=1, description="Weight of samples that need no correction; the others weigh 1."
+    )
+    error: Literal["plain", "weighted"] = Field(
+        default="plain",
+        description="Closed form: measure errors plainly, or weighted by how sensitive the output is to them.",
+    )
+    every: int | None = Field(
+        default=None, ge=1, description="Closed form: solve again after so many samples; by default once."
+    )
+    ops: Literal["together", "in_turn"] = Field(
+        default="together", description="Closed form: train a segment's ops together or one after the other."
+    )
+    optimizer: str = Field(default="AdamW", description="Gradient and joint: a class of torch.optim.")
+    learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        description="Gradient and joint: of the optimizer; by default 1e-3, for joint 5e-5.",
+    )
+    epochs: int = Field(default=3, ge=1, description="Gradient and joint: passes over the data.")
+    alpha: float = Field(
+        default=0.1, ge=0, description="Joint: weight of the distance to the target; 0 is plain fine-tuning."
+    )
+    executor: ExecutorName = Field(
+        default="serial", description="Where work is done; the result is the same to the last bit."
+    )
+    workers: int | None = Field(
+        default=None, ge=1, description="Tasks at the same time; by default one per core."
+    )
+    address: str | None = Field(default=None, description="Of a running Ray cluster.")
+    threads: int = Field(default=1, ge=1, description="Threads of torch in every task.")
+    chunk: int = Field(default=8, ge=1, description="Batches per task.")
+    retries: int = Field(
+        default=2, ge=0, description="How often a task is tried again that failed or whose worker died."
     )
     device: str = Field(default="cpu", description="Where to compute, as torch names it: cpu, cuda, cuda:1.")
     batch_size: int = Field(default=256, ge=1, description="Samples per batch, for files.")
@@ -82,6 +146,11 @@ class PostTrainConfig(BaseModel):
         Raises:
             DataError: a setting is unknown or out of range; all of them are named.
         """
+        found = settings.get("version", VERSION)
+        if found != VERSION:
+            raise DataError(
+                f"the configuration has version {found!r}; this version of fxinvert reads version {VERSION}"
+            )
         try:
             return cls(**settings)
         except ValidationError as error:
@@ -95,3 +164,25 @@ class PostTrainConfig(BaseModel):
     def describe(cls, name: str) -> str:
         """The description of a setting, as `--help` shows it."""
         return cls.model_fields[name].description or ""
+
+    def to_yaml(self) -> str:
+        """The settings as a file that `read_settings` reads."""
+        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return text
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file.
+
+    Raises:
+        DataError: it is not there, or holds something else.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the configuration {path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise DataError(f"the configuration {path} is no YAML: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise DataError(f"the configuration {path} holds no settings; `name: value` lines are needed")
+    return content

@@ -84,9 +84,7 @@ def _demo(name: str, state: str, directory: Path | None, seed: int, console: Con
         model=f"fxinvert.models:{name}", data="fxinvert.models:digits", sweeps=SWEEPS, seed=seed
     )
     with RunDirectory.create(directory) as run:
-        run.write_json(
-            "config.json", config.model_dump(mode="json") | {"demo": {"name": name, "state": state}}
-        )
+        run.write_json("demo.json", {"model": name, "state": state, "sweeps": SWEEPS, "seed": seed})
         example = parts.x[:EXAMPLE_ROWS]
         _heading(console, f"Post-training {name}, {state}, without back-propagation")
         console.print(

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
 import fxinvert
-from fxinvert.commands.config import PostTrainConfig
+from fxinvert.commands.config import PostTrainConfig, read_settings
 from fxinvert.errors import DataError
 from fxinvert.export import ExportReport, export_onnx
 from fxinvert.output_target import OutputTargetFunction
 from fxinvert.passes.capture import evaluating
 from fxinvert.passes.plan import Plan
+from fxinvert.post_training import open_journal
 from fxinvert.report import history_table, metrics_record, metrics_table, timing_record
 from fxinvert.report.metrics import Change
 from fxinvert.result import PostTrainingResult
-from fxinvert.scheduling.run_directory import ONNX, RunDirectory
+from fxinvert.scheduling import executor_named
+from fxinvert.scheduling.run_directory import CONFIG, ONNX, RunDirectory, is_resumable
 from fxinvert.sources import DataOptions, find_device, find_object, is_factory, load_data, load_model
 from fxinvert.sources.data import Data, Loader
-from fxinvert.training import Batches, Metrics, evaluate
+from fxinvert.training import Batches, ClosedForm, Gradient, Joint, Method, Metrics, evaluate
 
 #: rows of the first batch that are enough to trace and export with
 EXAMPLE_ROWS = 8
@@ -55,8 +59,31 @@ def execute(config: PostTrainConfig, directory: Path | None, console: Console) -
         FxInvertError: something given does not fit, cannot be inverted, or cannot be written.
     """
     inputs = open_inputs(config)
-    with RunDirectory.create(directory) as run:
-        run.write_json("config.json", config.model_dump(mode="json"))
+    return _execute(config, inputs, RunDirectory.create(directory), console)
+
+
+def resume(path: Path, place: Mapping[str, Any], console: Console) -> Path:
+    """Goes on with a run that was interrupted; what is finished is not done again.
+
+    Args:
+        path: of its directory.
+        place: settings of where it works, instead of those that it was begun with.
+        console: where to tell about it.
+
+    Raises:
+        FxInvertError: there is no such run, another process holds it, or it was begun with other data or another model.
+    """
+    run = RunDirectory.reopen(path)
+    config = PostTrainConfig.of(**read_settings(path / CONFIG) | dict(place))
+    return _execute(config, open_inputs(config), run, console, begun=True)
+
+
+def _execute(
+    config: PostTrainConfig, inputs: Inputs, directory: RunDirectory, console: Console, begun: bool = False
+) -> Path:
+    with directory as run, _telling_how_to_go_on(run.path, console), open_journal(run.path) as journal:
+        if not begun:
+            run.write_text(CONFIG, config.to_yaml())
         graph = fxinvert.trace(inputs.model, inputs.example, output=inputs.supervised_output)
         plan = fxinvert.partition(graph, config.segments, cuts=config.cuts)
         write_plan(run, plan)
@@ -65,13 +92,22 @@ def execute(config: PostTrainConfig, directory: Path | None, console: Console) -
             inputs.model,
             inputs.train,
             plan=plan,
-            method=config.method,
+            method=method_of(config),
             schedule=config.schedule,
+            only=config.only,
             output_target=inputs.output_target,
             sweeps=config.sweeps,
+            patience=config.patience,
+            least_gain=config.least_gain,
+            inputs=config.inputs,
+            share=config.share,
+            recalibrate=config.recalibrate,
             validation_data=inputs.validation,
-            damping=config.damping,
-            satisfied_weight=config.satisfied_weight,
+            executor=executor_named(config.executor, config.workers, config.address),
+            threads=config.threads,
+            chunk=config.chunk,
+            retries=config.retries,
+            run_directory=journal,
             output=inputs.supervised_output,
         )
         console.print(history_table(result.history))
@@ -82,6 +118,41 @@ def execute(config: PostTrainConfig, directory: Path | None, console: Console) -
             measured["test"] = (before, after)
         finish(run, config, result, measured, inputs.example, console)
     return run.path
+
+
+def method_of(config: PostTrainConfig) -> Method:
+    """The method of a configuration, with its settings.
+
+    Raises:
+        DataError: a setting does not fit.
+    """
+    if config.method == "closed_form":
+        return ClosedForm(config.damping, config.satisfied_weight, config.error, config.every, config.ops)
+    own = (Gradient() if config.method == "gradient" else Joint()).optimizer
+    optimizer = replace(
+        own,
+        kind=config.optimizer,
+        learning_rate=config.learning_rate or own.learning_rate,
+        epochs=config.epochs,
+        seed=config.seed,
+    )
+    if config.method == "gradient":
+        loss: Literal["mse", "weighted"] = "mse" if config.error == "plain" else "weighted"
+        return Gradient(optimizer, loss, config.satisfied_weight)
+    return Joint(config.alpha, optimizer)
+
+
+@contextmanager
+def _telling_how_to_go_on(path: Path, console: Console) -> Iterator[None]:
+    """Says how to resume, if a run that can go on is left."""
+    try:
+        yield
+    except BaseException:
+        if is_resumable(path):
+            console.print(
+                f"What is finished is kept; go on with: fxinvert resume {path}", markup=False, soft_wrap=True
+            )
+        raise
 
 
 def open_inputs(config: PostTrainConfig) -> Inputs:

@@ -177,7 +177,7 @@ class Crew:
     def _failed(self, task: Task, outcome: Outcome, times: int) -> None:
         error = outcome.error
         assert error is not None
-        self.note("failed", task=task.name, error=f"{type(error).__name__}: {error}", times=times)
+        self.note("task failed", task=task.name, error=f"{type(error).__name__}: {error}", times=times)
         if isinstance(error, FxInvertError):  # it will not be otherwise the next time
             raise error
         if isinstance(error, MemoryError):

@@ -1,8 +1,9 @@
 """The directory that a run writes: every file whole or not there, and `finished` last.
 
-    config.json  plan.txt  plan.json  weights.safetensors  model.onnx  metrics.json  timing.json  finished
+    config.yaml  plan.txt  plan.json  weights.safetensors  model.onnx  metrics.json  timing.json  finished
 
-A run that fails before it has a result leaves nothing; one that fails later leaves a file `failed` that says why.
+and what `journal.py` writes while the run works. A run that ends before it has done anything leaves nothing; one that
+fails after it has a result leaves a file `failed` that says why; any other can go on.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +20,10 @@ from typing import Any, Self
 from torch import nn
 
 from fxinvert.errors import DataError
+from fxinvert.scheduling import journal
+from fxinvert.scheduling.store import write_durably
 
-FINISHED, FAILED = "finished", "failed"
+FINISHED, FAILED, CONFIG = "finished", "failed", "config.yaml"
 WEIGHTS, ONNX = "weights.safetensors", "model.onnx"
 
 #: safetensors writes its metadata in no fixed order: a single key keeps the files the same byte for byte
@@ -64,6 +66,24 @@ class RunDirectory:
             raise _unwritable(chosen, error) from error
         return run
 
+    @classmethod
+    def reopen(cls, path: Path) -> RunDirectory:
+        """The directory of a run that was interrupted.
+
+        Raises:
+            DataError: there is no such run, it is finished, or another version has written it.
+        """
+        if not path.is_dir():
+            raise DataError(f"there is no run directory {path}")
+        if is_finished(path):
+            raise DataError(f"the run in {path} is finished")
+        if not (path / CONFIG).is_file():
+            older = (path / "config.json").is_file()
+            why = "an older version of fxinvert has written it" if older else f"it has no {CONFIG}"
+            raise DataError(f"the run in {path} cannot go on: {why}; start a new one with post-train")
+        (path / FAILED).unlink(missing_ok=True)
+        return cls(path)
+
     def write_text(self, name: str, text: str) -> Path:
         """Writes a text file."""
         return self._write(name, text.encode())
@@ -93,10 +113,11 @@ class RunDirectory:
         if kind is None:
             seconds = time.perf_counter() - self._began
             self.write_text(FINISHED, f"{time.strftime('%Y-%m-%d %H:%M:%S %z')}, after {seconds:.1f} s\n")
+            journal.clear(self.path)
         elif (self.path / WEIGHTS).exists():
             with contextlib.suppress(DataError):  # what went wrong first is what is told
                 self.write_text(FAILED, f"{kind.__name__}: {error}\n")
-        else:
+        elif not is_resumable(self.path):
             self._discard()
 
     def _discard(self) -> None:
@@ -109,25 +130,19 @@ class RunDirectory:
 
     def _write(self, name: str, content: bytes) -> Path:
         path = self.path / name
-        part = self.path / f".{name}.{os.getpid()}.part"
-        try:
-            try:
-                with part.open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(part, path)
-                self._written.append(path)
-            finally:
-                part.unlink(missing_ok=True)
-        except OSError as error:
-            raise _unwritable(path, error) from error
+        write_durably(path, content)
+        self._written.append(path)
         return path
 
 
 def is_finished(path: Path) -> bool:
     """Whether a directory holds a run that came to its end."""
     return (path / FINISHED).is_file()
+
+
+def is_resumable(path: Path) -> bool:
+    """Whether a directory holds a run that can go on."""
+    return not is_finished(path) and (path / journal.ABOUT).is_file()
 
 
 def _by_time(parent: Path) -> Path:

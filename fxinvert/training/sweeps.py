@@ -103,6 +103,7 @@ def run_sweeps(
         advance: is told about every wave that is done.
     """
     begun = place.state()
+    place.begin("baseline")
     (baseline,) = place.measure([[]], [Candidate(0, ())])
     best, records = Best(baseline, begun), list[Record]()
     tried: list[tuple[Metrics, State, OutputTarget]] = []
