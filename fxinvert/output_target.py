@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from fxinvert.errors import DataError
 
@@ -235,12 +236,12 @@ def _column(value: float | Tensor, labels: Tensor) -> float | Tensor:
     return value.expand(labels.shape)[..., None] if isinstance(value, Tensor) else value
 
 
-def automatic(labels: Tensor) -> list[OutputTarget]:
+def automatic(labels: Any) -> list[OutputTarget]:
     """What `"auto"` chooses from, given some labels: for numbers regression, for classes kinds and scales.
 
     Smaller scales of the cross-entropy need not be tried: the step along an update scales it down.
     """
-    if labels.dtype.is_floating_point:
+    if all(own.dtype.is_floating_point for own in tree_leaves(labels)):
         return [output_target("regression")]
     relaxed = [OutputTarget(f"cross_entropy ×{c}", partial(cross_entropy, step=2.0 * c)) for c in (2, 6)]
     return [*relaxed, output_target("margin")]

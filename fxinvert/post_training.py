@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -15,9 +15,11 @@ from torch import nn
 import fxinvert
 from fxinvert.errors import CutError, DataError
 from fxinvert.feed import Count, Feed, survey
+from fxinvert.inversion.inverse_graph import Reconstructed
 from fxinvert.output_target import OutputTargetFunction, automatic
 from fxinvert.output_target import output_target as named_target
 from fxinvert.passes.capture import attribute
+from fxinvert.passes.outputs import Key
 from fxinvert.passes.partition import partition
 from fxinvert.passes.plan import Plan
 from fxinvert.progress import progress_display
@@ -68,7 +70,8 @@ def post_train(
     run_directory: str | Path | Journal | None = None,
     damping: float = 1e-2,
     satisfied_weight: float = 0.1,
-    output: int | str | None = None,
+    output: Key | tuple[Key, ...] | None = None,
+    reconstruction: Reconstructed | Literal["auto"] = "auto",
     rules: RuleSet | None = None,
     progress: bool | None = None,
 ) -> PostTrainingResult:
@@ -110,7 +113,10 @@ def post_train(
         damping: ρ of the closed form, relative to the mean of the Gram matrix's diagonal; half of it is tried too, and
             held-out loss decides.
         satisfied_weight: in the closed form, weight of a sample whose output is its own target; the others weigh 1.
-        output: which output is supervised, by index or key, if there are several.
+        output: which output is supervised, by index or key, if there are several; or a tuple of those that are, whose
+            labels come as a mapping by name, or in that order.
+        reconstruction: how targets are found, see `fxinvert.invert`: `"nodewise"`, `"linearized"`; `"auto"`: node by
+            node on chains, linearized where the graph branches.
         rules: the rules in force.
         progress: whether to show progress; None: on a terminal.
 
@@ -135,7 +141,7 @@ def post_train(
         sources = {"train": source_of(train_data, "train_data", chunk)}
         if validation_data is not None:
             sources["validation"] = source_of(validation_data, "validation_data", chunk)
-        context = Context(updated, sources, output, rules)
+        context = Context(updated, sources, output, rules, reconstruction)
         plan = plan or partition(context.graph, rules=rules)
         check_plan(plan, context)
         ordered = waves(plan, schedule, context.graph.graph, only)
@@ -200,7 +206,7 @@ def check_plan(plan: Plan, context: Context) -> None:
     """
     known = dict(context.graph.named_parameters(remove_duplicate=False)) | context.nodes
     for segment in plan.segments:
-        for name in (*segment.parameters, *segment.trained, segment.entry, segment.exit):
+        for name in (*segment.parameters, *segment.trained, *segment.entry.split(", "), segment.exit):
             if name not in known:
                 raise CutError(f"the plan was made for another graph: this one has no {name!r}")
         here = sum(attribute(context.graph, name).numel() for name in segment.parameters)
@@ -226,6 +232,7 @@ def identity(
         "settings": {
             "method": f"{trainer.name} {content_key(trainer)[:16]}",
             "sweeps": repr(sweeping),
+            "reconstruction": context.reconstruction,
             "waves": [[segment.name for segment in wave] for wave in ordered],
             "output_target": [target.name for target in targets],
             "chunks": {name: len(feed.counts) for name, feed in feeds.items()},

@@ -81,6 +81,11 @@ class Flow:
         return list(self._chain(nx.immediate_dominators(self._edges, _SOURCE), self.exit))[::-1]
 
     @property
+    def branches(self) -> bool:
+        """Whether paths part and meet again anywhere."""
+        return any(stretch.is_region for stretch in self.stretches)
+
+    @property
     def stretches(self) -> list[Stretch]:
         """How every value but the output gets its target; those nearest the output first."""
         after = nx.immediate_dominators(self._edges.reverse(copy=False), self.exit)

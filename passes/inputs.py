@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fxinvert.errors import TraceError
 
+
 @dataclass(frozen=True)
 class Inputs:
     """How a model is called: what is given by position and by name, how it nests, and what is a tensor.
@@ -53,7 +54,9 @@ class Inputs:
         """
         leaves, form = pytree.tree_flatten(_arguments(inputs))
         if form != self.form or [isinstance(leaf, Tensor) for leaf in leaves] != self._are_tensors:
-            raise TraceError(f"the model takes {self}, as it was traced; it was given {_described(form, leaves)}")
+            raise TraceError(
+                f"the model takes {self}, as it was traced; it was given {_described(form, leaves)}"
+            )
         return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
 
     def arguments(self, values: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,19 @@ from torch import Tensor
 from fxinvert.errors import TraceError
 
 Key = int | str
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """One of several supervised outputs: its index or name, and its shape without the batch."""
+
+    key: Key
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """How many numbers it has per sample."""
+        return math.prod(self.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +74,12 @@ class Chosen:
     def whole(self) -> bool:
         """Whether the model returns a single tensor, and that is it."""
         return not self.keys
+
+    def heads(self, values: Any) -> tuple[Head, ...]:
+        """The outputs that are joined; none where there is only one."""
+        if len(self.keys) < 2:
+            return ()
+        return tuple(Head(key, tuple(_item(values, key).shape[1:])) for key in self.keys)
 
     def __call__(self, values: Any) -> Any:
         if not self.keys:

@@ -59,9 +59,10 @@ def trace(
     check_devices(model, values)
     cuda = sorted({v.device.index for v in values if v.device.type == "cuda"})
     with evaluating(model), unchanged(model), torch.no_grad(), torch.random.fork_rng(devices=cuda):
-        chosen = Chosen.of(_result(model, form, values, rules), output)
+        result = _result(model, form, values, rules)
+        chosen = Chosen.of(result, output)
         graph = _captured(model, form, values, chosen, rules)
-    graph.meta["inputs"] = form
+    graph.meta["inputs"], graph.meta["heads"] = form, chosen.heads(result)
     return graph
 
 

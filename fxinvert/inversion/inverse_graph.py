@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxinvert.errors import DataError, NoRuleError, TraceError
+from fxinvert.heads import Heads
 from fxinvert.inversion.linearized import linearized_targets
 from fxinvert.inversion.reconstruction import ByName, Reconstruction
 from fxinvert.inversion.refinement import TOLERANCE, refine
@@ -52,7 +53,8 @@ class InverseGraph:
         refine: int = 0,
         reconstruction: Reconstructed = "nodewise",
     ) -> None:
-        self.graph, self.output_target, self.refine = graph, output_target, refine
+        self.graph, self.refine = graph, refine
+        self.output_target = Heads.of(graph).target(output_target)
         self.reconstruction: Reconstructed = reconstruction
         self.graph_module = synthesize(graph, rules, settings)
         self._inverses: dict[str, str] = {
@@ -66,7 +68,7 @@ class InverseGraph:
 
         Args:
             inputs: what the model takes, as it was traced: a tensor, a tuple, or a mapping; each tensor `(B, …)`.
-            labels: what `output_target` takes, e.g. class numbers `(B,)`.
+            labels: what `output_target` takes, e.g. class numbers `(B,)`; for several outputs, by their names.
 
         Raises:
             DataError: inputs or labels do not fit.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -16,9 +16,9 @@ ALIGNMENT = 64
 
 
 class Batch(NamedTuple):
-    """The model's arguments and the labels: tensors `(B, …)`, or nested tuples, lists and dictionaries of them."""
+    """The model's arguments, by position or by name, and the labels: tensors `(B, …)`, nested in any containers."""
 
-    inputs: tuple[Any, ...]
+    inputs: tuple[Any, ...] | Mapping[str, Any]
     labels: Any
 
     def __len__(self) -> int:
@@ -55,7 +55,8 @@ def checked(item: Any, where: str) -> Batch:
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise DataError(f"{where} is {type(item).__name__}; a pair (inputs, labels) is needed")
     inputs, labels = item
-    inputs = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    if not isinstance(inputs, Mapping):  # by name
+        inputs = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
     named = [*_named("input", inputs), *_named("labels", labels)]
     first = next((value for _, value in named if isinstance(value, Tensor)), None)
     for name, value in named:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxinvert.errors import DataError
-from fxinvert.inversion.inverse_graph import InverseGraph, invert
+from fxinvert.inversion.inverse_graph import InverseGraph, Reconstructed, invert
 from fxinvert.output_target import OutputTarget
 from fxinvert.passes import trace
+from fxinvert.passes.flow import Flow
+from fxinvert.passes.outputs import Key
 from fxinvert.passes.trace import is_normalized
 from fxinvert.rules import RuleSet
 from fxinvert.training.batch import Batch
@@ -38,6 +40,8 @@ class Context:
         sources: data in chunks, by name: "train", and "validation" if it is apart.
         output: which output is supervised, if there are several.
         rules: the rules in force.
+        reconstruction: how targets are found, see `fxinvert.invert`; `"auto"`: node by node on chains, linearized
+            where the graph branches.
 
     Attributes:
         first: the first samples of the training data, which the model is traced with.
@@ -54,11 +58,12 @@ class Context:
         self,
         model: nn.Module,
         sources: Mapping[str, Source],
-        output: int | str | None = None,
+        output: Key | tuple[Key, ...] | None = None,
         rules: RuleSet | None = None,
+        reconstruction: Reconstructed | Literal["auto"] = "auto",
     ) -> None:
         self.model, self.sources = model, dict(sources)
-        self.output, self.rules = output, rules
+        self.output, self.rules, self.reconstruction = output, rules, reconstruction
         self.first = self._first()
         self._open()
 
@@ -90,7 +95,12 @@ class Context:
     def inverse(self, output_target: OutputTarget) -> InverseGraph:
         """The graph's inverse for an output target; made once."""
         if output_target not in self._inverses:
-            self._inverses[output_target] = invert(self.graph, output_target=output_target, rules=self.rules)
+            how = self.reconstruction
+            if how == "auto":
+                how = "linearized" if Flow(self.graph).branches else "nodewise"
+            self._inverses[output_target] = invert(
+                self.graph, output_target=output_target, rules=self.rules, reconstruction=how
+            )
         return self._inverses[output_target]
 
     def state(self) -> State:
@@ -112,7 +122,7 @@ class Context:
             raise DataError(
                 "the model is a traced graph, which other processes cannot be sent; give the module itself"
             )
-        kept = ("model", "first", "sources", "output", "rules")
+        kept = ("model", "first", "sources", "output", "rules", "reconstruction")
         return {name: vars(self)[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

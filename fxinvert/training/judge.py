@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fxinvert.errors import DataError
+from fxinvert.heads import Heads
 from fxinvert.passes.capture import evaluating
 from fxinvert.training.batch import Batch
 from fxinvert.training.context import Context, State
@@ -141,6 +142,7 @@ def tallies(
             for i, state in enumerate(states):
                 context.load(base | state)
                 for batch in piece:
-                    totals[i] += Tally.of(context.graph(*batch.inputs), batch)
+                    outputs = context.graph(*context.graph.meta["inputs"].tensors(batch.inputs))
+                    totals[i] += Tally.of(outputs, batch, heads=Heads.of(context.graph))
     context.load(base)
     return totals

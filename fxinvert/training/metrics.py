@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from fxinvert.errors import DataError
+from fxinvert.heads import Heads
 from fxinvert.output_target import OutputTarget, check_range, class_axis, regression
 from fxinvert.training.batch import Batch
 
@@ -53,29 +54,38 @@ class Tally:
     samples: int = 0
 
     @classmethod
-    def of(cls, outputs: Tensor, batch: Batch, target: OutputTarget | None = None) -> Tally:
-        """The sums over one batch.
+    def of(
+        cls, outputs: Tensor, batch: Batch, target: OutputTarget | None = None, heads: Heads | None = None
+    ) -> Tally:
+        """The sums over one batch; losses of several outputs are added.
 
         Args:
             outputs: of the model.
             batch: with the labels.
             target: measures the distance to this output target where labels are neither class numbers nor outputs.
 
+            heads: what the outputs are joined of, if they are several.
+
         Raises:
             DataError: the labels do not fit the outputs.
         """
-        if is_classification(batch.labels):
-            logits, labels = flat_classes(outputs, batch.labels)
-            losses = F.cross_entropy(logits.double(), labels, reduction="none")
+        pairs = (heads or Heads(())).pairs(outputs, batch.labels)
+        total = sum((cls._of_head(own, labels, len(batch), target) for own, labels in pairs), cls())
+        return replace(total, samples=len(batch))
+
+    @classmethod
+    def _of_head(cls, outputs: Tensor, labels: Tensor, samples: int, target: OutputTarget | None) -> Tally:
+        if is_classification(labels):
+            logits, classes = flat_classes(outputs, labels)
+            losses = F.cross_entropy(logits.double(), classes, reduction="none")
             return cls(
-                loss=float(losses.sum()) * len(batch) / len(labels),
-                hits=int((logits.argmax(-1) == labels).sum()),
-                answers=len(labels),
-                samples=len(batch),
+                loss=float(losses.sum()) * samples / len(classes),
+                hits=int((logits.argmax(-1) == classes).sum()),
+                answers=len(classes),
             )
-        wanted = target(outputs, batch.labels) if target else regression(outputs, batch.labels)
-        errors = (outputs - wanted).double().square().reshape(len(batch), -1).mean(1)
-        return cls(loss=float(errors.sum()), samples=len(batch))
+        wanted = target(outputs, labels) if target else regression(outputs, labels)
+        errors = (outputs - wanted).double().square().reshape(samples, -1).mean(1)
+        return cls(loss=float(errors.sum()))
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(

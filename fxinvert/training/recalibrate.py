@@ -71,7 +71,8 @@ def moments(context: Context, batches: Iterable[Batch]) -> dict[str, Moments]:
     total: dict[str, Moments] = {}
     with torch.no_grad(), evaluating(context.graph):
         for batch in (batch for batch in batches if len(batch) > 1):
-            values = forward_values(context.graph, dict(zip(placeholders, batch.inputs, strict=True)))
+            given = context.graph.meta["inputs"].tensors(batch.inputs)
+            values = forward_values(context.graph, dict(zip(placeholders, given, strict=True)))
             moving = given_by(context, {name: context.tensors[name].clone() for name in names})
             values = replay(context, values, moving, nodes[-1], training=True)
             for node in nodes:
