@@ -1,9 +1,9 @@
 """Direct solves on the smaller side: with (AAᵀ + λI)⁻¹ or (AᵀA + λI)⁻¹, whichever is the smaller matrix.
 
-A Gram matrix has the square of A's condition, so it is factorized in float64, and the solve is refined (iterated
-Tikhonov: Riley 1955, Golub 1965) where that does not suffice: with the residual ρ of the system, y ← y + (K + μI)⁻¹ ρ.
-Where K is singular to working precision it is factorized with a shift μ; a refined answer has no trace of it, other than
-in directions in which A is smaller than the shift.
+A Gram matrix has the square of A's condition, so it is factorized in float64, and where that does not suffice the solve is
+refined with the residual of the system (Golub 1965). Where K is singular to working precision it is factorized with a
+shift μ (Riley 1955), and its inverse is the preconditioner of conjugate gradients on the normal equations: an answer has
+no trace of the shift.
 """
 
 from __future__ import annotations
@@ -22,19 +22,21 @@ from fxinvert.linalg.solvers import Factor, Solution, largest_singular_value
 
 #: condition up to which solves are made in float32: its square times 6e-8 is the worst that rounding does to an answer
 SINGLE = 32.0
-#: the same for products with A in an answer; and the condition from which the Gram matrix is shifted
-SINGLE_PRODUCTS, SHIFTED = 100.0, 3e6
+#: condition from which the Gram matrix is shifted
+SHIFTED = 3e6
 #: the first shift, relative to σ_max², and the last
-FIRST_SHIFT, LAST_SHIFT = 1e-10, 1e-6
-#: relative error that an answer may have unrefined, and to which it is refined, in single and double precision
+FIRST_SHIFT, LAST_SHIFT = 1e-7, 1e-3
+#: relative error that an answer may have unrefined, to which it is refined, and with which it has arrived all the same,
+#: in single and double precision
 UNREFINED = {torch.float32: 1e-4, torch.float64: 1e-11}
 REFINED = {torch.float32: 1e-6, torch.float64: 1e-12}
+ARRIVED = {torch.float32: 3e-5, torch.float64: 1e-7}
 #: what a product of A with x may be off, relative to σ_max‖x‖
 ROUNDING = 32 * torch.finfo(torch.float64).eps
 #: relative error of unrefined answers from which singular values are the better way, if they can be had
 STRAINED = 1e-6
-#: largest number of refinements
-REFINEMENTS = 20
+#: largest number of refinements, and of iterations where the Gram matrix is shifted
+REFINEMENTS, ITERATIONS = 20, 200
 
 
 class Inverse(Protocol):
@@ -115,8 +117,7 @@ class _Level:
         )
         if like.dtype == torch.float32 and self.system <= SINGLE:
             self.inverse.to(torch.float32)
-        #: in which products with A are made; and what rounding may do to an answer
-        self.products = like.dtype if self.system <= SINGLE_PRODUCTS else torch.float64
+        #: what rounding may do to an answer
         self.error = math.inf if self.shift else self.system**2 * torch.finfo(self.inverse.dtype).eps
 
 
@@ -162,43 +163,92 @@ class GramFactor(Factor):
         if not self.largest:
             return Solution(r.new_zeros(len(r), *self._operator.in_shape))
         level = self._level(damping)
-        a = self._operators[level.products]
+        a = self._operators[level.inverse.dtype]
         right = r.to(a.dtype)
-        y = level.inverse.solve(right if self.dual else a.adjoint(right)).to(a.dtype)
+        y = level.inverse.solve(right if self.dual else a.adjoint(right))
+        x = a.adjoint(y) if self.dual else y
         if level.error <= UNREFINED[r.dtype] or not len(r):
-            return Solution((a.adjoint(y) if self.dual else y).to(r.dtype))
-        return self._refined(level, self._operators[torch.float64], r.double(), y.double(), damping, r.dtype)
+            return Solution(x.to(r.dtype))
+        y, x, right = y.double(), x.double(), r.double()
+        if level.shift:
+            x, steps, converged = self._conjugate(level, right, x, damping, r.dtype)
+        else:
+            x, steps, converged = self._refined(level, right, y, x, damping, r.dtype)
+        return Solution(x.to(r.dtype), steps, converged)
 
     def _refined(
-        self, level: _Level, a: LinearOperator, r: Tensor, y: Tensor, damping: float, dtype: torch.dtype
-    ) -> Solution:
+        self, level: _Level, r: Tensor, y: Tensor, x: Tensor, damping: float, dtype: torch.dtype
+    ) -> tuple[Tensor, int, Tensor]:
         """Refines the rows that need it, until they do not, or are no better for it."""
-        tolerance, steps = REFINED[dtype], 0
+        a, steps = self._operators[torch.float64], 0
         active = torch.arange(len(r), device=r.device)
         best = torch.full((len(r),), torch.inf, dtype=r.dtype, device=r.device)
         converged = torch.zeros(len(r), dtype=torch.bool, device=r.device)
         while True:
-            own, right = y[active], r[active]
-            x = a.adjoint(own) if self.dual else own
-            rho = right - a.apply(x)
-            slope = a.adjoint(rho) - damping * x
-            missing = rho - damping * own if self.dual else slope
-            error = _norm(slope)
-            # what the products with A round off: x itself comes from one on the dual side
-            scale = self.largest * _norm(own) if self.dual else _norm(own)
-            left, rounding = _norm(rho), ROUNDING * self.largest * scale
-            small = error <= self.largest * (tolerance * left + rounding)
-            small |= left <= tolerance * _norm(right) + rounding
-            converged[active] = small | ~torch.isfinite(error)
-            going = ~converged[active] & (error < 0.9 * best[active])
+            rho = r[active] - a.apply(x[active])
+            slope = a.adjoint(rho) - damping * x[active]
+            missing = rho - damping * y[active] if self.dual else slope
+            error, done = _norm(slope), self._done(rho, slope, r[active], x[active], dtype)
+            converged[active] = done | self._arrived(rho, r[active], dtype)
+            going = ~done & (error < 0.9 * best[active])
             best[active] = error
             active, missing = active[going], missing[going]
             if not len(active) or steps == REFINEMENTS:
-                break
+                return x, steps, converged
             steps += 1
-            y[active] += level.inverse.solve(missing).to(y.dtype)
-        x = a.adjoint(y) if self.dual else y
-        return Solution(x.to(dtype), steps, converged)
+            change = level.inverse.solve(missing).double()
+            x[active] += a.adjoint(change) if self.dual else change
+            if self.dual:
+                y[active] += change
+
+    def _conjugate(
+        self, level: _Level, r: Tensor, x: Tensor, damping: float, dtype: torch.dtype
+    ) -> tuple[Tensor, int, Tensor]:
+        """Conjugate gradients on the normal equations from x, the shifted inverse as preconditioner.
+
+        On the dual side (AᵀA + μI)⁻¹ = (I − Aᵀ(AAᵀ + μI)⁻¹A) / μ, so that no part of x is outside the range of Aᵀ.
+        """
+        a, steps = self._operators[torch.float64], 0
+
+        def smoothed(s: Tensor) -> Tensor:
+            if not self.dual:
+                return level.inverse.solve(s)
+            return (s - a.adjoint(level.inverse.solve(a.apply(s)))) / (damping + level.shift)
+
+        active = torch.arange(len(r), device=r.device)
+        converged = torch.zeros(len(r), dtype=torch.bool, device=r.device)
+        rho = r - a.apply(x)
+        s = a.adjoint(rho) - damping * x
+        p, gamma = torch.zeros_like(s), r.new_full((len(r),), torch.inf)
+        while True:
+            done = self._done(rho, s, r[active], x[active], dtype)
+            converged[active] = done | self._arrived(rho, r[active], dtype)
+            active, rho, s, p, gamma = (v[~done] for v in (active, rho, s, p, gamma))
+            if not len(active) or steps == ITERATIONS:
+                return x, steps, converged
+            steps += 1
+            w = smoothed(s)
+            renewed = _dot(s, w)
+            p, gamma = w + _rows(renewed / gamma, p) * p, renewed
+            q = a.apply(p)
+            alpha = gamma / (_dot(q, q) + damping * _dot(p, p))
+            x[active] += _rows(alpha, p) * p
+            rho = rho - _rows(alpha, q) * q
+            s = a.adjoint(rho) - damping * x[active]
+
+    def _done(self, rho: Tensor, slope: Tensor, r: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Whether a row's residual or slope is small, as far as a product with x can tell, or not finite."""
+        rounding = ROUNDING * self.largest * _norm(x)
+        small = _norm(slope) <= self.largest * (REFINED[dtype] * _norm(rho) + rounding)
+        done: Tensor = (
+            small | (_norm(rho) <= REFINED[dtype] * _norm(r) + rounding) | ~torch.isfinite(_norm(slope))
+        )
+        return done
+
+    def _arrived(self, rho: Tensor, r: Tensor, dtype: torch.dtype) -> Tensor:
+        """Whether a row has half of its digits."""
+        arrived: Tensor = _norm(rho) <= ARRIVED[dtype] * _norm(r)
+        return arrived
 
     def _level(self, damping: float) -> _Level:
         if damping not in self._levels:
@@ -207,6 +257,14 @@ class GramFactor(Factor):
             shape = self._operator.out_shape if self.dual else self._operator.in_shape
             self._levels[damping] = _Level(self._factorized, shape, self._operator, self.largest, damping)
         return self._levels[damping]
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return flat(a * b).sum(1)
+
+
+def _rows(scalars: Tensor, like: Tensor) -> Tensor:
+    return scalars.reshape(-1, *[1] * (like.dim() - 1))
 
 
 def _norm(value: Tensor) -> Tensor:
