@@ -74,11 +74,23 @@ class Correction:
 def solve_anchored(factor: Factor, r: Tensor, settings: SolveSettings) -> Correction:
     """Correction d = A⁺_λ r per sample, λ = 0 unless the sample is ill-conditioned.
 
+    A batch whose work does not fit into the memory limit is solved in parts.
+
     Args:
         factor: of A, from `factorize`.
         r: `(B, *out_shape)`, target − output.
         settings: κ and the limits.
     """
+    rows = max(1, settings.memory(r.device) // factor.work) if len(r) else 1
+    if len(r) > rows:
+        parts = [solve_anchored(factor, part, settings) for part in torch.split(r, rows)]
+        return Correction(
+            torch.cat([part.value for part in parts]),
+            torch.cat([part.damped for part in parts]),
+            max(part.damping for part in parts),
+            max(part.iterations for part in parts),
+            factor.condition,
+        )
     solution = factor.solve(r, 0.0)
     value, iterations = solution.correction, solution.iterations
     limit = settings.limit(r.dtype)

@@ -18,7 +18,7 @@ from fxinvert.linalg.convolution import Convolution
 from fxinvert.linalg.gram import DenseInverse, GramFactor
 from fxinvert.linalg.memory import human
 from fxinvert.linalg.operators import LinearOperator
-from fxinvert.linalg.solvers import Factor, IterativeFactor, SpectralFactor
+from fxinvert.linalg.solvers import WORK, Factor, IterativeFactor, SpectralFactor
 
 #: how much slower than a float32 matrix product: one in float64; a decomposition into singular values; a product with
 #: an operator that is not a matrix; a pass over a vector, by entry
@@ -27,7 +27,7 @@ DOUBLE, DECOMPOSITION, PRODUCT, ENTRY = 2.0, 40.0, 2.0, 40.0
 PATIENCE, SQUARED = 5e9, 1.5
 #: iterations that conjugate gradients are reckoned with
 ITERATIONS = 60
-#: vectors of either side that conjugate gradients hold
+#: vectors of either side that an iteration passes over
 VECTORS = 6
 
 
@@ -90,7 +90,11 @@ def choose(operator: LinearOperator, settings: SolveSettings) -> Choice:
     if settings.method is not None:
         if settings.method not in get_args(Method):
             raise SolveError(f"method={settings.method!r}; there are {', '.join(get_args(Method))}")
-        (asked,) = (c for c in found if c.method == settings.method)
+        asked = next((c for c in found if c.method == settings.method), None)
+        if asked is None:
+            raise SolveError(
+                f"method={settings.method!r} cannot be taken: {type(operator).__name__} has no band"
+            )
         if asked.why_not:
             raise SolveError(f"method={settings.method!r} cannot be taken: {asked.why_not}")
         return Choice(operator, found, asked, settings)
@@ -178,7 +182,7 @@ def _candidates(operator: LinearOperator, settings: SolveSettings, limit: int) -
                 fits(entries),
             )
         )
-    entries = VECTORS * (m + n) * operator.dtype.itemsize
+    entries = WORK * (m + n)
     found.append(
         Candidate(
             "iterative",

@@ -134,6 +134,7 @@ class GramFactor(Factor):
     """
 
     def __init__(self, operator: LinearOperator, factorized: Callable[[float], Inverse], method: str) -> None:
+        super().__init__(operator)
         m, n = operator.size
         self.dual = m <= n
         self._operators = {dtype: operator.to(dtype) for dtype in (operator.dtype, torch.float64)}

@@ -19,6 +19,9 @@ from torch import Tensor
 from fxinvert.errors import SolveError
 from fxinvert.linalg.operators import LinearOperator, flat
 
+#: bytes of work for every number on either side: a few vectors in double precision
+WORK = 6 * 8
+
 
 class Solution(NamedTuple):
     """A correction `(B, *in_shape)`, the iterations it took, and which samples converged `(B,)` (None: all)."""
@@ -38,6 +41,10 @@ class Factor(ABC):
 
     largest: float
     condition: float | None = None
+
+    def __init__(self, operator: LinearOperator) -> None:
+        #: bytes that a solve works on, for every right-hand side
+        self.work = WORK * sum(operator.size)
 
     @property
     @abstractmethod
@@ -66,6 +73,7 @@ class SpectralFactor(Factor):
     MATRIX_LIMIT = 1e6
 
     def __init__(self, operator: LinearOperator) -> None:
+        super().__init__(operator)
         self.in_shape = operator.in_shape
         a = operator.to(torch.float64).dense()
         if not bool(torch.isfinite(a).all()):
@@ -110,6 +118,7 @@ class IterativeFactor(Factor):
     """
 
     def __init__(self, operator: LinearOperator, iterations: int) -> None:
+        super().__init__(operator)
         self.operator, self.limit = operator, iterations
         self.largest = largest_singular_value(operator)
 

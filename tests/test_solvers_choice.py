@@ -1,0 +1,171 @@
+"""Which solver is taken, what it may hold, and what it says of it."""
+
+from __future__ import annotations
+
+import gc
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from fxinvert.errors import SolveError
+from fxinvert.linalg import (
+    Convolution,
+    Dense,
+    FactorCache,
+    IterativeFactor,
+    LinearOperator,
+    SolveSettings,
+    SpectralFactor,
+    choose,
+    factorize,
+    solve_anchored,
+)
+from fxinvert.linalg.anchored import Method
+from fxinvert.linalg.gram import GramFactor
+from fxinvert.linalg.memory import Ledger, free_memory
+
+CPU = torch.device("cpu")
+
+
+def square(channels: int, pixels: int) -> Convolution:
+    weight = torch.nn.Conv2d(channels, channels, 3).weight.detach()
+    return Convolution(weight, (channels, pixels, pixels), (1, 1), (1, 1), (1, 1), 1)
+
+
+@pytest.mark.parametrize(
+    ("operator", "method"),
+    [
+        (Dense(torch.randn(20, 30)), "spectral"),
+        (Dense(torch.randn(2100, 2200)), "cholesky"),
+        (square(2, 4), "spectral"),
+        (square(8, 32), "banded"),
+    ],
+    ids=["small", "wide", "small map", "map"],
+)
+def test_the_cheapest_is_taken(operator: LinearOperator, method: Method) -> None:
+    assert choose(operator, SolveSettings()).chosen.method == method
+
+
+def test_a_single_solve_is_not_worth_a_large_factorization() -> None:
+    operator = Dense(torch.randn(2100, 2200))
+    assert choose(operator, SolveSettings(expected=1)).chosen.method == "iterative"
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_the_solver_can_be_asked_for(method: Method) -> None:
+    a, settings = square(2, 6), SolveSettings(method=method)
+    choice, factor = choose(a, settings), factorize(a, settings)
+    assert choice.chosen.method == method
+    assert f"{method} (asked for)" in choice.explain()
+    expected = {"spectral": SpectralFactor, "iterative": IterativeFactor}.get(method, GramFactor)
+    assert isinstance(factor, expected)
+    assert factor.explain()
+
+
+def test_what_cannot_be_had_is_refused_with_the_reason() -> None:
+    with pytest.raises(SolveError, match="no band"):
+        factorize(Dense(torch.randn(3, 3)), SolveSettings(method="banded"))
+    with pytest.raises(SolveError, match="direct_limit=2048"):
+        factorize(square(8, 32), SolveSettings(method="spectral"))
+    with pytest.raises(SolveError, match="there are spectral, cholesky, banded, iterative"):
+        factorize(square(2, 4), SolveSettings(method="magic"))  # type: ignore[arg-type]
+
+
+def test_explain_tells_every_candidate() -> None:
+    lines = choose(square(8, 32), SolveSettings(memory_limit=10**9)).explain().splitlines()
+    assert lines[0] == "Convolution 8192 × 8192, 20000 solves: banded"
+    assert [line.split(":")[0].strip() for line in lines[1:]] == [
+        "spectral",
+        "cholesky",
+        "banded",
+        "iterative",
+    ]
+    assert "exceeds direct_limit=2048" in lines[1]
+    assert "of 953.7 MiB" in lines[2]
+    assert lines[3].startswith("  banded: 1 × the cost")
+
+
+def test_a_memory_limit_is_kept() -> None:
+    a = square(8, 32)
+    needed = {c.method: c.memory for c in choose(a, SolveSettings()).candidates}
+    assert choose(a, SolveSettings(memory_limit=needed["banded"])).chosen.method == "banded"
+    assert choose(a, SolveSettings(memory_limit=needed["banded"] - 1)).chosen.method == "iterative"
+    factor = choose(a, SolveSettings()).chosen.make()
+    factor.solve(torch.randn(1, *a.out_shape), 1e-3)
+    assert 0 < factor.nbytes <= needed["banded"]
+    with pytest.raises(SolveError, match=f"at least {needed['iterative']} bytes"):
+        factorize(a, SolveSettings(memory_limit=needed["iterative"] - 1))
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_a_batch_is_solved_in_parts_where_memory_is_short(method: Method) -> None:
+    a = square(2, 6)
+    factor, r = factorize(a, SolveSettings(method=method)), torch.randn(7, *a.out_shape)
+    asked: list[int] = []
+    whole, solve = solve_anchored(factor, r, SolveSettings()), factor.solve
+
+    def counted(r: Tensor, damping: float) -> object:
+        asked.append(len(r))
+        return solve(r, damping)
+
+    factor.solve = counted  # type: ignore[method-assign,assignment]
+    parts = solve_anchored(factor, r, SolveSettings(memory_limit=3 * factor.work))
+    assert asked[0] == 3
+    assert max(asked) == 3
+    torch.testing.assert_close(parts.value, whole.value, rtol=1e-3, atol=1e-4)
+    assert torch.equal(parts.damped, whole.damped)
+
+
+def test_free_memory_is_a_plausible_number() -> None:
+    assert 2**20 < free_memory(CPU) < 2**50
+    assert SolveSettings().memory(CPU) <= free_memory(CPU)
+
+
+# --- the cache ----------------------------------------------------------------------------------------------
+
+
+def test_the_cache_keeps_until_the_parameters_change() -> None:
+    cache, weight, built = FactorCache(Ledger()), torch.randn(3, 3), []
+
+    def build() -> int:
+        built.append(0)
+        return len(built)
+
+    assert [cache.get("a", (weight,), build) for _ in range(3)] == [1, 1, 1]
+    weight[0, 0] += 1
+    assert cache.get("a", (weight,), build) == 2
+    assert cache.get("b", (weight,), build) == 3
+
+
+def test_all_caches_together_keep_the_limit_and_drop_what_was_not_used_for_longest() -> None:
+    ledger = Ledger(limit=2500)
+    caches, built = [FactorCache(ledger) for _ in range(3)], []
+    weight = torch.zeros(0)
+
+    def get(i: int) -> None:
+        def build() -> Tensor:
+            built.append(i)
+            return torch.zeros(1000, dtype=torch.uint8)
+
+        caches[i].get("key", (weight,), build)
+
+    for i in (0, 1, 0, 2, 0):  # 2 is too much: 1 goes
+        get(i)
+    assert built == [0, 1, 2]
+    get(1)
+    assert built == [0, 1, 2, 1]
+    assert [cache.size("key") for cache in caches] == [1000, 1000, None]
+
+
+def test_a_cache_that_is_gone_counts_no_more() -> None:
+    ledger = Ledger(limit=1500)
+    weight, first = torch.zeros(0), FactorCache(ledger)
+    first.get("key", (weight,), lambda: torch.zeros(1000, dtype=torch.uint8))
+    del first
+    gc.collect()
+    second = FactorCache(ledger)
+    for key in "ab":
+        second.get(key, (weight,), lambda: torch.zeros(700, dtype=torch.uint8))
+    assert [second.size(key) for key in "ab"] == [700, 700]
