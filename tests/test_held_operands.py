@@ -11,8 +11,7 @@ from torch import Tensor
 
 from fxinvert.errors import NoRuleError
 from fxinvert.linalg.operators import flat
-from fxinvert.rules import Inverse, Status
-from fxinvert.rules.op import FactorCache
+from fxinvert.rules import FactorCache, Inverse, Status
 
 F32, BF16 = torch.float32, torch.bfloat16
 ALL = [*AFFINE, *CURVED, *WHOLE]

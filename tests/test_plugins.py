@@ -168,7 +168,7 @@ def test_a_rule_for_a_torch_op_that_had_none() -> None:
 
 def test_a_torch_module_that_is_no_single_op_is_kept_whole() -> None:
     key = fxinvert.default_rules().key(nn.Softmin)
-    fxinvert.inverse_rule(nn.Softmin)(lambda op, target: op.anchor)
+    fxinvert.inverse_rule(nn.Softmin, override=True)(lambda op, target: op.anchor)
     assert fxinvert.default_rules().keeps_whole(nn.Softmin)
     (node,) = inverse_of(nn.Sequential(nn.Softmin(1)), X).graph.graph.find_nodes(op="call_module")
     assert node.meta["op"] == key

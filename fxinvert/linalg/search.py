@@ -1,0 +1,258 @@
+"""The steps of damped Gauss–Newton, all samples of a batch at once, each at its own place (`gauss_newton.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxinvert.linalg.jacobian import Jacobian
+from fxinvert.linalg.operators import flat
+from fxinvert.linalg.recycled import Recycled
+from fxinvert.linalg.solvers import Gradients, cgls
+
+#: part of the correction in the null space of J, relative to the correction, at which an answer counts as the nearest
+#: (it is longer than the nearest by half the square); in float32 as much as its rounding can tell
+DRIFT = {torch.float64: 1e-4, torch.float32: 3e-3}
+#: largest number of steps, refused ones included
+STEPS = 60
+#: damping, relative to σ², after the first refused step (or the squared slope ‖Jᵀ b‖²/‖b‖², if less) and below which
+#: it is dropped; relative to the squared slope, at which a sample gives up
+FIRST, DROPPED, LAST = 1e-3, 1e-9, 1e6
+#: how exactly the inner systems are solved, relative to their right-hand side: at first and at least; the slope
+#: matters more than the residual, which need not vanish
+INNER, INNER_SLOPE = 0.1, 0.01
+#: of a step that does not lessen the error, before it is refused
+HALVINGS = 3
+#: part of the error that a step may leave before the directions of the steps before are given up
+STALE = 0.5
+#: a damped sample whose error falls no faster than this is given up
+SLOW = 0.8
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """What damped Gauss–Newton has found, sample by sample.
+
+    Attributes:
+        value: `(B, …)`, x*.
+        reached: `(B,)`, f(x*) is the target up to the tolerance.
+        nearest: `(B,)`, x* − x0 has no part in the null space of the Jacobian there.
+        stationary: `(B,)`, the error has no slope at x*.
+        failed: `(B,)`, the target, the anchor or its output is not finite.
+        products: `(B,)`, pairs of products with J and Jᵀ.
+        damping: `(B,)`, largest damping of a step that was taken.
+    """
+
+    value: Tensor
+    reached: Tensor
+    nearest: Tensor
+    stationary: Tensor
+    failed: Tensor
+    products: Tensor
+    damping: Tensor
+
+
+@dataclass(frozen=True)
+class Settings:
+    """See `gauss_newton`."""
+
+    tolerance: float
+    condition_limit: float
+    limit: int
+
+
+class Search:
+    """All samples, each at its own place. With `sigma`, every one is a single value of a sample.
+
+    Its J is a number; it is damped where that is less than σ/κ², σ the largest derivative in the sample.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Tensor], Tensor],
+        anchor: Tensor,
+        output: Tensor,
+        target: Tensor,
+        goal: Tensor,
+        idle: Tensor,
+        settings: Settings,
+        *,
+        sigma: Tensor | None = None,
+    ) -> None:
+        self.function, self.anchor, self.target, self.goal = function, anchor, target, goal
+        self.settings, self.scalar = settings, sigma is not None
+        self.x, self.output, self.multipliers = anchor, output, torch.zeros_like(target)
+        self.error = norm(target - output)
+        zero = torch.zeros_like(self.error)
+        self.damping, self.largest_damping, self.least_damping = zero, zero, zero
+        self.sigma = zero if sigma is None else sigma
+        self.recycled = Recycled(zero)
+        self.inner, self.drifted = zero + INNER, zero + torch.inf
+        self.products = torch.zeros(len(anchor), dtype=torch.long, device=anchor.device)
+        self.refused = torch.zeros_like(self.products)
+        self.nearest = self.error <= self.goal
+        self.stationary = torch.zeros_like(self.nearest)
+        self.done = idle | self.nearest
+
+    def run(self) -> Search:
+        """Steps until every sample is done."""
+        for _ in range(STEPS):
+            if bool(self.done.all()):
+                break
+            self.step()
+        return self
+
+    def found(self, failed: Tensor) -> Minimum:
+        return Minimum(
+            value=self.x,
+            reached=(self.error <= self.goal) & ~failed,
+            nearest=self.nearest & ~failed,
+            stationary=self.stationary,
+            failed=failed,
+            products=self.products,
+            damping=self.largest_damping,
+        )
+
+    def step(self) -> None:
+        """One step of every sample that is not done: tried, and taken or refused."""
+        jacobian = Jacobian(self.function, self.x)
+        drift = self._drift(jacobian)
+        reached = self.error <= self.goal
+        near = norm(drift) <= DRIFT[self.x.dtype] * norm(self.x - self.anchor)
+        self.nearest = self.nearest | (reached & ~self.done & near)
+        self.done = self.done | self.nearest
+        if bool(self.done.all()):
+            return
+        # a sample far from its target takes plain steps; less of it after steps that were refused
+        near = (self.damping <= self.least_damping) | reached
+        drift = drift * by_sample(torch.where(near, 0.25**self.refused, 0), drift)
+        missing = self.target - self.output
+        if bool(drift.any()):
+            missing = missing - jacobian.apply(drift)
+        missing = torch.where(by_sample(self.done, missing), 0, missing)
+        size = norm(missing)
+        stale = self.recycled.known & (self.damping == 0)
+        tried = self._solved(jacobian, missing, size, reached)
+        self.sigma = tried.largest
+        self._judge(drift, tried, size, reached, stale)
+
+    def _solved(self, jacobian: Jacobian, missing: Tensor, size: Tensor, reached: Tensor) -> Gradients:
+        """The inner systems: with the directions of the steps before, or damped, from nothing."""
+        damped = (self.damping > 0) | self.scalar
+        small_enough = torch.where(
+            reached, 0.1 * self.goal, torch.maximum(self.inner * size, 0.3 * self.goal)
+        )
+        known: dict[str, Any] = {
+            "tolerance": 0.1 * self.settings.tolerance,
+            "small_enough": small_enough,
+            "limit": (self.settings.limit - self.products).clamp(min=1),
+            "slope": INNER_SLOPE * self.inner,
+        }
+        free = self.done | damped
+        found = self.recycled.solve(jacobian, missing, largest=self.sigma, skip=free, **known)
+        self.products += torch.where(free, 0, found.iterations)
+        if bool((damped & ~self.done).any()):
+            again = cgls(
+                jacobian, missing, self.damping, largest=self.sigma, skip=self.done | ~damped, **known
+            )
+            self.products += torch.where(damped & ~self.done, again.iterations + 1, 0)
+            found = Gradients(
+                *(torch.where(by_sample(damped, b), b, a) for a, b in zip(found, again, strict=True))
+            )
+        return found
+
+    def _drift(self, jacobian: Jacobian) -> Tensor:
+        """p, what takes x back to x0 + Jᵀ z."""
+        corrected = flat(self.multipliers != 0).any(1) & ~self.done
+        if self.scalar or not bool(corrected.any()):
+            return torch.zeros_like(self.x)
+        self.products += corrected
+        drift = jacobian.adjoint(self.multipliers) - (self.x - self.anchor)
+        return torch.where(by_sample(corrected, drift), drift, 0)
+
+    def _judge(self, drift: Tensor, tried: Gradients, size: Tensor, reached: Tensor, stale: Tensor) -> None:
+        """Takes the step where the error falls; where the target is reached, where the drift does.
+
+        A step by directions of a Jacobian that has changed is not held against its sample: the next is made anew.
+        """
+        eps, sigma = torch.finfo(self.x.dtype).eps, self.sigma
+        step = drift + tried.correction
+        trial = self.x + step
+        output = self.function(trial)
+        error = norm(self.target - output)
+        part = torch.ones_like(error)
+        for _ in range(HALVINGS):
+            # the direction is right where the step is too long: shorter ones cost no product
+            longer = ~reached & ~self.done & ~(error < self.error) & (self.damping == 0)
+            if self.scalar or not bool(longer.any()):
+                break
+            part = torch.where(longer, part / 2, part)
+            trial = self.x + by_sample(part, step) * step
+            output = self.function(trial)
+            error = norm(self.target - output)
+        drifted = norm(drift)
+        better = torch.where(
+            reached, (error <= self.goal) & (drifted < 0.5 * self.drifted), error < self.error
+        )
+        amplified = ~reached & (sigma * norm(tried.correction) > self.settings.condition_limit * size)
+        amplified = amplified & (error > self.goal)
+        self.least_damping = torch.where(
+            amplified & ~stale, (sigma / self.settings.condition_limit).square(), self.least_damping
+        )
+        taken = better & ~amplified & ~self.done
+        # no slope; or so small a one that a step was refused because rounding hides it
+        steepness = (tried.slope / size).nan_to_num()
+        slope = tried.slope / (sigma * size)
+        hidden = ~better & (slope <= (100 * eps) ** 0.5)
+        level = (
+            ~(slope > 0.1 * self.settings.tolerance)
+            if self.scalar
+            else hidden | ~(slope > self.settings.tolerance)
+        )
+        self.stationary = self.stationary | (~self.done & ~reached & level)
+        ratio = torch.where(taken, error / self.error, 0)
+        slow = (self.least_damping > 0) & (ratio > SLOW)
+        # directions of a Jacobian that has changed too much
+        self.recycled.forget(~taken | (~reached & (ratio > STALE)))
+        self.inner = torch.where(taken, ratio.square().clamp(self.settings.tolerance, INNER), self.inner)
+        largest = torch.maximum(self.largest_damping, self.damping)
+        self.largest_damping = torch.where(taken, largest, self.largest_damping)
+        dual = self.multipliers + by_sample(part, tried.dual) * tried.dual
+        self.multipliers = torch.where(by_sample(taken, dual), dual, self.multipliers)
+        self.x = torch.where(by_sample(taken, trial), trial, self.x)
+        self.output = torch.where(by_sample(taken, output), output, self.output)
+        self.error = torch.where(taken, error, self.error)
+        self.drifted = torch.where(reached & taken, drifted, self.drifted)
+        self._adapt(taken, amplified, steepness.square(), stale & ~taken)
+        # what is reached, if not the nearest, is good enough when a step to the nearest was refused twice
+        hopeless = (self.damping > LAST * steepness.square()) | (slow & (self.error > self.goal))
+        gave_up = torch.where(reached, self.refused > 1, hopeless)
+        self.done = self.done | self.stationary | gave_up | (self.products >= self.settings.limit)
+
+    def _adapt(self, taken: Tensor, amplified: Tensor, steepness: Tensor, excused: Tensor) -> None:
+        """Less damping after a step that was taken, more after one that was refused."""
+        square = self.sigma.square()
+        less = torch.where(self.damping <= DROPPED * square, 0, self.damping / 30)
+        more = torch.where(
+            amplified,
+            self.damping,
+            torch.maximum(10 * self.damping, torch.minimum(FIRST * square, steepness)),
+        )
+        damping = torch.maximum(torch.where(taken, less, more), self.least_damping)
+        self.damping = torch.where(excused, self.damping, damping)
+        self.refused = torch.where(taken | amplified, 0, self.refused + (~excused).long())
+
+
+def norm(value: Tensor) -> Tensor:
+    """Euclidean norm of every sample: `(B, …)` → `(B,)`."""
+    norms: Tensor = torch.linalg.vector_norm(flat(value), dim=1)
+    return norms
+
+
+def by_sample(rows: Tensor, like: Tensor) -> Tensor:
+    """Per-sample values `(B,)` that broadcast to `(B, …)`."""
+    return rows.reshape(-1, *[1] * (like.dim() - 1))

@@ -1,0 +1,59 @@
+"""Solves with the directions of earlier systems: those of the pseudo-inverse, and cheaper for a system that is near."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from fxinvert.linalg import Dense
+from fxinvert.linalg.recycled import Recycled
+from fxinvert.linalg.solvers import Gradients
+
+
+def solve(known: Recycled, matrix: Tensor, r: Tensor, small: float = 1e-10) -> Gradients:
+    rows = r.new_zeros(len(r))
+    return known.solve(
+        Dense(matrix),
+        r,
+        largest=rows,
+        tolerance=1e-13,
+        small_enough=rows + small * torch.linalg.vector_norm(r, dim=1),
+        limit=torch.full_like(rows, 100, dtype=torch.long),
+        slope=rows + 1e-11,
+        skip=rows > 0,
+    )
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (8, 5), (6, 6)])
+def test_from_nothing_it_is_the_pseudo_inverse(shape: tuple[int, int]) -> None:
+    matrix, r = torch.randn(shape).double(), torch.randn(3, shape[0]).double()
+    found = solve(Recycled(r[:, 0]), matrix, r)
+    torch.testing.assert_close(found.correction, r @ torch.linalg.pinv(matrix).T)
+    torch.testing.assert_close(found.correction, found.dual @ matrix)
+    torch.testing.assert_close(found.slope, (r @ matrix).norm(dim=1))
+    assert bool(found.converged.all())
+    assert int(found.iterations.max()) <= min(shape)
+
+
+def test_the_same_system_costs_nothing_again() -> None:
+    matrix, r = torch.randn(6, 9).double(), torch.randn(3, 6).double()
+    known = Recycled(r[:, 0])
+    solve(known, matrix, r)
+    other = torch.randn(3, 6).double()
+    found = solve(known, matrix, other, small=1e-8)
+    assert int(found.iterations.max()) == 0
+    assert bool(torch.isinf(found.slope).all())
+    torch.testing.assert_close(found.correction, other @ torch.linalg.pinv(matrix).T)
+
+
+def test_what_is_forgotten_is_made_anew() -> None:
+    matrix, r = torch.randn(6, 9).double(), torch.randn(3, 6).double()
+    known = Recycled(r[:, 0])
+    solve(known, matrix, r)
+    known.forget(torch.tensor([False, True, False]))
+    assert known.known.tolist() == [True, False, True]
+    changed = torch.randn(6, 9).double()
+    found = solve(known, changed, r)
+    torch.testing.assert_close(found.correction[1], torch.linalg.pinv(changed) @ r[1])
+    assert found.iterations.tolist()[0] == 0
