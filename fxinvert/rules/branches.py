@@ -40,6 +40,7 @@ class Branch:
         open_low, open_high: whether that end of the interval does not belong to it: a pole or a jump.
         rises: whether the function increases; None where it does neither, or both.
         rounded: whether the op computes the constant of a constant branch with rounding.
+        plain: whether the function is y = x on it.
     """
 
     low: Number
@@ -53,6 +54,7 @@ class Branch:
     open_high: bool = False
     rises: bool | None = None
     rounded: bool = False
+    plain: bool = False
 
     @property
     def flat(self) -> bool:
@@ -83,14 +85,19 @@ class Branch:
     def input(self, value: Tensor, anchor: Tensor, dtype: torch.dtype) -> Tensor:
         """The pre-image of a value of the image, for an answer in `dtype`; finite."""
         found = self.inverse(value, anchor)
-        if found is value and not (self.open_low or self.open_high):
-            return found  # y = x, and the value lies in the interval as it lies in the image
+        if self.plain and not (self.open_low or self.open_high):
+            return found  # it lies in the interval as the value lies in the image
         low = _off(self.low, 1, dtype) if self.open_low else self.low
         high = _off(self.high, -1, dtype) if self.open_high else self.high
         bound = min(torch.finfo(found.dtype).max / 4, torch.finfo(dtype).max)
         if found is anchor or isinstance(low, Tensor) or isinstance(high, Tensor):
             return within(found, low, high)
         return found.clamp(max(low, -bound), min(high, bound))
+
+
+def same(y: Tensor) -> Tensor:
+    """The inverse of y = x."""
+    return y
 
 
 def flat(low: Number, high: Number, value: Number, *, rounded: bool = False) -> Branch:
@@ -133,6 +140,7 @@ def _monotone(
         open_low=_infinite(at_low) and not _infinite(low),
         open_high=_infinite(at_high) and not _infinite(high),
         rises=increasing,
+        plain=inverse is same,
     )
 
 

@@ -187,7 +187,11 @@ def reached(residual: Tensor, dtype: torch.dtype) -> bool:
 
 
 def certified(
-    op: Op, target: Tensor, value: Tensor, facts: Callable[[Tensor], dict[str, Any]] | Status
+    op: Op,
+    target: Tensor,
+    value: Tensor,
+    facts: Callable[[Tensor], dict[str, Any]] | Status,
+    total: Tensor | None = None,
 ) -> Inverse:
     """An answer with its certificate, which is measured on it when somebody looks.
 
@@ -197,6 +201,7 @@ def certified(
         value: the answer.
         facts: what else the certificate says (its status at least), from f(x*); or the status where the target is
             reached, which is least squares where it is not.
+        total: the sum of all entries of target and answer, if it is known: finite only if they all are.
     """
 
     def measure() -> Certificate:
@@ -211,7 +216,10 @@ def certified(
         told = {"residual": residual, "failed": torch.zeros_like(residual, dtype=torch.bool)} | told
         return Certificate(distance=row_norms(value - op.anchor), **told)
 
-    return Inverse(value, Certificate.later(measure, *_read(op, target, value)))
+    certificate = Certificate.later(measure, *_read(op, target, value))
+    if total is not None:
+        certificate.__dict__["_total"] = total
+    return Inverse(value, certificate)
 
 
 def passed_through(target: Tensor, anchor: Tensor) -> Inverse:
@@ -230,7 +238,9 @@ def keep_failed_at_anchor(inverse: Inverse, anchor: Tensor, target: Tensor) -> I
     value, certificate = inverse
     told = certificate.is_measured
     # a sum is finite only if all it sums is; one that is not is looked at more closely
-    total = value.sum() + target.sum()
+    total = certificate.__dict__.pop("_total", None)
+    if total is None:
+        total = value.sum() if value.data_ptr() == target.data_ptr() else value.sum() + target.sum()
     if bool(torch.isfinite(total)) and not (told and bool(certificate.failed.any())):
         return inverse
     failed = ~(flat(torch.isfinite(value)).all(1) & flat(torch.isfinite(target)).all(1))

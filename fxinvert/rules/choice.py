@@ -17,18 +17,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fxinvert.rules.branches import Branch, Number, within
 from fxinvert.rules.certificate import Inverse, Status, certified, reached, relative
 from fxinvert.rules.op import Op
 
 #: values that are worked on at once
-BLOCK = 1 << 16
+BLOCK = 1 << 17
 #: makes any difference in the distance from the target count for more than the distance from the anchor
 FIRST = 1e30
 
-#: (anchor, target, output, dtype of the answer) -> the answer
-Choice = Callable[[Tensor, Tensor, Tensor, torch.dtype], Tensor]
+#: (anchor, target, output, dtype of the answer, where to write it) -> the answer
+Choice = Callable[[Tensor, Tensor, Tensor, torch.dtype, Tensor], Tensor]
 
 
 def invert_branches(op: Op, target: Tensor, branches: tuple[Branch, ...]) -> Inverse:
@@ -38,10 +39,15 @@ def invert_branches(op: Op, target: Tensor, branches: tuple[Branch, ...]) -> Inv
     """
     value = torch.empty_like(op.anchor)
     choose = _choice(branches)
+    totals = []
     for own, x, t, y in _blocks(op, value, op.anchor, target, op.output):
         # half precisions cannot tell 1 from 1 − MARGIN
         working = torch.promote_types(t.dtype, torch.float32)
-        own.copy_(choose(x.to(working), t.to(working), y.to(working), x.dtype))
+        x, t, y = x.to(working), t.to(working), y.to(working)
+        found = choose(x, t, y, own.dtype, own if own.dtype == working else torch.empty_like(x))
+        if found is not own:
+            own.copy_(found)
+        totals += [own.sum(), t.sum()]  # while they are in the cache
 
     def facts(found: Tensor) -> dict[str, Any]:
         outside = _outside(op, target, branches)
@@ -50,7 +56,7 @@ def invert_branches(op: Op, target: Tensor, branches: tuple[Branch, ...]) -> Inv
         status = Status.PROJECTED if outside else best if hit else Status.LEAST_SQUARES
         return {"status": status, "projected": outside}
 
-    return certified(op, target, value, facts)
+    return certified(op, target, value, facts, total=sum(totals, torch.zeros(())))
 
 
 def _blocks(op: Op, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -102,7 +108,7 @@ def _continues(constant: Branch, branches: Sequence[Branch]) -> bool:
         for other in branches:
             own, opened = (other.low, other.open_low) if above else (other.high, other.open_high)
             value = other.least if other.rises is above else other.most
-            if other.rises is not None and not opened and _same(own, end) and _same(value, constant.least):
+            if other.rises is not None and not opened and _is(own, end) and _is(value, constant.least):
                 return True
         return False
 
@@ -112,8 +118,8 @@ def _continues(constant: Branch, branches: Sequence[Branch]) -> bool:
 def _ends(main: Branch, branches: Sequence[Branch]) -> tuple[Number, Number] | None:
     """The ends of the image that a constant branch holds, infinite where none does; None where that is not known."""
     held = [b.least for b in branches if b.flat]
-    floor = main.least if any(_same(main.least, value) for value in held) else -math.inf
-    ceiling = main.most if any(_same(main.most, value) for value in held) else math.inf
+    floor = main.least if any(_is(main.least, value) for value in held) else -math.inf
+    ceiling = main.most if any(_is(main.most, value) for value in held) else math.inf
     for end, own in ((floor, main.least), (ceiling, main.most)):
         if isinstance(own, Tensor) and not isinstance(end, Tensor):
             return None
@@ -130,7 +136,7 @@ def _covers(main: Branch, other: Branch) -> bool:
     return bool(inside and beside)
 
 
-def _same(one: Number, other: Number) -> bool:
+def _is(one: Number, other: Number) -> bool:
     return one is other or (not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other)
 
 
@@ -149,19 +155,28 @@ class _Direct:
     ceiling: Number
     other: Branch | None = None
 
-    def __call__(self, x: Tensor, t: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
-        wanted = value = within(t, self.floor, self.ceiling)
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor, dtype: torch.dtype, out: Tensor) -> Tensor:
         main = self.main
+        if (
+            main.plain
+            and self.other is None
+            and not isinstance(self.floor, Tensor)
+            and _is(main.most, math.inf)
+        ):
+            # y = x above a constant: the target if it is larger, else the constant's nearest point
+            return torch.maximum(F.threshold(t, self.floor, -math.inf), x.clamp(max=self.floor), out=out)
+        wanted = within(t, self.floor, self.ceiling)
+        value = within(wanted, main.least, main.most)
         lowest, highest = main.last(t.dtype)
-        if not isinstance(main.least, Tensor) and self.floor != main.least > -math.inf:
-            wanted, value = _attainable(wanted, value, y, main.least, lowest, below=True)
-        if not isinstance(main.most, Tensor) and self.ceiling != main.most < math.inf:
-            wanted, value = _attainable(wanted, value, y, main.most, highest, below=False)
+        if main.open_least and not bool(value.amin() > main.least):
+            wanted, value = _attainable(wanted, value, value <= main.least, lowest, y.clamp(max=lowest))
+        if main.open_most and not bool(value.amax() < main.most):
+            wanted, value = _attainable(wanted, value, value >= main.most, highest, y.clamp(min=highest))
         found = main.input(value, x, dtype)
         if self.other is not None:
             found = self._nearer(self.other, found, value, x, dtype)
         # a choice by weights 0 and 1, which is exact between finite numbers and several times as fast as one by masks
-        return torch.lerp(x, found, torch.ne(wanted, y, out=torch.empty_like(y)))
+        return torch.lerp(x, found, torch.ne(wanted, y, out=out), out=out)
 
     def _nearer(self, other: Branch, found: Tensor, value: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
         """The main branch's pre-image, or the other's where that is nearer."""
@@ -177,24 +192,19 @@ class _Direct:
 
 
 def _attainable(
-    wanted: Tensor, value: Tensor, y: Tensor, end: float, last: Number, *, below: bool
+    wanted: Tensor, value: Tensor, beyond: Tensor, last: Number, saturated: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What is wanted, and the value to invert, at an end of the image that no constant branch holds.
+    """What is wanted, and the value to invert, at an end of the image that is only approached.
 
-    A target beyond the end becomes the last value that is returned; or the output, if rounding or saturation has brought
-    that even nearer to the end, which keeps the anchor.
+    A target beyond the end becomes the last value that is returned; or the output, if rounding has brought that even
+    nearer to the end, which keeps the anchor.
     """
-    extreme, is_open = float(value.amin() if below else value.amax()), last != end
-    if (extreme > end if below else extreme < end) or (extreme == end and not is_open):
-        return wanted, value
-    beyond = (
-        (value <= end if is_open else value < end) if below else (value >= end if is_open else value > end)
-    )
-    kept = y.clamp(max=last) if below else y.clamp(min=last)
-    return torch.where(beyond, kept, wanted), torch.where(beyond, last, value)
+    return torch.where(beyond, saturated, wanted), torch.where(beyond, last, value)
 
 
-def _compared(branches: tuple[Branch, ...], x: Tensor, t: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+def _compared(
+    branches: tuple[Branch, ...], x: Tensor, t: Tensor, y: Tensor, dtype: torch.dtype, out: Tensor
+) -> Tensor:
     """The best of all candidates, the anchor first: an entry moves only if that brings the output closer."""
     errors, found = [(y - t).abs_()], []
     for branch in branches:
@@ -206,6 +216,6 @@ def _compared(branches: tuple[Branch, ...], x: Tensor, t: Tensor, y: Tensor, dty
     best, score = x, (errors[0] - gap).mul_(FIRST)
     for candidate, error in zip(found, errors[1:], strict=True):
         own = (candidate - x).abs_().add_(error.sub_(gap), alpha=FIRST)
-        best = torch.lerp(best, candidate, torch.lt(own, score, out=torch.empty_like(own)))
+        best = torch.lerp(best, candidate, torch.lt(own, score, out=out))
         score = torch.minimum(score, own)
     return best

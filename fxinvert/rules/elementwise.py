@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fxinvert.rules.branches import Branch, Number, Scalar, falling, flat, rising
+from fxinvert.rules.branches import Branch, Number, Scalar, falling, flat, rising, same
 from fxinvert.rules.certificate import Inverse
 from fxinvert.rules.choice import invert_branches
 from fxinvert.rules.fallback import invert_matrix_free
@@ -27,10 +27,6 @@ INF = math.inf
 #: from here on GELU and its kin are straight lines of slope 1, to all digits
 STRAIGHT = 40.0
 Branches = tuple[Branch, ...]
-
-
-def same(y: Tensor) -> Tensor:
-    return y
 
 
 def logit(y: Tensor) -> Tensor:
@@ -103,22 +99,17 @@ def valley(function: Scalar, bottom: float, far: float) -> Branches:
     `bottom` is where the lowest point lies, `far` an x below which the function is zero for all purposes.
     """
     least, edge = function(torch.tensor([bottom, far], dtype=torch.float64)).tolist()
-    # a square root at the bottom, on both sides; towards zero the pre-image grows like the logarithm of the value
     left = Tabulated(
         function,
         (bottom, far),
-        lambda y: (y / least).log_().neg_().clamp_(min=0).sqrt_(),
-        lambda c: least * torch.exp(-c.square()),
-        least,
-        edge,
+        lambda y: (y - least).div_(y),
+        lambda c: least / (1 + c),
     )
     right = Tabulated(
         function,
         (bottom, STRAIGHT),
-        lambda y: (y - least).clamp_(min=0).sqrt_(),
-        lambda c: least + c.square(),
-        least,
-        STRAIGHT,
+        lambda y: y - least,
+        lambda c: least + c,
     )
     return falling(far, bottom, (least, edge), left), rising(bottom, INF, (least, INF), right)
 
@@ -144,10 +135,7 @@ def mish() -> Branches:
 @functools.cache
 def tanhshrink() -> Branches:
     """x − tanh x: odd, like x³/3 at zero and like x − 1 far from it."""
-    inverse = Tabulated(
-        lambda x: x - x.tanh(), (0, STRAIGHT), lambda y: y ** (1 / 3), lambda c: c**3, 0, STRAIGHT - 1
-    )
-    return odd(inverse)
+    return odd(Tabulated(lambda x: x - x.tanh(), (0, STRAIGHT), torch.clone, torch.clone))
 
 
 def hardsigmoid() -> Branches:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxinvert.rules.branches import Number, Scalar, falling, flat, periodic, rising
+from fxinvert.rules.branches import Number, Scalar, falling, flat, periodic, rising, same
 from fxinvert.rules.certificate import Inverse
 from fxinvert.rules.elementwise import (
     INF,
@@ -19,7 +19,6 @@ from fxinvert.rules.elementwise import (
     even,
     everywhere,
     odd,
-    same,
 )
 from fxinvert.rules.fallback import invert_matrix_free
 from fxinvert.rules.op import Op

@@ -1,7 +1,10 @@
 """Inverses without a closed form: tables, made once by Newton's method, then one interpolation for every value.
 
-The pre-image is tabulated over a coordinate of the value in which it is smooth, so that linear interpolation has seven
-digits, enough for single precision; in double precision one Newton step follows, which doubles them.
+The pre-image is tabulated over a coordinate of the value, from zero on, that has the same number of nodes between any
+power of two and the next, so that a square root at zero, a straight line and a slow growth far away are all resolved
+alike. The place in the table is then a part of the coordinate's bits, and nothing has to be searched. Linear
+interpolation has six to seven digits, enough for single precision; in double precision one Newton step follows, which
+doubles them.
 """
 
 from __future__ import annotations
@@ -15,8 +18,12 @@ from torch import Tensor
 
 Scalar = Callable[[Tensor], Tensor]
 
-#: intervals of a table
-INTERVALS = 1 << 14
+#: nodes from a power of two to the next are 2 ** NODES
+NODES = 8
+#: bits of a float32 below those that tell the node
+SHIFT = 23 - NODES
+#: below this coordinate the pre-image is that of zero
+SMALLEST = 2.0**-52
 
 
 @dataclass(eq=False)  # known by identity
@@ -25,29 +32,24 @@ class Tabulated:
 
     Attributes:
         function: the scalar function, differentiable.
-        ends: of the interval of x, in the order in which the coordinate rises.
-        coordinate: of a value; its inverse is `value_at`. The pre-image must be smooth in it.
-        value_at: the value with a coordinate.
-        start, stop: the values at the ends. Beyond the second the function's slope is 1.
+        ends: of the interval of x; the first is where the coordinate is zero. Beyond the second the slope is 1.
+        coordinate: of a value, a new tensor: zero for the first end, growing in size; its sign does not matter.
+        value_at: the value with a coordinate of this size.
     """
 
     function: Scalar
     ends: tuple[float, float]
     coordinate: Scalar
     value_at: Scalar
-    start: float
-    stop: float
 
     def __call__(self, value: Tensor) -> Tensor:
-        # in float64: where the function is flat, its rounding is what decides
-        wanted = value.flatten().double()
-        nodes, rises, first, step = _table(self, value.device)
-        known = wanted.clamp(min(self.start, self.stop), max(self.start, self.stop))
-        place = self.coordinate(known).sub_(first).div_(step)
-        index = place.long().clamp_(0, INTERVALS - 1)
-        x = torch.addcmul(nodes.index_select(0, index), place.sub_(index), rises.index_select(0, index))
-        x = self.newton(x, known) if value.dtype == torch.float64 else x
-        return x.add_(wanted - known).to(value.dtype).view_as(value)
+        at = self.coordinate(value).flatten().abs_()
+        constant, slope = _lines(self, value.device, value.dtype)
+        index = torch.bitwise_right_shift(at.float().view(torch.int32), SHIFT).long()
+        x = torch.addcmul(constant.index_select(0, index), slope.index_select(0, index), at)
+        if value.dtype == torch.float64:
+            x = self.newton(x, value.flatten())
+        return x.view_as(value)
 
     def newton(self, x: Tensor, value: Tensor) -> Tensor:
         """One step towards f(x) = value; none where the slope is lost in rounding, and the table is right."""
@@ -63,25 +65,36 @@ class Tabulated:
 
     def solved(self, value: Tensor) -> Tensor:
         """Newton's method, every step that leaves the bracket replaced by the bracket's middle."""
+        ends = torch.tensor(self.ends, dtype=torch.float64)
+        start, stop = self.function(ends).tolist()
+        known = value.clamp(min(start, stop), max(start, stop))
         low, high = (torch.full_like(value, end) for end in sorted(self.ends))
-        sign = 1.0 if (self.stop - self.start) * (self.ends[1] - self.ends[0]) > 0 else -1.0
+        sign = 1.0 if (stop - start) * (self.ends[1] - self.ends[0]) > 0 else -1.0
         x = (low + high) / 2
         for _ in range(80):
             y, slope = self.with_slope(x)
-            above = (y - value) * sign > 0
+            above = (y - known) * sign > 0
             high, low = torch.where(above, x, high), torch.where(above, low, x)
-            step = x - (y - value) / slope
+            step = x - (y - known) / slope
             x = torch.where((step > low) & (step < high), step, (low + high) / 2)
-        return x
+        return x + (value - known)
 
 
 @functools.cache
-def _table(inverse: Tabulated, device: torch.device) -> tuple[Tensor, Tensor, float, float]:
-    """Pre-images at equal steps of the coordinate, their differences, the first coordinate and the step."""
-    with torch.inference_mode(False):
-        ends = inverse.coordinate(torch.tensor([inverse.start, inverse.stop], dtype=torch.float64))
-        first, last = ends.tolist()
-        grid = torch.linspace(first, last, INTERVALS + 1, dtype=torch.float64)
-        nodes = inverse.solved(inverse.value_at(grid))
-        nodes[0], nodes[-1] = inverse.ends
-        return nodes[:-1].to(device), nodes.diff().to(device), first, (last - first) / INTERVALS
+def _lines(inverse: Tabulated, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The lines x = constant + slope · coordinate between nodes; an entry for every upper half of a float32's bits."""
+    with torch.inference_mode(False), torch.no_grad():
+        grid = (torch.arange(1 << (31 - SHIFT), dtype=torch.int32) << SHIFT).view(torch.float32).double()
+        end = inverse.function(torch.tensor(inverse.ends[1], dtype=torch.float64))
+        stop = abs(float(inverse.coordinate(end)))
+        # beyond the end, one line goes on
+        solved = (grid >= SMALLEST) & (grid <= 2 * stop)
+        nodes = torch.full_like(grid, inverse.ends[0])
+        nodes[solved] = inverse.solved(inverse.value_at(grid[solved]))
+        slope = torch.zeros_like(grid)
+        inside = solved[:-1] & solved[1:]
+        slope[:-1][inside] = (nodes.diff() / grid.diff())[inside]
+        constant = nodes - slope * grid
+        last = int(inside.nonzero()[-1])
+        constant[last + 1 :], slope[last + 1 :] = constant[last], slope[last]
+        return constant.to(device, dtype), slope.to(device, dtype)
