@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fxinvert.training import NormalEquations
+from fxinvert.errors import DataError
+from fxinvert.training import NormalEquations, statistics
 
 
 def problem(rows: int, n: int, m: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,3 +103,43 @@ def test_weights_of_samples_stand_for_all_their_rows() -> None:
     kept += NormalEquations.of(features[:, 20:], errors[:, 20:], 2 * torch.ones(10))
     assert torch.allclose(weighted.gram, kept.gram)
     assert torch.allclose(weighted.cross, kept.cross)
+
+
+@given(st.integers(1, 7), st.integers(1, 5), st.booleans(), st.integers(0, 99))
+def test_sums_in_blocks_are_the_sums_of_the_whole(
+    samples: int, positions: int, by_row: bool, seed: int
+) -> None:
+    features, errors, weights = problem(samples * positions, 4, 3, seed)
+    weights = weights if by_row else weights[:samples]
+    asked: list[int] = []
+
+    def some(rows: slice) -> Tensor:
+        made: Tensor = features.reshape(1, samples, positions, 4)[:, rows].flatten(1, 2)
+        asked.append(made.shape[1])
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "BLOCK", 2 * positions * 4 * 8)
+        patch.setattr(statistics, "ROWS", 3)
+        patch.setattr(statistics, "COLUMNS", 2)
+        parts = NormalEquations.over(some, errors, weights, samples)
+    per_row = weights if by_row else weights.repeat_interleave(positions)
+    assert max(asked) <= 2 * positions
+    assert sum(asked) == parts.rows == samples * positions
+    assert torch.allclose(parts.gram, (features * per_row[None, :, None]).mT @ features)
+    assert torch.allclose(parts.cross, (errors * per_row[None, :, None]).mT @ features)
+    assert torch.allclose(parts.gram, parts.gram.mT)
+    assert parts.error == pytest.approx(float((errors.square() * per_row[None, :, None]).sum()))
+
+
+def test_sums_of_single_precision_carry_on_in_double() -> None:
+    rows = 50 * statistics.ROWS
+    features, errors = torch.full((1, rows, 1), 0.1), torch.zeros(1, rows, 1)
+    made = NormalEquations.of(features, errors, torch.ones(rows))
+    assert made.gram.item() == pytest.approx(rows * float(torch.tensor(0.1)) ** 2, rel=1e-6)
+
+
+def test_an_op_too_wide_for_its_sums_is_refused_with_what_it_needs() -> None:
+    wide = torch.zeros(1, 1, 30_000)
+    with pytest.raises(DataError, match=r"30000 features .* needs 6.7 GiB .* at most 4 GiB"):
+        NormalEquations.of(wide, torch.zeros(1, 1, 2), torch.ones(1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -52,6 +52,14 @@ class Op:
         """
         rows = len(self.output) if self.output.dim() else 0
         return any(value.dim() and len(value) == rows for value in self.parameters.values())
+
+    def samples(self, rows: slice) -> Op:
+        """The op on some samples of the batch; not where an operand differs from sample to sample."""
+        return replace(
+            self,
+            anchors={name: value[rows] for name, value in self.anchors.items()},
+            output=self.output[rows],
+        )
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         return self.evaluate(*inputs)

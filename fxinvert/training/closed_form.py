@@ -20,6 +20,7 @@ from fxinvert.output_target import OutputTarget
 from fxinvert.passes.capture import attribute, evaluating
 from fxinvert.passes.plan import Segment
 from fxinvert.passes.synthesize import parameters_of
+from fxinvert.rules import Op, Trainable
 from fxinvert.training.batch import Batch
 from fxinvert.training.context import Context
 from fxinvert.training.sensitivity import sensitivities
@@ -150,7 +151,16 @@ def _batch_sums(
         if weighted:
             rows = trainable.outputs(op, felt[node]).square().mean((0, 2))
             per_row = rows * weights.repeat_interleave(len(rows) // len(weights))
-        yield node, NormalEquations.of(trainable.features(op), errors, per_row)
+        if op.by_sample:
+            yield node, NormalEquations.of(trainable.features(op), errors, per_row)
+        else:
+            yield node, _sums_over(op, trainable, errors, per_row)
+
+
+def _sums_over(op: Op, trainable: Trainable, errors: Tensor, weights: Tensor) -> NormalEquations:
+    return NormalEquations.over(
+        lambda rows: trainable.features(op.samples(rows)), errors, weights, len(op.output)
+    )
 
 
 def sample_weights(outputs: Tensor, targets: Tensor, satisfied: float) -> Tensor:
