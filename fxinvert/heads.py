@@ -37,7 +37,7 @@ class Heads:
         """
         if not self.heads:
             return [(outputs, labels)]
-        parts = outputs.split([head.size for head in self.heads], 1)
+        parts = torch.split(outputs, [head.size for head in self.heads], 1)
         own = [part.reshape(-1, *head.shape) for part, head in zip(parts, self.heads, strict=True)]
         return list(zip(own, self._labels(labels), strict=True))
 

@@ -252,3 +252,18 @@ def _read(graph: nn.Module, target: str) -> Tensor:
 def test_the_weights_are_those_of_the_rows(name: str) -> None:
     make, shape = OPS[name]
     assert_rows_are_the_output(make().double(), torch.randn(shape, dtype=F64))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: nn.BatchNorm1d(3).eval(), (4, 3, 5)),
+        (lambda: nn.GroupNorm(2, 4), (3, 4, 5)),
+        (lambda: nn.LayerNorm([3, 5]), (4, 2, 3, 5)),
+        (lambda: nn.LayerNorm(5, bias=False), (4, 5)),
+        (lambda: nn.RMSNorm(5), (4, 2, 5)),
+    ],
+    ids=["batch_norm", "group_norm", "layer_norm", "layer_norm-without-bias", "rms_norm"],
+)
+def test_scales_of_norms_are_weights_too(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    assert_rows_are_the_output(make().double(), torch.randn(shape, dtype=F64))

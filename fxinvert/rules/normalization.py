@@ -33,7 +33,7 @@ from fxinvert.rules.certificate import Inverse
 from fxinvert.rules.groups import settled
 from fxinvert.rules.op import Op
 from fxinvert.rules.registry import Kind, Rule
-from fxinvert.rules.trainable import ChannelScale
+from fxinvert.rules.trainable import Scale, by_group, by_layer, by_size, by_statistics
 
 #: limit of Newton's steps on the sphere's multiplier; equal weights take one, weights of 1e-6 and 1 about ten
 STEPS = 60
@@ -278,9 +278,9 @@ def _fixed_statistics(op: Op, target: Tensor) -> Inverse:
 
 def rules() -> list[Rule]:
     return [
-        Rule("batch_norm", batch_norm, Kind.AFFINE, trainable=ChannelScale()),
+        Rule("batch_norm", batch_norm, Kind.AFFINE, trainable=Scale(by_statistics, channels=True)),
         Rule("instance_norm", instance_norm, Kind.CLOSED_FORM),
-        Rule("group_norm", group_norm, Kind.CLOSED_FORM),
-        Rule("layer_norm", layer_norm, Kind.CLOSED_FORM),
-        Rule("rms_norm", rms_norm, Kind.CLOSED_FORM),
+        Rule("group_norm", group_norm, Kind.CLOSED_FORM, trainable=Scale(by_group, channels=True)),
+        Rule("layer_norm", layer_norm, Kind.CLOSED_FORM, trainable=Scale(by_layer, channels=False)),
+        Rule("rms_norm", rms_norm, Kind.CLOSED_FORM, trainable=Scale(by_size, channels=False)),
     ]

@@ -9,10 +9,11 @@ Groups are independent problems and come first: `(groups, rows, columns)`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fxinvert.rules.op import Op
 from fxinvert.rules.windows import Sliding, each, sliding
@@ -142,24 +143,51 @@ class MatrixWeights(Trainable):
         )
 
 
-class ChannelScale(Trainable):
-    """y = w ⊙ x̂ + b per channel, x̂ the normalized input: every channel is a group of its own."""
+class Scale(Trainable):
+    """y = w ⊙ x̂ + b, x̂ the normalized input: every number of w is a group of its own.
+
+    Args:
+        normalized: x̂ of an op, `(B, …)`.
+        channels: whether w belongs to the second axis, or else to the last ones, as many as it has itself.
+    """
+
+    def __init__(self, normalized: Callable[[Op], Tensor], *, channels: bool) -> None:
+        self.normalized, self.channels = normalized, channels
 
     def features(self, op: Op) -> Tensor:
-        weight, bias = op.parameters["weight"], op.parameters.get("bias")
-        mean, variance = op.parameters["running_mean"], op.parameters["running_var"]
-        shape = (1, -1, *[1] * (op.anchor.dim() - 2))
-        normalized = (op.anchor - mean.reshape(shape)) * (variance + op.attributes["eps"]).rsqrt().reshape(
-            shape
-        )
-        rows = normalized.movedim(1, 0).flatten(1)[..., None]
-        return rows if bias is None or weight is None else _with_one(rows, op)
+        rows = self.outputs(op, self.normalized(op))
+        # without a weight only the shift could be trained, and b alone is no group of numbers
+        return _with_one(rows, op) if "weight" in op.parameters else rows
 
     def outputs(self, op: Op, value: Tensor) -> Tensor:
-        return value.movedim(1, 0).flatten(1)[..., None]
+        if self.channels:
+            return value.movedim(1, 0).flatten(1)[..., None]
+        return value.flatten(-op.parameters["weight"].dim()).movedim(-1, 0).flatten(1)[..., None]
 
     def changes(self, parameters: Mapping[str, Tensor], matrix: Tensor) -> dict[str, Tensor]:
         return _unpacked(parameters, matrix)
+
+
+def by_statistics(op: Op) -> Tensor:
+    """x̂ of a batch norm in evaluation mode."""
+    mean, variance = op.parameters["running_mean"], op.parameters["running_var"]
+    shape = (1, -1, *[1] * (op.anchor.dim() - 2))
+    return (op.anchor - mean.reshape(shape)) * (variance + op.attributes["eps"]).rsqrt().reshape(shape)
+
+
+def by_layer(op: Op) -> Tensor:
+    """x̂ of a layer norm."""
+    return F.layer_norm(op.anchor, list(op.attributes["normalized_shape"]), eps=op.attributes["eps"])
+
+
+def by_size(op: Op) -> Tensor:
+    """x̂ of a root-mean-square norm."""
+    return F.rms_norm(op.anchor, list(op.attributes["normalized_shape"]), eps=op.attributes["eps"])
+
+
+def by_group(op: Op) -> Tensor:
+    """x̂ of a group norm."""
+    return F.group_norm(op.anchor, op.attributes["num_groups"], eps=op.attributes["eps"])
 
 
 def _channel_groups(value: Tensor, groups: int) -> Tensor:
