@@ -101,6 +101,10 @@ def grid(batch: int) -> Tensor:
     return torch.rand(batch, 3, 4, 2, dtype=F64) * 2 - 1
 
 
+def volume(batch: int) -> Tensor:
+    return torch.rand(batch, 2, 2, 3, 3, dtype=F64) * 1.6 - 0.8
+
+
 def given(*makes: Any) -> Callable[[int], tuple[Any, ...]]:
     """Arguments by batch size: a function makes one, a list holds functions, anything else is itself."""
 
@@ -140,6 +144,20 @@ AFFINE = [
     Held("cat-last", ATEN.cat.default, given([A, normal(5, 2)], -1), 1),
     *[Held(f"stack-{i}", ATEN.stack.default, given([A, A], 2), i) for i in range(2)],
     Held("stack-last", ATEN.stack.default, given([A, A], -1), 0),
+    *[
+        Held(key, getattr(ATEN, key).default, given([A, normal(5, 6)], 2), 1)
+        for key in ("concat", "concatenate")
+    ],
+    *[
+        Held(key, getattr(ATEN, key).default, given([A, A]), 1)
+        for key in ("hstack", "dstack", "column_stack")
+    ],
+    Held("index_copy", ATEN.index_copy.default, given(A, 1, lambda b: torch.tensor([0, 2]), normal(2, 6)), 3),
+    Held("masked_scatter", ATEN.masked_scatter.default, given(A, lambda b: torch.arange(5)[:, None] > 2, A)),
+    *[
+        Held(f"diagonal_scatter-{i}", ATEN.diagonal_scatter.default, given(A, normal(5), 0, 1, 2), i)
+        for i in (0, 1)
+    ],
     Held("masked_fill", ATEN.masked_fill.Scalar, given(A, mask, 3.0)),
     Held("gather", ATEN.gather.default, given(A, 1, index)),
     Held("take_along_dim", torch.take_along_dim, given(A, index, 1)),
@@ -223,8 +241,15 @@ AFFINE = [
         2,
     ),
     Held("grid_sampler", ATEN.grid_sampler.default, given(normal(2, 5, 6), grid, 0, 0, False)),
+    Held("grid_sampler_2d", ATEN.grid_sampler_2d.default, given(normal(2, 5, 6), grid, 1, 1, True)),
+    Held("grid_sampler_3d", ATEN.grid_sampler_3d.default, given(normal(2, 3, 4, 3), volume, 0, 0, False)),
+    Held("grid_sample", F.grid_sample, given(normal(2, 5, 6), grid, "bilinear", "border", False)),
+    Held("cross", ATEN.cross.default, given(normal(5, 3), normal(5, 3), 2)),
 ]
 CURVED = [
+    Held(
+        "copy", ATEN.copy.default, given(A, COLUMN), 1, affine=False
+    ),  # torch has no derivative to compare with
     Held("div-below", ATEN.div.Tensor, given(A, positive(5, 6)), 1, affine=False),
     Held("div-below-spread", ATEN.div.Tensor, given(A, positive(5, 1)), 1, affine=False),
     Held("addcdiv-below", ATEN.addcdiv.default, given(A, A, positive(5, 6)), 2, affine=False),
@@ -258,6 +283,9 @@ WHOLE = [
     Held("softmin", F.softmin, given(A, 1), affine=False),
     Held("upsample-aa", ATEN._upsample_bilinear2d_aa.default, given(normal(2, 5, 6), [3, 3], False)),
     Held("upsample-bicubic-aa", ATEN._upsample_bicubic2d_aa.default, given(normal(2, 5, 6), [7, 7], False)),
+    Held("lp_pool3d", F.lp_pool3d, given(normal(2, 4, 4, 5), 2, 2), affine=False),
+    Held("upsample-exact-1d", ATEN._upsample_nearest_exact1d.default, given(normal(2, 5), [7])),
+    Held("upsample-exact-3d", ATEN._upsample_nearest_exact3d.default, given(normal(2, 3, 4, 3), [5, 6, 4])),
     Held("upsample-exact", ATEN._upsample_nearest_exact2d.default, given(normal(2, 5, 6), [7, 9])),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 
 import pytest
@@ -12,12 +13,13 @@ import test_pooling_rules
 import test_reduction_rules
 import test_simplex_rules
 import torch
+from held_cases import AFFINE, CURVED, WHOLE
 from rule_samples import ALL
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxinvert
-from fxinvert.rules import Kind
+from fxinvert.rules import Inverse, Kind, Op
 from fxinvert.testing import check_rule
 
 ATEN = torch.ops.aten
@@ -51,6 +53,8 @@ OTHERS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
 NOT_ALONE = """
 addmv baddbmm bmm mv gather expand_as reshape_as view_as broadcast_to flipud t numpy_T matrix_H
 """.split()
+#: functions of torchvision
+WRAPPED = [key for key in fxinvert.default_rules() if key.startswith("torchvision.")]
 #: changes of type, which `check_rule` does not make
 CASTS = "bfloat16 float half type".split()
 
@@ -70,7 +74,25 @@ def test_every_rule_is_tried() -> None:
     tried |= {
         key for key, rule in rules.items() if rule.kind is Kind.ELEMENTWISE
     }  # test_elementwise_rules.py
-    assert set(rules) - tried == {*OTHERS, *NOT_ALONE, *CASTS}
+    tried |= {rules.key(case.function) for case in (*AFFINE, *CURVED, *WHOLE)}
+    assert set(rules) - tried == {*OTHERS, *CASTS, *WRAPPED, *(set(NOT_ALONE) - tried)}
+
+
+@pytest.mark.parametrize("key", WRAPPED)
+def test_functions_of_torchvision(key: str) -> None:
+    torchvision = pytest.importorskip("torchvision", reason="the function is torchvision's")
+    del torchvision
+    module, _, name = key.rpartition(".")
+    function = getattr(importlib.import_module(module), name)
+    batch = torch.randn(3, 5, 5, 4, dtype=torch.float64)
+    calls = {"stochastic_depth": lambda x: function(x, 0.3, "row", False), "_patch_merging_pad": function}
+    rules = fxinvert.default_rules()
+    y = calls[name](batch)
+    op = Op(key, key, {"x": batch}, y, {}, {}, calls[name])
+    target = calls[name](torch.randn_like(batch))
+    found = rules[key].invert(op, target)
+    assert isinstance(found, Inverse)
+    torch.testing.assert_close(calls[name](found.target), target)
 
 
 @pytest.mark.parametrize("key", OTHERS)

@@ -6,6 +6,8 @@ the input's to reach: it stays in the residual.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -57,6 +59,14 @@ def written(op: Op, target: Tensor) -> Inverse:
     return invert_movement(op, target) if reduce is None else invert_matrix_free(op, target)
 
 
+def copied(op: Op, target: Tensor) -> Inverse:
+    """What is copied is spread over what it is copied to; nothing is left of that."""
+    if "src" not in op.anchors:
+        raise NoRuleError(f"node {op.name!r}, {op.key}: what is written over has no influence on the result")
+    # torch cannot differentiate it under its own name
+    return invert_movement(replace(op, evaluate=lambda x: x.expand(target.shape)), target)
+
+
 def added(op: Op, target: Tensor) -> Inverse:
     """The base takes all that is missing; values that are added to one place share it equally."""
     if "self" in op.anchors:
@@ -74,8 +84,9 @@ def rules() -> list[Rule]:
         *[Rule(key, joined, Kind.MOVES) for key in ("cat", "concat", "concatenate")],
         Rule("stack", stacked, Kind.MOVES),
         *[moves(key) for key in ("hstack", "dstack", "column_stack")],
-        *[Rule(key, written, Kind.MOVES) for key in ("scatter", "index_copy", "index_put", "copy")],
+        *[Rule(key, written, Kind.MOVES) for key in ("scatter", "index_copy", "index_put")],
         *[moves(key) for key in ("masked_scatter", "select_scatter", "slice_scatter", "diagonal_scatter")],
+        Rule("copy", copied, Kind.MOVES),
         Rule("scatter_add", added, Kind.CLOSED_FORM),
         Rule("index_add", added, Kind.CLOSED_FORM),
         Rule("diff", invert_by_autograd, Kind.AFFINE),
