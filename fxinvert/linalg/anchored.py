@@ -91,9 +91,9 @@ def solve_anchored(factor: Factor, r: Tensor, settings: SolveSettings) -> Correc
             max(part.iterations for part in parts),
             factor.condition,
         )
-    solution = factor.solve(r, 0.0)
-    value, iterations = solution.correction, solution.iterations
     limit = settings.limit(r.dtype)
+    solution = factor.solve(r, 0.0, limit)
+    value, iterations = solution.correction, solution.iterations
     if solution.converged is None and factor.condition is not None and 2 * factor.condition <= limit:
         # no correction is amplified by more than the condition, which may be known to a few per cent only
         return Correction(value, r.new_zeros(len(r), dtype=torch.bool), 0.0, iterations, factor.condition)
@@ -109,30 +109,33 @@ def solve_anchored(factor: Factor, r: Tensor, settings: SolveSettings) -> Correc
     return Correction(value, damped, damping, iterations, factor.condition)
 
 
-def solve_diagonal(scale: Tensor, r: Tensor, settings: SolveSettings) -> Correction:
+def solve_diagonal(
+    scale: Tensor, r: Tensor, settings: SolveSettings, *, overwrite: bool = False
+) -> Correction:
     """The same for y = s ⊙ x, entry by entry: s / (s² + λ); zeros of s get no correction.
 
     Args:
         scale: s, of any shape that broadcasts to `r`: one for all samples, or one for each.
         r: `(B, …)`, target − output.
         settings: κ.
+        overwrite: whether the correction may take the place of r.
     """
-    scale = scale.reshape((1,) * (r.dim() - scale.dim()) + scale.shape)
+    scale, limit = scale.reshape((1,) * (r.dim() - scale.dim()) + scale.shape), settings.limit(r.dtype)
     size, zero = scale.abs(), scale == 0
     pruned = bool(zero.any())
-    # a true division: its rounding returns the anchor's own neighbour, a reciprocal's does not
-    value = torch.where(zero, 0, r / torch.where(zero, 1, scale)) if pruned else r / scale
-    largest, smallest = (
-        flat(size).amax(1),
-        flat(torch.where(zero, torch.inf, size) if pruned else size).amin(1),
-    )
+    smallest = flat(torch.where(zero, torch.inf, size) if pruned else size).amin(1)
+    largest = flat(size).amax(1)
     condition = _largest(largest / smallest) or None
-    if condition is not None and condition <= settings.limit(
-        r.dtype
-    ):  # nothing can be blown up more than that
-        return Correction(value, largest.new_zeros(r.shape[:1], dtype=torch.bool), 0.0, 0, condition)
+    # nothing is blown up more than by the condition
+    tame = condition is not None and condition <= limit
+    # a true division: its rounding returns the anchor's own neighbour, a reciprocal's does not
+    value = torch.div(r, torch.where(zero, 1, scale), out=r if overwrite and tame else None)
+    if pruned:
+        value = torch.where(zero, 0, value)
+    if tame:
+        return Correction(value, zero.new_zeros(len(r)), 0.0, 0, condition)
     amplified = _amplified(largest, value, r, settings)
-    damping = torch.where(amplified, (largest / settings.limit(r.dtype)) ** 2, 0)
+    damping = torch.where(amplified, (largest / limit) ** 2, 0)
     if bool(amplified.any()):
         per_row = damping.reshape(-1, *[1] * (r.dim() - 1))
         value = torch.where(per_row > 0, r * (scale / (scale.square() + per_row)), value)

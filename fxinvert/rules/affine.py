@@ -79,8 +79,10 @@ def invert_affine(
 def invert_diagonal(op: Op, target: Tensor, scale: Tensor) -> Inverse:
     """The same for y = scale ⊙ x + constant; `scale` broadcasts to the anchor, one for all samples or one for each."""
     missing = shortfall(op, target)
-    solved = solve_diagonal(scale.to(missing.dtype), missing, op.settings)
-    return moved(op, target, solved.value, solved)
+    solved = solve_diagonal(scale.to(missing.dtype), missing, op.settings, overwrite=True)
+    # in place: a new tensor costs more than the sum
+    value = solved.value.add_(op.anchor).to(op.anchor.dtype)
+    return _certified(op, target, value, solved)
 
 
 def invert_by_autograd(op: Op, target: Tensor) -> Inverse:
@@ -116,15 +118,17 @@ def _factorized(op: Op, operator: Callable[[], LinearOperator]) -> Factor:
 
 def moved(op: Op, target: Tensor, correction: Tensor, solved: Correction) -> Inverse:
     """The anchor with its correction, and the certificate, measured on what is returned."""
-    anchor = op.anchor
+    return _certified(op, target, (op.anchor + correction).to(op.anchor.dtype), solved)
 
+
+def _certified(op: Op, target: Tensor, value: Tensor, solved: Correction) -> Inverse:
     def facts(found: Tensor) -> dict[str, Any]:
         if bool(solved.damped.any()):
             status = Status.DAMPED
         elif not reached(relative(found - target, target), target.dtype):
             status = Status.LEAST_SQUARES
         else:
-            status = Status.NEAREST if anchor.numel() > target.numel() else Status.EXACT
+            status = Status.NEAREST if value.numel() > target.numel() else Status.EXACT
         return {
             "status": status,
             "damping": solved.damping,
@@ -132,4 +136,4 @@ def moved(op: Op, target: Tensor, correction: Tensor, solved: Correction) -> Inv
             "condition": solved.condition,
         }
 
-    return certified(op, target, (anchor + correction).to(anchor.dtype), facts)
+    return certified(op, target, value, facts)
