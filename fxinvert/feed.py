@@ -105,8 +105,14 @@ class Feed:
         Raises:
             DataError: it is another.
         """
-        if self.ordered:
-            self._compare(self.counts[index].fingerprint, found)
+        before = self.counts[index].fingerprint
+        if not self.ordered or before == found:
+            return
+        if before.inputs == found.inputs and before.pairs != found.pairs:
+            problem = "has other labels"
+        else:
+            problem = f"is not the same in chunk {index}: its loader shuffles (give it shuffle=False), augments, or has changed"
+        raise self._differs(problem)
 
     def check_total(self, found: Fingerprint) -> None:
         """Compares a whole pass with what the survey saw; the order may be another.
@@ -114,32 +120,20 @@ class Feed:
         Raises:
             DataError: samples or labels are others. Inputs alone may be: they are where a loader augments them.
         """
-        if not self.ordered and found.inputs == self.total.inputs:
-            self._compare(self.total, Fingerprint(**vars(found) | {"ordered": self.total.ordered}))
-        elif not self.ordered:
-            self._compare(
-                self.total,
-                Fingerprint(
-                    found.samples, self.total.inputs, found.labels, self.total.pairs, self.total.ordered
-                ),
-            )
+        before = self.total
+        if before.samples != found.samples:
+            raise self._differs(f"has {found.samples} samples where there were {before.samples}")
+        if before.labels != found.labels or (before.inputs == found.inputs and before.pairs != found.pairs):
+            raise self._differs("has other labels")
 
     @property
     def _what(self) -> str:
         return f"{self.name}_data"
 
-    def _compare(self, before: Fingerprint, now: Fingerprint) -> None:
-        if before == now:
-            return
-        if before.samples != now.samples:
-            problem = f"has {now.samples} samples where there were {before.samples} in the first pass"
-        elif before.labels != now.labels or (before.inputs == now.inputs and before.pairs != now.pairs):
-            problem = "has other labels than in the first pass"
-        elif before.inputs != now.inputs:
-            problem = "has other inputs than in the first pass (random augmentation does that)"
-        else:
-            problem = "comes in another order than in the first pass; give the loader shuffle=False"
-        raise DataError(f"{self._what} {problem}. Every pass must give the same samples")
+    def _differs(self, problem: str) -> DataError:
+        return DataError(
+            f"{self._what} {problem} in a later pass than in the first; every pass must give the same samples"
+        )
 
 
 def survey(name: str, context: Context, executor: Executor, ordered: bool, count_all: Any) -> Feed:

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from fxinvert.errors import DataError
+from fxinvert.heads import Heads
 from fxinvert.output_target import OutputTarget, regression
 from fxinvert.passes.capture import attribute, evaluating
 from fxinvert.passes.plan import Segment
@@ -115,7 +116,7 @@ def fit_jointly(
     moving = {name for node in batch_norms(context) for name in statistics_of(context, node)}
     buffers = {name: context.tensors[name].detach().clone() for name in sorted(moving)}
     given, optimize = given_by(context, {**leaves, **buffers}), optimizer.over(leaves.values())
-    task_average, distance_average = Average(), Average()
+    task_average, distance_average, heads = Average(), Average(), Heads.of(context.graph)
     with evaluating(context.graph):
         for batch in optimizer.steps(batches):
             with torch.no_grad():
@@ -123,7 +124,8 @@ def fit_jointly(
                 target = inverse.targets(values, batch.labels, [cut])[cut] if alpha else values[cut]
             with torch.enable_grad():
                 reached = replay(context, values, given, inverse.output_node, training=len(batch) > 1)
-                task = task_loss(reached[inverse.output_node], batch.labels)
+                pairs = heads.pairs(reached[inverse.output_node], batch.labels)
+                task = torch.stack([task_loss(*pair) for pair in pairs]).sum()
                 distance = F.mse_loss(reached[cut], target)
                 averages = task_average.add(task.item()), distance_average.add(distance.item())
                 loss = task + target_weight(alpha, *averages) * distance

@@ -95,10 +95,14 @@ def _shares(proposal: Proposal, share: Share) -> Sizes:
 
 
 def _search(proposals: Sequence[Proposal], index: int, measure: Measure, start: Metrics) -> Judged:
-    """Settles the size of one update after the other, the later ones 0 until it is their turn."""
+    """Settles the size of one update after the other, those whose turn has not come yet 0.
+
+    The last comes first: nearest to the output an update does what it promises, and the earlier ones, whose promises
+    hold only nearby, then add what is left to gain.
+    """
     count = len(proposals[index])
     found = Judged(Candidate(index, (0.0,) * count), start)
-    for i in range(count):
+    for i in reversed(range(count)):
         sizes = found.candidate.sizes
         tried = [Candidate(index, (*sizes[:i], step, *sizes[i + 1 :])) for step in STEPS]
         found = _best(proposals, tried, measure, found)

@@ -1,0 +1,346 @@
+"""Methods and schedules: what each promises, whatever the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from runs import data, network, train, weights
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fxinvert
+from fxinvert import CutError, DataError, models
+from fxinvert.output_target import output_target
+from fxinvert.passes.plan import Segment
+from fxinvert.scheduling import waves
+from fxinvert.training import ClosedForm, Gradient, Joint, Optimizer, Proposal, Update, Work
+from fxinvert.training.chunks import source_of
+from fxinvert.training.closed_form import sums
+from fxinvert.training.context import Context
+from fxinvert.training.data import Batches
+from fxinvert.training.gradient import fit_segment
+from fxinvert.training.joint import Average, fit_jointly, target_weight
+from fxinvert.training.recalibrate import moments
+
+QUICK = Optimizer(epochs=1)
+EVERY_METHOD = [
+    ClosedForm(),
+    ClosedForm(every=80),
+    ClosedForm(error="weighted"),
+    ClosedForm(ops="in_turn"),
+    Gradient(QUICK),
+    Gradient(Optimizer("SGD", 0.1, {"momentum": 0.9}, epochs=1), loss="weighted"),
+    Joint(alpha=0.3, optimizer=QUICK),
+]
+
+
+def context_of(model: nn.Module, samples: Any = None) -> tuple[Context, Batches]:
+    given = data() if samples is None else samples
+    return Context(model, {"train": source_of(given)}), Batches(given, torch.device("cpu"))
+
+
+def with_norm() -> nn.Module:
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        nn.Linear(6, 12), nn.BatchNorm1d(12), nn.Tanh(), nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+    )
+    return model.eval()
+
+
+@pytest.mark.parametrize("method", EVERY_METHOD, ids=repr)
+@pytest.mark.parametrize("inputs", ["updated", "original"])
+def test_every_method_learns_and_harms_nothing(method: Any, inputs: str) -> None:
+    result = train(method=method, inputs=inputs)
+    assert result.final.loss < result.baseline.loss
+    assert result.final.no_worse_than(result.baseline)
+    for record in result.history:
+        assert record.after.loss <= record.before.loss
+
+
+@pytest.mark.parametrize("method", EVERY_METHOD, ids=repr)
+def test_wrong_labels_harm_nothing(method: Any) -> None:
+    good = train().model
+    wrong = [(x, y.flip(0)) for x, y in data()]
+    result = fxinvert.post_train(good, wrong, validation_data=data(), method=method, sweeps=1)
+    assert result.final.no_worse_than(result.baseline)
+
+
+@pytest.mark.parametrize("share", ["searched", "equal", "explained", "none"])
+def test_every_way_to_share_learns_and_harms_nothing(share: str) -> None:
+    result = train(schedule="parallel", share=share)
+    assert result.final.loss < result.baseline.loss
+    sizes = [sum(record.sizes.values()) for record in result.history]
+    if share in ("equal", "explained"):
+        assert max(sizes) <= 1 + 1e-9
+
+
+def test_parallel_comes_within_a_point_of_sequential_after_twice_the_sweeps() -> None:
+    digits = models.digits()
+    batches = models.batches(digits.x_train, digits.y_train)
+    model = models.load("digits_mlp", "early")
+    one_by_one = fxinvert.post_train(model, batches, sweeps=2)
+    together = fxinvert.post_train(model, batches, schedule="parallel", sweeps=4)
+    assert together.final.accuracy is not None
+    assert one_by_one.final.accuracy is not None
+    assert together.final.accuracy >= one_by_one.final.accuracy - 0.01
+    assert together.final.no_worse_than(together.baseline)
+
+
+def test_parallel_trains_all_from_one_snapshot() -> None:
+    """The statistics of the second segment are the same whatever the first one's update."""
+    undamped: dict[str, Any] = {"method": ClosedForm(damping=0.0), "sweeps": 1}
+    together = train(schedule="parallel", **undamped)
+    alone = train(schedule="single", only="2", **undamped)
+    assert together.history[0].explained["2"] == alone.history[0].explained["2"]
+
+
+def test_original_inputs_are_those_of_the_sweeps_beginning() -> None:
+    undamped: dict[str, Any] = {"method": ClosedForm(damping=0.0), "sweeps": 1}
+    alone = train(schedule="single", only="2", **undamped)
+    original = train(inputs="original", **undamped)
+    updated = train(inputs="updated", **undamped)
+    assert original.history[1].explained == alone.history[0].explained
+    assert updated.history[1].explained != alone.history[0].explained
+
+
+def test_ops_in_turn_are_ops_as_segments() -> None:
+    graph = fxinvert.trace(network(), data()[0][0])
+    whole = fxinvert.partition(graph, segments=1)
+    assert weights(train(plan=whole, method=ClosedForm(ops="in_turn"))) == weights(train())
+
+
+def test_recursive_solutions_use_all_samples_so_far() -> None:
+    """On an affine model with its regression target, recursive least squares ends where one solve of all data does."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 6, generator=generator, dtype=torch.float64)
+    y = x @ torch.randn(6, 3, generator=generator, dtype=torch.float64) + torch.randn(
+        400, 3, generator=generator
+    )
+    batches = list(zip(torch.split(x, 20), torch.split(y, 20), strict=True))
+    settings: dict[str, Any] = {"sweeps": 1, "chunk": 2, "validation_data": batches}
+    once = fxinvert.post_train(nn.Linear(6, 3).double(), batches, method=ClosedForm(0.0), **settings)
+    torch.manual_seed(0)
+    often = fxinvert.post_train(
+        nn.Linear(6, 3).double(), batches, method=ClosedForm(0.0, every=100), **settings
+    )
+    assert len(often.history) == 4
+    assert all(record.step == 1 for record in often.history)
+    assert torch.allclose(once.model.weight, often.model.weight)  # type: ignore[arg-type]
+
+
+def test_weighted_errors_weigh_by_what_the_output_feels() -> None:
+    """A layer before a ReLU that is shut for some samples: those samples' errors there do not count."""
+    model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.ReLU(), nn.Linear(1, 1, bias=False)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, 0.0]]))  # type: ignore[operator]
+    x = torch.tensor([[1.0, 2.0], [-1.0, 5.0]], dtype=torch.float64)
+    context, batches = context_of(model, [(x, torch.ones(2, 1, dtype=torch.float64))])
+    target = output_target("regression")
+    (gram,) = (
+        value.gram[0]
+        for value in sums(
+            context, batches, output_target=target, paths=["0"], satisfied_weight=1.0, weighted=True
+        ).values()
+    )
+    open_only = x[0][:, None] * x[0]
+    assert torch.allclose(gram / gram[0, 0], open_only / open_only[0, 0])
+
+
+def test_no_gradient_crosses_a_cut() -> None:
+    context, batches = context_of(network())
+    before = context.state()
+    changes, explained = fit_segment(
+        context,
+        batches,
+        output_target=output_target("cross_entropy"),
+        exit_path="2",
+        names=["2.weight", "2.bias"],
+        optimizer=QUICK,
+        satisfied_weight=1.0,
+    )
+    assert set(changes) == {"2.weight", "2.bias"}
+    assert all(change.abs().max() > 0 for change in changes.values())
+    assert explained <= 1
+    assert all(torch.equal(value, before[name]) for name, value in context.state().items())
+    assert all(parameter.grad is None for parameter in context.graph.parameters())
+
+
+def test_joint_training_without_a_target_is_plain_fine_tuning() -> None:
+    """α = 0 is what a loop with cross-entropy and AdamW gives, in training mode, step by step."""
+    optimizer = Optimizer(learning_rate=1e-2, epochs=2, batch_size=16, options={"weight_decay": 0.05})
+    context, batches = context_of(with_norm())
+    changes = fit_jointly(
+        context,
+        batches,
+        output_target=output_target("nearest"),
+        exit_path="5",
+        alpha=0.0,
+        optimizer=optimizer,
+    )
+    model = with_norm().train()
+    usual = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.05)
+    for batch in optimizer.steps(batches):
+        usual.zero_grad()
+        F.cross_entropy(model(*batch.inputs), batch.labels).backward()  # type: ignore[no-untyped-call]
+        usual.step()
+    begun = with_norm().state_dict()
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            assert torch.allclose(begun[name] + changes[name], value, atol=1e-6), name
+
+
+def test_joint_training_freezes_what_comes_after_the_cut() -> None:
+    context, batches = context_of(with_norm())
+    changes = fit_jointly(
+        context, batches, output_target=output_target("nearest"), exit_path="2", alpha=0.3, optimizer=QUICK
+    )
+    # batch-norm statistics move everywhere, parameters up to the cut only
+    assert {name for name in changes if not name.split(".")[1].startswith("running")} == {
+        "0.weight",
+        "0.bias",
+        "1.weight",
+        "1.bias",
+    }
+    assert {"1.running_mean", "4.running_var"} <= set(changes)
+
+
+def test_the_weight_of_the_target_is_the_papers() -> None:
+    average = Average()
+    assert [average.add(value) for value in (2.0, 1.0)] == [2.0, pytest.approx(1.9)]
+    assert target_weight(0.1, 2.0, 0.5) == pytest.approx(0.4)
+    assert target_weight(0.1, 2.0, 0.0) == 10.0
+    assert target_weight(0.1, 0.0, 0.5) == 1e-5
+    assert target_weight(0.0, 2.0, 0.5) == 0.0
+
+
+def test_joint_training_of_several_segments_at_once_is_refused() -> None:
+    with pytest.raises(DataError, match="everything up to a cut"):
+        train(method="joint", schedule="parallel")
+
+
+def test_recalibration_estimates_the_statistics_of_the_data() -> None:
+    x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)).eval()
+    context, batches = context_of(model, [(x[:40], torch.zeros(40).long()), (x[40:], torch.zeros(24).long())])
+    mean, variance = moments(context, batches)["0"].mean_and_variance
+    assert torch.allclose(mean, x.double().mean(0), atol=1e-6)
+    assert torch.allclose(variance, x.double().var(0, unbiased=False), atol=1e-5)
+    assert torch.equal(model[0].running_mean, torch.zeros(3))  # type: ignore[arg-type]
+
+
+def test_recalibration_mends_statistics_that_are_off() -> None:
+    model = with_norm()
+    fitted = fxinvert.post_train(model, data(), sweeps=1, recalibrate=True)
+    assert "1.running_mean" in fitted.changed
+    assert fitted.final.loss < fxinvert.post_train(model, data(), sweeps=1).baseline.loss
+
+
+class Shrinking:
+    """A user's own method: makes the weights a bit smaller."""
+
+    name = "shrinking"
+
+    def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal]]:
+        tensors = work.context.tensors
+        yield [
+            [Update(s.name, {name: -0.1 * tensors[name].detach() for name in s.parameters}) for s in segments]
+        ]
+
+
+def test_users_can_bring_their_own_method() -> None:
+    result = train(method=Shrinking())
+    assert result.final.no_worse_than(result.baseline)
+    assert result.history
+
+
+def test_sweeps_end_early_when_they_bring_too_little() -> None:
+    ran = [
+        max(r.sweep for r in train(sweeps=9, least_gain=g, patience=p).history)
+        for g, p in ((0.9, 1), (0.9, 3))
+    ]
+    assert ran == [2, 4]
+
+
+# schedules
+
+
+class Fork(nn.Module):
+    """Two branches between a first and a last layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.left, self.right, self.last = (nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.first(x))
+        result: Tensor = self.last(torch.tanh(self.left(x)) + torch.tanh(self.right(x)))
+        return result
+
+
+def test_waves_hold_segments_that_do_not_feed_one_another() -> None:
+    graph = fxinvert.trace(Fork(), torch.randn(2, 6))
+    named = {segment.name: segment for segment in fxinvert.partition(graph).segments}
+    example = next(iter(named.values()))
+    own = {name: [n.meta["path"] for n in graph.graph.nodes if n.meta.get("path") == name] for name in
+           ("first", "left", "right", "last")}  # fmt: skip
+    plan = fxinvert.Plan(
+        tuple(
+            Segment(**vars(example) | {"name": name, "nodes": tuple(paths), "trained": (name,)})
+            for name, paths in own.items()
+        )
+    )
+    names = [[segment.name for segment in wave] for wave in waves(plan, "waves", graph.graph)]
+    assert names == [["first"], ["left", "right"], ["last"]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"only": "3"}, CutError, "no segment '3' to train: there is none; there are 0, 2"),
+        ({"only": ["0", "0"]}, CutError, "named twice"),
+        ({"schedule": "single"}, DataError, "say which of 0, 2"),
+        ({"schedule": "random"}, DataError, "known are sequential, parallel, waves, single"),
+        ({"inputs": "both"}, DataError, "unknown inputs 'both'; known are updated, original"),
+        ({"share": "half"}, DataError, "unknown share 'half'"),
+        ({"sweeps": "3"}, DataError, "sweeps='3' is str; a whole number is needed"),
+        ({"sweeps": True}, DataError, "sweeps=True is bool"),
+        ({"patience": 0}, DataError, "at least 1"),
+        ({"method": "magic"}, DataError, "known are closed_form, gradient, joint"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        train(**settings)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Optimizer("Nadamax"),
+        lambda: Optimizer(learning_rate=0),
+        lambda: ClosedForm(every=0),
+        lambda: ClosedForm(error="loud"),  # type: ignore[arg-type]
+        lambda: Gradient(loss="loud"),  # type: ignore[arg-type]
+        lambda: Joint(alpha=-1),
+    ],
+)
+def test_bad_settings_of_methods_are_refused(make: Any) -> None:
+    with pytest.raises(DataError):
+        make()
+
+
+def test_segments_of_the_same_name_are_refused() -> None:
+    graph = fxinvert.trace(network(), data()[0][0])
+    (first, _) = fxinvert.partition(graph).segments
+    with pytest.raises(CutError, match="several segments of the name 0"):
+        train(plan=fxinvert.Plan((first, first)))
+
+
+def test_a_plan_for_a_wider_model_is_refused_with_what_differs() -> None:
+    wide = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 3))
+    plan = fxinvert.partition(fxinvert.trace(wide, data()[0][0]))
+    with pytest.raises(CutError, match="segment '0' has 140 parameters there and 84 here"):
+        train(plan=plan)
