@@ -106,7 +106,7 @@ def test_a_batch_is_solved_in_parts_where_memory_is_short(method: Method) -> Non
     asked: list[int] = []
     whole, solve = solve_anchored(factor, r, SolveSettings()), factor.solve
 
-    def counted(r: Tensor, damping: float) -> object:
+    def counted(r: Tensor, damping: float, limit: float = 0.0) -> object:
         asked.append(len(r))
         return solve(r, damping)
 

@@ -160,7 +160,7 @@ class GramFactor(Factor):
         shift = f", shifted by {level.shift:.1e} and refined" if level.shift else ""
         return f"{self._method} of {side} in {str(level.inverse.dtype).removeprefix('torch.')}{shift}"
 
-    def solve(self, r: Tensor, damping: float) -> Solution:
+    def solve(self, r: Tensor, damping: float, limit: float = math.inf) -> Solution:
         if not self.largest:
             return Solution(r.new_zeros(len(r), *self._operator.in_shape))
         level = self._level(damping)
@@ -172,7 +172,7 @@ class GramFactor(Factor):
             return Solution(x.to(r.dtype))
         y, x, right = y.double(), x.double(), r.double()
         if level.shift:
-            x, steps, converged = self._conjugate(level, right, x, damping, r.dtype)
+            x, steps, converged = self._conjugate(level, right, x, damping, r.dtype, limit)
         else:
             x, steps, converged = self._refined(level, right, y, x, damping, r.dtype)
         return Solution(x.to(r.dtype), steps, converged)
@@ -203,7 +203,7 @@ class GramFactor(Factor):
                 y[active] += change
 
     def _conjugate(
-        self, level: _Level, r: Tensor, x: Tensor, damping: float, dtype: torch.dtype
+        self, level: _Level, r: Tensor, x: Tensor, damping: float, dtype: torch.dtype, limit: float
     ) -> tuple[Tensor, int, Tensor]:
         """Conjugate gradients on the normal equations from x, the shifted inverse as preconditioner.
 
@@ -223,6 +223,7 @@ class GramFactor(Factor):
         p, gamma = torch.zeros_like(s), r.new_full((len(r),), torch.inf)
         while True:
             done = self._done(rho, s, r[active], x[active], dtype)
+            done |= self.largest * _norm(x[active]) > limit * _norm(r[active])
             converged[active] = done | self._arrived(rho, r[active], dtype)
             active, rho, s, p, gamma = (v[~done] for v in (active, rho, s, p, gamma))
             if not len(active) or steps == ITERATIONS:

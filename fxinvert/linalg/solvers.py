@@ -56,8 +56,14 @@ class Factor(ABC):
         """How it solves, in a few words."""
 
     @abstractmethod
-    def solve(self, r: Tensor, damping: float) -> Solution:
-        """A⁺_λ r for `r` of shape `(B, *out_shape)` and λ = `damping`."""
+    def solve(self, r: Tensor, damping: float, limit: float = math.inf) -> Solution:
+        """A⁺_λ r for `r` of shape `(B, *out_shape)` and λ = `damping`.
+
+        Args:
+            r: the right-hand sides.
+            damping: λ.
+            limit: an iteration need not go on with a correction d for which σ_max‖d‖ > limit · ‖r‖.
+        """
 
 
 class SpectralFactor(Factor):
@@ -100,7 +106,7 @@ class SpectralFactor(Factor):
         applied = "by its factors" if self._inverse is None else "as one matrix where nothing is damped"
         return f"singular value decomposition in float64, applied {applied}"
 
-    def solve(self, r: Tensor, damping: float) -> Solution:
+    def solve(self, r: Tensor, damping: float, limit: float = math.inf) -> Solution:
         rows = flat(r).double()
         if self._inverse is not None and not damping:
             correction = rows @ self._inverse.T
@@ -129,7 +135,7 @@ class IterativeFactor(Factor):
     def explain(self) -> str:
         return f"conjugate gradients on the normal equations, at most {self.limit} iterations"
 
-    def solve(self, r: Tensor, damping: float) -> Solution:
+    def solve(self, r: Tensor, damping: float, limit: float = math.inf) -> Solution:
         tolerance = 1e-12 if r.dtype == torch.float64 else 1e-6
         found = cgls(
             self.operator,
@@ -139,6 +145,7 @@ class IterativeFactor(Factor):
             tolerance=tolerance,
             small_enough=tolerance * _dot(r, r).sqrt(),
             limit=self.limit,
+            amplified=limit,
         )
         return Solution(found.correction, int(found.iterations.max()) if len(r) else 0, found.converged)
 
@@ -174,6 +181,7 @@ def cgls(
     limit: int | Tensor,
     slope: Tensor | float = 0.0,
     skip: Tensor | None = None,
+    amplified: float = math.inf,
 ) -> Gradients:
     """Batched conjugate gradients on the normal equations, started at zero (CGLS, Björck 1996, §7.4).
 
@@ -187,6 +195,7 @@ def cgls(
         limit: on the number of iterations; may be `(B,)`.
         slope: `(B,)`, or where ‖Aᵀ ρ − λ d‖ ≤ slope · ‖Aᵀ r‖.
         skip: `(B,)`, rows that are not solved; they get 0.
+        amplified: a row is done where σ_max‖d‖ > amplified · ‖r‖: a shorter correction is going to be asked for.
     """
     x = torch.zeros(len(r), *operator.in_shape, dtype=r.dtype, device=r.device)
     dual, residual, s = torch.zeros_like(r), r, operator.adjoint(r)
@@ -213,6 +222,8 @@ def cgls(
         converged = (
             converged | (renewed <= (tolerance * largest).square() * size) | (renewed <= start * slope**2)
         )
+        if amplified < math.inf:
+            converged = converged | (largest.square() * _dot(x, x) > amplified**2 * _dot(r, r))
         beta = torch.where(converged, 0, renewed / torch.where(converged, 1, gamma))
         p, u = s + _rows(beta, p) * p, residual - _rows(damping, dual) * dual + _rows(beta, u) * u
         gamma = renewed

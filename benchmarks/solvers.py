@@ -1,0 +1,77 @@
+"""Solves of linear layers against their forward product, and the paper's grid of convolutions against the exact answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import Ratio, ratio, seconds
+from fxinvert.linalg import Convolution, Dense, SolveSettings, choose, factorize, solve_anchored
+
+BATCH = 256
+#: inputs, outputs, condition
+LINEAR = ((512, 10, 10.0), (128, 512, 10.0), (512, 512, 3e3))
+#: output channels, padding, pixels, condition of the kernel as a matrix
+GRID = [(c, p, size, k) for c in (4, 8, 16) for p in (0, 1) for size in (16, 32, 64) for k in (1.0, 1e2, 1e5)]
+
+
+def of_condition(m: int, n: int, condition: float) -> Tensor:
+    """A random matrix with singular values spaced by their ratios from 1 to 1 / condition."""
+    k = min(m, n)
+    u, v = (torch.linalg.qr(torch.randn(size, k, dtype=torch.float64))[0] for size in (m, n))
+    values = torch.logspace(0, -float(torch.tensor(condition).log10()), k, dtype=torch.float64)
+    made: Tensor = u * values @ v.T
+    return made.float()
+
+
+def run() -> Iterator[Ratio]:
+    """Linear layers, batch 256, warm: time over that of the forward product."""
+    torch.manual_seed(0)
+    settings = SolveSettings()
+    for n, m, condition in LINEAR:
+        a = Dense(of_condition(m, n, condition))
+        factor, x = factorize(a, settings), torch.randn(BATCH, n)
+        r = a.apply(torch.randn(BATCH, n))
+        left = float((a.apply(solve_anchored(factor, r, settings).value) - r).norm() / r.norm())
+        yield ratio(
+            f"linear {n}→{m}, condition {condition:g}",
+            lambda f=factor, r=r: solve_anchored(f, r, settings),  # type: ignore[misc]
+            "forward product",
+            lambda a=a, x=x: a.apply(x),  # type: ignore[misc]
+            aim=3.0,
+            note=f"reachable target: residual {left:.1e}; {factor.explain()}",
+        )
+    yield from _grid(settings)
+
+
+def _grid(settings: SolveSettings, batch: int = 8) -> Iterator[Ratio]:
+    """8→{4, 8, 16} channels, kernel 5: worst residuals and the time of a solve over that of a forward pass."""
+    for pixels in (16, 32, 64):
+        reached, beyond, ratios, taken = 0.0, 0.0, [], set()
+        for channels, padding, size, condition in GRID:
+            if size != pixels:
+                continue
+            weight = of_condition(channels, 8 * 25, condition).reshape(channels, 8, 5, 5)
+            a = Convolution(weight, (8, size, size), (1, 1), (padding, padding), (1, 1), 1)
+            choice = choose(a, settings)
+            factor = choice.chosen.make()
+            taken.add(choice.chosen.method)
+            r = a.apply(torch.randn(batch, *a.in_shape))
+            solved = solve_anchored(factor, r, settings).value
+            reached = max(reached, float((a.apply(solved) - r).norm() / r.norm()))
+            ratios.append(
+                seconds(lambda f=factor, r=r: f.solve(r, 0.0)) / seconds(lambda a=a, x=solved: a.apply(x))
+            )  # type: ignore[misc]
+            noise = torch.randn_like(r)
+            answer = solve_anchored(factor, noise, settings)
+            # stationary: the slope of ‖A d − r‖² + λ‖d‖² is zero
+            slope = a.adjoint(a.apply(answer.value) - noise) + answer.damping * answer.value
+            beyond = max(beyond, float(slope.norm() / (factor.largest * noise.norm())))
+        yield Ratio(
+            f"grid of {len(ratios)} convolutions 8→4, 8, 16 k5, {pixels} pixels: worst solve",
+            "forward pass",
+            max(ratios),
+            note=f"reachable: residual ≤ {reached:.1e}; noise: slope ≤ {beyond:.1e}; by {', '.join(sorted(taken))}",
+        )
