@@ -50,7 +50,7 @@ class Chosen:
             if output not in (None, 0):
                 raise TraceError(f"the model has no output {output!r}; it returns a single tensor")
             return cls(())
-        tensors = [name for name in _names(values) if isinstance(_item(values, name), Tensor)]
+        tensors = [name for name in names_of(values) if isinstance(item_of(values, name), Tensor)]
         if not tensors:
             raise TraceError(
                 f"the model returns {type(values).__name__}; a tensor, or a tuple, list, dict or dataclass of tensors "
@@ -79,14 +79,14 @@ class Chosen:
         """The outputs that are joined; none where there is only one."""
         if len(self.keys) < 2:
             return ()
-        return tuple(Head(key, tuple(_item(values, key).shape[1:])) for key in self.keys)
+        return tuple(Head(key, tuple(item_of(values, key).shape[1:])) for key in self.keys)
 
     def __call__(self, values: Any) -> Any:
         if not self.keys:
             return values
         if len(self.keys) == 1:
-            return _item(values, self.keys[0])
-        return torch.cat([torch.flatten(_item(values, key), 1) for key in self.keys], 1)
+            return item_of(values, self.keys[0])
+        return torch.cat([torch.flatten(item_of(values, key), 1) for key in self.keys], 1)
 
 
 def _default(values: Any, tensors: list[Key], listed: str) -> Key:
@@ -103,7 +103,8 @@ def _default(values: Any, tensors: list[Key], listed: str) -> Key:
     return "logits" if "logits" in tensors else tensors[0]
 
 
-def _names(values: Any) -> list[Key]:
+def names_of(values: Any) -> list[Key]:
+    """The names or numbers of what a mapping, dataclass, tuple or list holds; none for anything else."""
     if isinstance(values, Mapping):
         return list(values)
     if dataclasses.is_dataclass(values):
@@ -111,6 +112,7 @@ def _names(values: Any) -> list[Key]:
     return list(range(len(values))) if isinstance(values, tuple | list) else []
 
 
-def _item(values: Any, key: Key) -> Any:
+def item_of(values: Any, key: Key) -> Any:
+    """What a mapping, dataclass, tuple or list holds under a name or number."""
     by_name = isinstance(key, str) and not isinstance(values, Mapping) and dataclasses.is_dataclass(values)
     return getattr(values, str(key)) if by_name else values[key]

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from fxinvert.errors import DataError, ExportMismatchError, FxInvertError, TraceError
-from fxinvert.export import ExportReport, OutputDifference, export_onnx, onnx_file, verify_onnx
+from fxinvert.export import ExportReport, OutputDifference, export_onnx, onnx_file, translate, verify_onnx
+from fxinvert.export.called import Call
+from fxinvert.export.compare import compare
 from fxinvert.export.inputs import like
-from fxinvert.export.proof import compare
 
 
 def conv_net() -> nn.Sequential:
@@ -128,13 +129,13 @@ def test_report_covers_every_batch_size_and_output(exported: tuple[Path, ExportR
 
 
 def test_report_reads_well() -> None:
-    entry = OutputDifference(2, "logits", (2, 4), 1.5e-7, 3e-7)
+    entry = OutputDifference(2, "logits", (2, 4), 1.5e-7, 3e-7, (1, 3))
     assert str(ExportReport(Path("net.onnx"), 20, (2,), (entry,), 1e-5, 1e-4)).splitlines() == [
         "net.onnx: opset 20, equal to the model at batch sizes 2",
         "  tolerance 1e-05 + 0.0001 * |expected|",
         "  largest difference 1.5e-07 (relative 3.0e-07)",
-        "  batch  output   max abs   max rel  shape",
-        "      2  logits   1.5e-07   3.0e-07  [2, 4]",
+        "  batch  output   max abs   max rel  shape, worst at",
+        "      2  logits   1.5e-07   3.0e-07  [2, 4], [1, 3]",
     ]
 
 
@@ -226,17 +227,17 @@ def test_large_weights_go_to_a_second_file(tmp_path: Path, monkeypatch: pytest.M
 @pytest.fixture
 def broken_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exporter whose files have other weights than the model."""
-    translate = onnx_file._translate
+    original = translate.translate
 
-    def broken(*args: Any) -> Any:
-        program = translate(*args)
+    def broken(*args: Any, **options: Any) -> Any:
+        program = original(*args, **options)
         for value in program.model.graph.initializers.values():
             array = value.const_value.numpy().copy()
             array.flat[-1] += 0.5
             value.const_value = onnx_ir.tensor(array)
         return program
 
-    monkeypatch.setattr(onnx_file, "_translate", broken)
+    monkeypatch.setattr(onnx_file, "translate", broken)
 
 
 @pytest.mark.usefixtures("broken_exporter")
@@ -248,7 +249,7 @@ def test_a_wrong_file_never_appears(tmp_path: Path, before: bytes | None) -> Non
     with nothing_changes(tmp_path), pytest.raises(ExportMismatchError) as caught:
         export_onnx(LINEAR, ROWS, path)
     message = str(caught.value)
-    for part in (str(path), "'linear' (1 of 1)", "batch size 1", "index [0, 1]", "atol 1e-05 + rtol 0.0001"):
+    for part in (str(path), "'output' (1 of 1)", "batch size 1", "index [0, 1]", "atol 1e-05 + rtol 0.0001"):
         assert part in message
     assert before is None or path.read_bytes() == before
 
@@ -348,40 +349,50 @@ def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_compare_finds_the_element_farthest_beyond_its_own_tolerance() -> None:
     expected = np.array([[1000.0, 1.0], [0.0, 2.0]])
     actual = expected + np.array([[0.09, 0.0], [0.001, 0.05]])
-    with pytest.raises(ExportMismatchError, match=r"index \[1, 1\].*2 of 4 elements"):
-        compare(actual, expected, "here", atol=1e-5, rtol=1e-4)
-    assert compare(actual, expected, "here", atol=0.1, rtol=0.0) == pytest.approx((0.09, 1000.0))
+    found = compare(actual, expected, atol=1e-5, rtol=1e-4)
+    assert found.worst == (1, 1)
+    assert "2 of 4 elements" in found.problem
+    found = compare(actual, expected, atol=0.1, rtol=0.0)
+    assert not found.problem
+    assert (found.max_abs, found.largest) == pytest.approx((0.09, 1000.0))
+    assert found.worst == (0, 0)
 
 
 def test_compare_is_exact_for_integers_and_strict_about_nonfinite_values() -> None:
     big = np.array([2**60, 1])
-    with pytest.raises(ExportMismatchError, match=r"index \[0\]"):
-        compare(big + np.array([1, 0]), big, "here", atol=10.0, rtol=10.0)
+    found = compare(big + np.array([1, 0]), big, atol=10.0, rtol=10.0)
+    assert found.problem
+    assert found.worst == (0,)
     values = np.array([np.nan, -np.inf, 1.0])
-    assert compare(values.copy(), values, "here", atol=0.0, rtol=0.0) == (0.0, 1.0)
+    found = compare(values.copy(), values, atol=0.0, rtol=0.0)
+    assert (found.max_abs, found.largest, found.problem) == (0.0, 1.0, "")
     for wrong in (
         np.array([np.nan, np.inf, 1.0]),
         np.array([0.0, -np.inf, 1.0]),
         np.array([np.nan, -np.inf, np.nan]),
     ):
-        with pytest.raises(ExportMismatchError):
-            compare(wrong, values, "here", atol=1e9, rtol=1e9)
-    with pytest.raises(ExportMismatchError, match="nothing can be proven"):
-        compare(np.array([np.nan]), np.array([np.nan]), "here", atol=1.0, rtol=1.0)
-    with pytest.raises(ExportMismatchError, match=r"index \[\]"):
-        compare(np.array(1.0), np.array(2.0), "here", atol=0.0, rtol=0.0)
+        assert compare(wrong, values, atol=1e9, rtol=1e9).problem
+    nothing = compare(np.array([np.nan]), np.array([np.nan]), atol=1.0, rtol=1.0)
+    assert "nothing can be proven" in nothing.problem
+    assert "index []" in compare(np.array(1.0), np.array(2.0), atol=0.0, rtol=0.0).problem
 
 
 def test_inputs_look_like_the_example() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor, index: Tensor) -> Tensor:
+            return x * index
+
     unit = torch.tensor([[0.0, 1.0], [0.5, 0.25]])
-    rows, index = like((unit, torch.tensor([3, 5])), 5, seed=0)
+    call = Call.of(Two(), (unit, torch.tensor([3, 5])))
+    rows, index = like(call, {"batch": 5}, seed=0)
     assert rows.shape == (5, 2)
     assert rows.min() >= 0
     assert rows.max() <= 1
     assert not torch.equal(rows[0], rows[2])
     assert index.tolist() == [3, 5, 3, 5, 3]
-    assert torch.equal(like((unit,), 5, seed=0)[0], rows)
-    assert like((torch.zeros(1, 2),), 3, seed=0)[0].abs().max() > 0
+    assert torch.equal(like(call, {"batch": 5}, seed=0)[0], rows)
+    zeros = Call.of(nn.ReLU(), torch.zeros(1, 2))
+    assert like(zeros, {"batch": 3}, seed=0)[0].abs().max() > 0
 
 
 def test_importing_the_room_is_cheap() -> None:

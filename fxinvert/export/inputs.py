@@ -1,4 +1,4 @@
-"""What is run: a frozen copy of the model, and inputs like the example at any batch size."""
+"""What is run: a frozen copy of the model, and inputs like the example at any size of its named axes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fxinvert.errors import DataError
+from fxinvert.export.called import BATCH, Call, outputs_by_name
 
 NOISE = 0.01
 """Noise added to float inputs, relative to the root mean square of the example."""
@@ -21,11 +22,26 @@ NOISE = 0.01
 
 @dataclass(frozen=True)
 class Case:
-    """One batch: the inputs, and what the model makes of them."""
+    """One batch: the inputs, and what the model makes of them.
 
-    batch_size: int
-    inputs: tuple[Tensor, ...]
-    expected: tuple[Tensor, ...]
+    Attributes:
+        sizes: of the named axes.
+        inputs: by name.
+        expected: the outputs, by name, in order.
+    """
+
+    sizes: Mapping[str, int]
+    inputs: Mapping[str, Tensor]
+    expected: Mapping[str, Tensor]
+
+    @property
+    def batch_size(self) -> int:
+        """The number of rows."""
+        return self.sizes.get(BATCH, 1)
+
+    def __str__(self) -> str:
+        others = [f"{axis} {size}" for axis, size in self.sizes.items() if axis != BATCH]
+        return ", ".join([f"batch size {self.batch_size}", *others])
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
@@ -61,35 +77,6 @@ def frozen_copy(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def example_tensors(example_inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The example as a tuple of CPU tensors that share their batch dimension.
-
-    Args:
-        example_inputs: A tensor, or a sequence of tensors in the order of the model's arguments.
-
-    Returns:
-        The tensors, detached, on the CPU.
-
-    Raises:
-        DataError: Something is not a tensor, has no batch dimension, is empty, or the batch sizes differ.
-    """
-    given = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
-    if not isinstance(given, Sequence) or not given or not all(isinstance(item, Tensor) for item in given):
-        raise DataError(
-            f"example_inputs must be a tensor or a tuple of tensors, not {_describe(example_inputs)}"
-        )
-    for position, tensor in enumerate(given):
-        if tensor.dim() == 0 or tensor.shape[0] == 0:
-            raise DataError(
-                f"example input {position} has shape {tuple(tensor.shape)}: dimension 0 must be the batch, "
-                "with at least one row"
-            )
-    rows = [tensor.shape[0] for tensor in given]
-    if len(dict.fromkeys(rows)) > 1:
-        raise DataError(f"the example inputs must share their batch size (dimension 0); they have {rows}")
-    return tuple(tensor.detach().cpu() for tensor in given)
-
-
 def check_settings(batch_sizes: Sequence[int], atol: float, rtol: float) -> tuple[int, ...]:
     """The batch sizes without repetition, in the order given.
 
@@ -105,24 +92,27 @@ def check_settings(batch_sizes: Sequence[int], atol: float, rtol: float) -> tupl
     return sizes
 
 
-def like(example: Sequence[Tensor], batch_size: int, seed: int) -> tuple[Tensor, ...]:
-    """Inputs that look like the example, with `batch_size` rows.
+def like(call: Call, sizes: Mapping[str, int], seed: int) -> tuple[Tensor, ...]:
+    """Inputs that look like the example, with other sizes of its named axes.
 
-    The rows of the example are repeated. Float inputs get a little noise and stay within the example's range, so that
-    a model defined on [0, 1] is not run outside it; other inputs (indices, masks) are repeated as they are.
+    The example's entries are repeated along the axes. Float inputs get a little noise and stay within the example's
+    range, so that a model defined on [0, 1] is not run outside it; other inputs (indices, masks) are repeated as they are.
 
     Args:
-        example: The example, on the CPU.
-        batch_size: Number of rows wanted.
+        call: How the model is called, with the example.
+        sizes: The sizes wanted, by axis; other axes stay as they are.
         seed: Seed of the noise.
 
     Returns:
         One tensor per example tensor.
     """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + batch_size)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + sum(sizes.values()))
     made = []
-    for tensor in example:
-        rows = tensor[torch.arange(batch_size) % tensor.shape[0]]
+    for tensor, axes in zip(call.example, call.axes, strict=True):
+        rows = tensor
+        for dimension, axis in axes.items():
+            index = torch.arange(sizes.get(axis, tensor.shape[dimension])) % tensor.shape[dimension]
+            rows = rows.index_select(dimension, index)
         if tensor.is_floating_point() and tensor.numel():
             scale = float(tensor.double().square().mean().sqrt())
             noise = torch.randn(rows.shape, generator=generator, dtype=torch.float64) * NOISE * (scale or 1.0)
@@ -134,68 +124,66 @@ def like(example: Sequence[Tensor], batch_size: int, seed: int) -> tuple[Tensor,
     return tuple(made)
 
 
+def case_sizes(
+    call: Call, batch_sizes: Sequence[int], axis_sizes: Mapping[str, Sequence[int]] | None
+) -> list[dict[str, int]]:
+    """The sizes of the named axes in every case: each batch size, then each size of the other axes.
+
+    Args:
+        call: How the model is called.
+        batch_sizes: The batch sizes to run.
+        axis_sizes: Sizes to run of other axes, by name; by default half of the example's.
+
+    Raises:
+        DataError: A name is of no axis, or a size is not a positive integer.
+    """
+    own, given = call.sizes, dict(axis_sizes or {})
+    unknown = next((axis for axis in given if axis not in own or axis == BATCH), None)
+    if unknown is not None:
+        raise DataError(f"axis_sizes names {unknown!r}; the named axes besides the batch: {[*own][1:]}")
+    found = [own | ({BATCH: size} if BATCH in own else {}) for size in batch_sizes]
+    for axis, size in own.items():
+        sizes = given.get(axis, () if axis == BATCH else (-(-size // 2),))
+        if not all(isinstance(wanted, int) and wanted > 0 for wanted in sizes):
+            raise DataError(f"axis_sizes of {axis!r} must be positive integers; got {tuple(sizes)}")
+        found += [found[-1] | {axis: wanted} for wanted in sizes]
+    return list({tuple(sizes.items()): sizes for sizes in found}.values())
+
+
 def make_cases(
-    model: nn.Module, example: Sequence[Tensor], batch_sizes: Sequence[int], seed: int
+    model: nn.Module, call: Call, sizes: Sequence[Mapping[str, int]], seed: int = 0
 ) -> tuple[Case, ...]:
-    """Run the frozen model at every batch size.
+    """Run the frozen model at every size.
 
     Args:
         model: The frozen copy.
-        example: The example, on the CPU.
-        batch_sizes: The batch sizes to run.
+        call: How it is called.
+        sizes: Of the named axes, one mapping per case.
         seed: Seed of the inputs.
 
     Returns:
-        One case per batch size.
+        One case per mapping.
 
     Raises:
-        DataError: The model itself fails at a batch size, or returns something that is not tensors.
+        DataError: The model itself fails at a size, or returns something that is not tensors.
     """
     cases = []
-    for size in batch_sizes:
-        inputs = like(example, size, seed)
+    for wanted in sizes:
+        inputs = dict(zip(call.inputs.names, like(call, wanted, seed), strict=True))
+        args, kwargs = call.inputs.arguments(tuple(tensor.clone() for tensor in inputs.values()))
+        case = Case(dict(wanted), inputs, {})
         try:
             with torch.no_grad():
-                outputs = model(*(tensor.clone() for tensor in inputs))
+                result = model(*args, **kwargs)
         except Exception as error:
-            shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
+            shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in inputs.items())
             raise DataError(
-                f"the model itself does not run at batch size {size} (inputs {shapes}): {error}. Pass example_inputs "
-                "that fit its forward, and batch_sizes that it accepts."
+                f"the model itself does not run at {case} (inputs {shapes}): {error}. Pass example_inputs "
+                "that fit its forward, and batch_sizes and axis_sizes that it accepts."
             ) from error
-        expected = tuple(tensor.detach() for tensor in flat_outputs(outputs))
-        if not expected:
-            raise DataError(
-                f"the model returned no tensor ({_describe(outputs)}): there is nothing to export"
-            )
-        cases.append(Case(size, inputs, expected))
+        tensors = [tensor.detach() for tensor in outputs_by_name(result).values()]
+        cases.append(replace(case, expected=dict(zip(call.output_names(result), tensors, strict=True))))
     return tuple(cases)
-
-
-def flat_outputs(outputs: object) -> Iterator[Tensor]:
-    """The tensors in a model's output, in the order in which torch.export flattens it.
-
-    Args:
-        outputs: A tensor, or tuples, lists and mappings of tensors; `None` is skipped.
-
-    Yields:
-        The tensors.
-
-    Raises:
-        DataError: Something else is among the outputs.
-    """
-    if isinstance(outputs, Tensor):
-        yield outputs
-    elif isinstance(outputs, Mapping):
-        for value in outputs.values():
-            yield from flat_outputs(value)
-    elif isinstance(outputs, (tuple, list)):
-        for value in outputs:
-            yield from flat_outputs(value)
-    elif outputs is not None:
-        raise DataError(
-            f"the model returns {_describe(outputs)}: only tensors, and tuples, lists and dicts of them, can be exported"
-        )
 
 
 @contextmanager
@@ -208,9 +196,3 @@ def rng_kept() -> Iterator[None]:
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, (tuple, list)):
-        return f"{type(value).__name__} of ({', '.join(type(item).__name__ for item in value)})"
-    return type(value).__name__

@@ -3,29 +3,54 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor, nn
 
 from fxinvert.errors import DataError, ExportMismatchError
-from fxinvert.export.inputs import Case, check_settings, example_tensors, frozen_copy, make_cases, rng_kept
+from fxinvert.export.called import Axes, Call
+from fxinvert.export.compare import Array, Comparison, compare
+from fxinvert.export.inputs import Case, case_sizes, check_settings, frozen_copy, make_cases, rng_kept
+from fxinvert.export.parting import first_difference
+from fxinvert.export.session import open_session, run_session
 from fxinvert.export.summary import ExportReport, OutputDifference, relative
 
-Array = npt.NDArray[Any]
+ATOL, RTOL = 1e-5, 1e-4
+SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a file has to equal, and how closely.
+
+    Attributes:
+        model: the frozen model.
+        call: how it is called.
+        cases: inputs and expected outputs.
+        atol: absolute tolerance.
+        rtol: relative tolerance.
+    """
+
+    model: nn.Module
+    call: Call
+    cases: Sequence[Case]
+    atol: float
+    rtol: float
 
 
 def verify_onnx(
     path: str | os.PathLike[str],
     model: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor],
+    example_inputs: Any,
     *,
     batch_sizes: Sequence[int] = (1, 2, 7),
-    atol: float = 1e-5,
-    rtol: float = 1e-4,
+    dynamic_axes: Axes | None = None,
+    axis_sizes: Mapping[str, Sequence[int]] | None = None,
+    atol: float = ATOL,
+    rtol: float = RTOL,
     seed: int = 0,
 ) -> ExportReport:
     """Prove that an ONNX file computes what a model computes in eval mode.
@@ -36,8 +61,11 @@ def verify_onnx(
     Args:
         path: The ONNX file.
         model: The model it should equal; neither it nor any random state is changed.
-        example_inputs: A tensor, or a tuple of tensors, with the batch in dimension 0.
+        example_inputs: A tensor, the tuple of what `forward` takes by position, or the mapping of what it takes by
+            name, nested as the model wants them, with the batch in dimension 0.
         batch_sizes: Batch sizes to run.
+        dynamic_axes: Names of other dimensions that may vary, by input name and dimension, as for `export_onnx`.
+        axis_sizes: Sizes of those axes to run, by name; by default half of the example's.
         atol: Absolute tolerance.
         rtol: Tolerance relative to each expected element.
         seed: Seed of the noise on the inputs.
@@ -46,29 +74,27 @@ def verify_onnx(
         What was run and how large the differences are.
 
     Raises:
-        ExportMismatchError: The file is not valid, does not run at a batch size, or its outputs differ.
+        ExportMismatchError: The file is not valid, does not run at a batch size, or its outputs differ; the message
+            names each output with its worst element, and the first node where file and model part.
         DataError: There is no such file, or the inputs or settings do not fit the model.
     """
     sizes = check_settings(batch_sizes, atol, rtol)
-    example = example_tensors(example_inputs)
     file = Path(path)
     if not file.is_file():
         raise DataError(f"there is no ONNX file at {file}; export_onnx writes one")
     with rng_kept():
-        cases = make_cases(frozen_copy(model), example, sizes, seed)
-        return prove(file, cases, atol=atol, rtol=rtol)
+        frozen = frozen_copy(model)
+        call = Call.of(frozen, example_inputs, dynamic_axes)
+        cases = make_cases(frozen, call, case_sizes(call, sizes, axis_sizes), seed)
+        return prove(file, Proof(frozen, call, cases, atol, rtol))
 
 
-def prove(
-    path: Path, cases: Sequence[Case], *, atol: float, rtol: float, shown: Path | None = None
-) -> ExportReport:
+def prove(path: Path, proof: Proof, *, shown: Path | None = None) -> ExportReport:
     """Run the file on every case and compare.
 
     Args:
         path: The file.
-        cases: Inputs and expected outputs.
-        atol: Absolute tolerance.
-        rtol: Relative tolerance.
+        proof: What it has to equal.
         shown: The path to name in messages and in the report, if the file is a temporary one.
 
     Returns:
@@ -79,25 +105,34 @@ def prove(
     """
     shown = shown or path
     opset = check_file(path, shown)
-    session = _session(path, shown)
+    session = open_session(path, shown)
     differences: list[OutputDifference] = []
-    for case in cases:
-        names = [output.name for output in session.get_outputs()]
-        actual = _run(session, case, shown)
+    for case in proof.cases:
+        names, actual = run_session(session, case, shown)
         if len(actual) != len(case.expected):
             raise ExportMismatchError(
                 f"{shown} has {len(actual)} outputs ({', '.join(names)}), the model returns {len(case.expected)} "
                 "tensors. Return only tensors from forward, each once."
             )
-        for position, (name, value, tensor) in enumerate(
-            zip(names, actual, case.expected, strict=True), start=1
-        ):
-            where = f"{shown}: output {name!r} ({position} of {len(names)}) at batch size {case.batch_size}"
-            max_abs, largest = compare(value, _array(tensor), where, atol=atol, rtol=rtol)
-            entry = OutputDifference(case.batch_size, name, value.shape, max_abs, relative(max_abs, largest))
-            differences.append(entry)
-    sizes = tuple(case.batch_size for case in cases)
-    return ExportReport(shown, opset, sizes, tuple(differences), atol, rtol)
+        found = [
+            compare(value, array(tensor), atol=proof.atol, rtol=proof.rtol)
+            for value, tensor in zip(actual, case.expected.values(), strict=True)
+        ]
+        if any(comparison.problem for comparison in found):
+            raise ExportMismatchError(_mismatch(path, shown, case, names, found, proof))
+        differences += [
+            OutputDifference(
+                case.batch_size,
+                name,
+                value.shape,
+                comparison.max_abs,
+                relative(comparison.max_abs, comparison.largest),
+                comparison.worst,
+            )
+            for name, value, comparison in zip(names, actual, found, strict=True)
+        ]
+    sizes = tuple(dict.fromkeys(case.batch_size for case in proof.cases))
+    return ExportReport(shown, opset, sizes, tuple(differences), proof.atol, proof.rtol)
 
 
 def check_file(path: Path, shown: Path) -> int:
@@ -123,105 +158,34 @@ def check_file(path: Path, shown: Path) -> int:
     return next((entry.version for entry in loaded.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
-def compare(actual: Array, expected: Array, where: str, *, atol: float, rtol: float) -> tuple[float, float]:
-    """Compare one output element by element.
-
-    Infinities and NaN must stand at the same places; an output without any finite number proves nothing and is refused.
-
-    Args:
-        actual: What the file computes.
-        expected: What the model computes.
-        where: File, output and batch size, for the message.
-        atol: Absolute tolerance (floats only; other types must be equal).
-        rtol: Relative tolerance (floats only).
-
-    Returns:
-        The largest absolute difference and the largest expected magnitude, over finite elements.
+def array(tensor: Tensor) -> Array:
+    """A tensor as numpy has it.
 
     Raises:
-        ExportMismatchError: Types, shapes or values differ, or nothing is finite.
+        DataError: numpy, and so onnxruntime, has no such type.
     """
-    if actual.shape != expected.shape or actual.dtype != expected.dtype:
-        raise ExportMismatchError(
-            f"{where} is {actual.dtype} {list(actual.shape)}, the model returns {expected.dtype} "
-            f"{list(expected.shape)}. Make forward compute its shapes from the inputs' shapes, not from constants."
-        )
-    if not expected.size:
-        return 0.0, 0.0
-    if not np.isfinite(expected).any():
-        raise ExportMismatchError(
-            f"{where}: the model itself returns no finite number here, so that nothing can be proven. "
-            "Check its weights and the example inputs."
-        )
-    scalar, actual, expected = not expected.shape, np.atleast_1d(actual), np.atleast_1d(expected)
-    given, wanted = actual.astype(np.float64), expected.astype(np.float64)
-    finite = np.isfinite(wanted)
-    same = (actual == expected) | (np.isnan(given) & np.isnan(wanted))
-    with np.errstate(invalid="ignore"):
-        distance = np.where(same, 0.0, np.abs(given - wanted))
-    distance = np.where(np.isnan(distance), np.inf, distance)
-    if np.issubdtype(expected.dtype, np.floating):
-        stated = f"(atol {atol:g} + rtol {rtol:g} * |expected|)"
-        tolerance = atol + rtol * np.where(finite, np.abs(wanted), 0.0)
-        wrong = distance > tolerance
-    else:
-        stated = f"({expected.dtype} must be equal)"
-        tolerance = np.zeros(wanted.shape)
-        wrong = ~same
-    if wrong.any():
-        excess = np.where(wrong, distance - tolerance, -np.inf)
-        worst = np.unravel_index(int(np.argmax(excess)), excess.shape)
-        raise ExportMismatchError(
-            f"{where} is not what the model computes; worst at index {[] if scalar else [int(i) for i in worst]}: "
-            f"the file gives {actual[worst]}, the model {expected[worst]}, difference {distance[worst]:.3g}, "
-            f"tolerance {tolerance[worst]:.3g} {stated}; {int(wrong.sum())} of {wrong.size} elements differ. Remove "
-            "randomness and branches on values from forward; if the difference is only rounding, raise atol or rtol."
-        )
-    return float(distance[finite].max()), float(np.abs(wanted[finite]).max())
-
-
-def _session(path: Path, shown: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 2
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise ExportMismatchError(
-            f"onnxruntime cannot load {shown}: {error}. Use a float32 model, an operator set that onnxruntime knows, "
-            "or a lower opset."
-        ) from error
-
-
-def _run(session: Any, case: Case, shown: Path) -> list[Array]:
-    inputs = session.get_inputs()
-    if len(inputs) != len(case.inputs):
-        raise ExportMismatchError(
-            f"{shown} takes {len(inputs)} inputs ({', '.join(item.name for item in inputs)}), the example has "
-            f"{len(case.inputs)}. Give example_inputs for exactly the arguments that forward uses."
-        )
-    feed = {item.name: _array(tensor) for item, tensor in zip(inputs, case.inputs, strict=True)}
-    try:
-        outputs = session.run(None, feed)
-    except Exception as error:
-        fixed = [f"{item.name} {item.shape}" for item in inputs]
-        raise ExportMismatchError(
-            f"{shown} does not run at batch size {case.batch_size} (its inputs: {', '.join(fixed)}): {error}. Make "
-            "forward compute its shapes from x.shape[0], not from constants, or drop this size from batch_sizes."
-        ) from error
-    return [np.asarray(value) for value in outputs]
-
-
-def _array(tensor: Tensor) -> Array:
-    try:
-        array: Array = tensor.contiguous().numpy()
+        found: Array = tensor.contiguous().numpy()
     except (TypeError, RuntimeError) as error:
         raise DataError(
             f"{tensor.dtype} tensors cannot be compared with onnxruntime on the CPU ({error}). Export a float32 copy "
             "of the model (model.float()) with float32 example inputs."
         ) from error
-    return array
+    return found
+
+
+def _mismatch(
+    path: Path, shown: Path, case: Case, names: Sequence[str], found: Sequence[Comparison], proof: Proof
+) -> str:
+    """Each output that differs, with its worst element, and where file and model part."""
+    lines = [
+        f"{shown}: output {name!r} ({position} of {len(names)}) at {case} {comparison.problem}"
+        for position, (name, comparison) in enumerate(zip(names, found, strict=True), start=1)
+        if comparison.problem
+    ]
+    equal = len(names) - len(lines)
+    more = [f"{len(lines) - SHOWN} more outputs differ."] if len(lines) > SHOWN else []
+    more += [f"The other {equal} of {len(names)} outputs are equal."] if equal else []
+    where = first_difference(path, proof.call.flat(proof.model), case, atol=proof.atol, rtol=proof.rtol)
+    advice = "Remove randomness and branches on values from forward; if the difference is only rounding, raise atol or rtol."
+    return "\n".join([*lines[:SHOWN], *more, where, advice])

@@ -17,6 +17,7 @@ class OutputDifference:
         shape: Its shape.
         max_abs: Largest absolute difference over its elements.
         max_rel: `max_abs` relative to the model's largest magnitude in this output (0 where both are 0).
+        worst: Index of the element that comes nearest to its tolerance.
     """
 
     batch_size: int
@@ -24,6 +25,7 @@ class OutputDifference:
     shape: tuple[int, ...]
     max_abs: float
     max_rel: float
+    worst: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class ExportReport:
                     "shape": list(entry.shape),
                     "max_abs": entry.max_abs,
                     "max_rel": entry.max_rel,
+                    "worst": list(entry.worst),
                 }
                 for entry in self.differences
             ],
@@ -86,11 +89,11 @@ class ExportReport:
             f"{self.path}: opset {self.opset}, equal to the model at batch sizes {sizes}",
             f"  tolerance {self.atol:g} + {self.rtol:g} * |expected|",
             f"  largest difference {self.max_abs:.1e} (relative {self.max_rel:.1e})",
-            f"  {'batch':>5}  {'output':<{width}}  {'max abs':>8}  {'max rel':>8}  shape",
+            f"  {'batch':>5}  {'output':<{width}}  {'max abs':>8}  {'max rel':>8}  shape, worst at",
         ]
         lines += [
             f"  {entry.batch_size:>5}  {entry.output:<{width}}  {entry.max_abs:>8.1e}  {entry.max_rel:>8.1e}  "
-            f"{list(entry.shape)}"
+            f"{list(entry.shape)}, {list(entry.worst)}"
             for entry in self.differences
         ]
         return "\n".join(lines)

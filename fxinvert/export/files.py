@@ -1,0 +1,67 @@
+"""Files that appear whole or not at all: written to a hidden folder beside their place, then moved."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from fxinvert.errors import DataError
+
+
+def destination_of(path: str | os.PathLike[str]) -> Path:
+    """The path to write, refused before any work if it plainly cannot be written.
+
+    Raises:
+        DataError: It is a folder, or its own folder is not there.
+    """
+    destination = Path(path)
+    parent = destination.parent
+    try:
+        if not destination.name or destination.is_dir():
+            raise DataError(f"{destination} is a folder; give the path of the ONNX file to write")
+        if not parent.exists():
+            raise DataError(
+                f"cannot write {destination}: the folder {parent} does not exist; create it first"
+            )
+        if not parent.is_dir():
+            raise DataError(
+                f"cannot write {destination}: {parent} is a file, not a folder; choose another path"
+            )
+    except (OSError, ValueError) as error:  # a zero in the path
+        raise unwritable(destination, error) from error
+    return destination
+
+
+def workplace(destination: Path) -> tempfile.TemporaryDirectory[str]:
+    """A hidden folder beside the destination (same file system, so that the last step is one rename).
+
+    Raises:
+        DataError: Nothing can be written there.
+    """
+    try:
+        return tempfile.TemporaryDirectory(
+            dir=destination.parent, prefix=".fxinvert-export-", ignore_cleanup_errors=True
+        )
+    except OSError as error:
+        raise unwritable(destination, error) from error
+
+
+def move(folder: Path, destination: Path) -> None:
+    """Move what was written to its place; the file that refers to the others goes last.
+
+    Raises:
+        DataError: It cannot be moved.
+    """
+    try:
+        for item in sorted(folder.iterdir(), key=lambda item: (item.name == destination.name, item.name)):
+            os.replace(item, destination.with_name(item.name))
+    except OSError as error:
+        raise unwritable(destination, error) from error
+
+
+def unwritable(destination: Path, error: Exception) -> DataError:
+    """The error of a path that cannot be written."""
+    return DataError(
+        f"cannot write {destination}: {error}. Choose a path in a folder that you may write to and that has space left."
+    )

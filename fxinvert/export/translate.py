@@ -1,0 +1,135 @@
+"""torch's exporter, called so that names are the user's and a fixed axis is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxinvert.errors import DataError, ExportMismatchError, TraceError
+from fxinvert.export.annotate import SCOPES
+from fxinvert.export.called import BATCH, Call, Half
+from fxinvert.export.inputs import Case, like
+from fxinvert.export.quiet import quiet
+
+FIRST_OPSET = 18
+"""The exporter's own operator set; it cannot convert below."""
+
+
+def translate(
+    model: nn.Module, call: Call, cases: Sequence[Case], opset: int, *, half: bool, destination: Path
+) -> Any:
+    """The `torch.onnx.ONNXProgram` of a model.
+
+    Args:
+        model: The frozen model; in half precision a copy is taken.
+        call: How it is called.
+        cases: Whose outputs tell names and types; where all have one row, the batch need not vary.
+        opset: Of the program.
+        half: Whether to compute in half precision.
+        destination: The path to name in messages.
+
+    Raises:
+        TraceError: torch cannot capture the model, or has no translation for something in it.
+        ExportMismatchError: A named axis has been fixed.
+        DataError: There is no such opset.
+    """
+    name, kind = type(model).__name__, "in half precision " if half else ""
+    flat, prefix = _flat(model, call, cases, half)
+    inputs = _tracing_inputs(call, cases)
+    with quiet() as said:
+        try:
+            program = torch.onnx.export(
+                flat,
+                inputs,
+                dynamo=True,
+                verbose=False,
+                external_data=False,
+                dynamic_shapes=_dynamic_shapes(call),
+                opset_version=opset,
+                input_names=list(call.inputs.names),
+                output_names=list(cases[0].expected),
+            )
+        except Exception as error:
+            failure = TraceError(
+                f"torch could not export {name} {kind}to ONNX: {_cause(error)}. Remove what cannot be "
+                "captured (branches on tensor values, .item(), operators without an ONNX translation) from forward."
+            )
+            if said.getvalue().strip():
+                failure.add_note("torch said:\n" + said.getvalue().strip()[-4000:])
+            raise failure from error
+    if program is None:
+        raise TraceError(f"torch returned nothing when exporting {name}; check the torch version")
+    found = program.model.opset_imports.get("")
+    if found != opset:
+        raise DataError(
+            f"opset {opset} is not available: the exporter made opset {found}; ask for that or for 20"
+        )
+    _check_axes(program.model, call, destination)
+    _use_own_names(program.model, prefix)
+    return program
+
+
+def _flat(model: nn.Module, call: Call, cases: Sequence[Case], half: bool) -> tuple[nn.Module, str]:
+    """The model as torch's exporter takes it, and what that puts before the names of its weights."""
+    if not half:
+        return call.flat(model), "model."
+    import copy
+
+    dtypes = [tensor.dtype for tensor in cases[0].expected.values()]
+    return Half(call.flat(copy.deepcopy(model)), dtypes), "flat.model."
+
+
+def _tracing_inputs(call: Call, cases: Sequence[Case]) -> tuple[Tensor, ...]:
+    """The example; an axis of size 1 is lengthened, as torch likes to take that for a constant."""
+    sizes = {
+        axis: max([2, *(case.sizes[axis] for case in cases)]) if size == 1 else size
+        for axis, size in call.sizes.items()
+        if size > 1 or any(case.sizes[axis] > 1 for case in cases)
+    }
+    return like(call, sizes, seed=0) if sizes != call.sizes else call.example
+
+
+def _dynamic_shapes(call: Call) -> tuple[tuple[dict[int, Any], ...]]:
+    """The named axes as torch wants them; one that is only named may have any size that forward accepts (multiples of 4)."""
+    batch = torch.export.Dim(BATCH)
+    return (tuple({d: batch if axis == BATCH else axis for d, axis in axes.items()} for axes in call.axes),)
+
+
+def _check_axes(model: Any, call: Call, destination: Path) -> None:
+    """Refuses a graph that has fixed a named axis."""
+    named: Mapping[str, Mapping[int, str]] = dict(zip(call.inputs.names, call.axes, strict=True))
+    for value in model.graph.inputs:
+        for dimension, axis in named.get(value.name, {}).items():
+            if value.shape is None or not isinstance(value.shape[dimension], int):
+                continue
+            what = "batch size" if axis == BATCH else f"size of axis {axis!r}"
+            raise ExportMismatchError(
+                f"{destination} was not written: the exported graph has fixed the {what} of input {value.name!r} "
+                f"at {value.shape[dimension]}. Something in forward depends on that number: compute shapes from x.shape "
+                "(x.flatten(1), not x.view(4, -1)), and do not add buffers that have this dimension."
+            )
+
+
+def _use_own_names(model: Any, prefix: str) -> None:
+    """Call weights and modules as the user does."""
+    for value in list(model.graph.initializers.values()):
+        own = value.name.removeprefix(prefix)
+        if own != value.name and own not in model.graph.initializers:
+            value.name = own
+    module = prefix.removesuffix(".")
+    for node in model.graph.all_nodes():
+        scopes = node.metadata_props.get(SCOPES)
+        if scopes:
+            node.metadata_props[SCOPES] = scopes.replace(f"'{prefix}", "'").replace(f"'{module}', ", "")
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of the innermost error that torch chained; its own summary is long."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).strip() or type(error).__name__
+    return f"{type(error).__name__}: {text.splitlines()[0]}"
