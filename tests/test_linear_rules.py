@@ -20,9 +20,10 @@ from rule_samples import (
 from torch import Tensor, nn
 
 import fxinvert
+from fxinvert.linalg import SolveSettings
+from fxinvert.linalg.each import EachFunction, solve_batched, solve_each
 from fxinvert.passes.flow import Flow
 from fxinvert.passes.inverse_op import InverseOp
-from fxinvert.rules.products import solve_batched
 from fxinvert.testing import check_rule
 
 F64, F32 = torch.float64, torch.float32
@@ -179,6 +180,29 @@ def test_a_batch_of_matrices_is_damped_row_by_row() -> None:
     value = solve_batched(spoiled, r, 1e3).value
     torch.testing.assert_close(value[0], solved.value[0])
     assert value[1].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32], ids=["float64", "float32"])
+def test_an_operator_of_every_sample_is_damped_sample_by_sample(dtype: torch.dtype) -> None:
+    u, v = (torch.linalg.qr(torch.randn(3, 4, 4, dtype=F64))[0] for _ in range(2))
+    values = torch.tensor([[2.0, 1, 1, 1], [2.0, 1, 1, 1e-5], [1.0, 1, 0.5, 0]], dtype=F64)
+    a, r = u * values[:, None] @ v, torch.randn(3, 4, dtype=F64)
+    held, settings = a.to(dtype), SolveSettings(condition_limit=1e3)
+    operator = EachFunction(lambda x: (held @ x[..., None])[..., 0] + 3, torch.zeros(3, 4, dtype=dtype))
+    solved = solve_each(operator, r.to(dtype), settings)
+    assert solved.damped.tolist() == [False, True, False]
+    assert solved.damping == pytest.approx((2 / 1e3) ** 2, rel=0.2)  # from the largest value that was met
+    for n in (0, 2):
+        torch.testing.assert_close(
+            solved.value[n].double(), torch.linalg.pinv(a[n], rtol=1e-9) @ r[n], rtol=1e-4, atol=1e-4
+        )
+    normal = a[1].T @ a[1] + solved.damping * torch.eye(4, dtype=F64)
+    expected = torch.linalg.solve(normal, a[1].T @ r[1])
+    costs = [
+        (a[1] @ x - r[1]).square().sum() + solved.damping * x.square().sum()
+        for x in (solved.value[1].double(), expected)
+    ]
+    assert float(costs[0]) <= float(costs[1]) * (1 + 1e-4)
 
 
 @st.composite

@@ -527,6 +527,14 @@ def test_overlapping_maxima_claim_to_be_nearest_only_where_they_are(pool: nn.Mod
     assert claimed >= 8
 
 
+def test_a_choice_of_maxima_that_is_not_the_best_is_not_called_nearest() -> None:
+    """What is raised costs 22; another choice of entries, one in every three neighbours, costs 18."""
+    x = -torch.tensor([[[1.0, 4, 2, 1, 4, 4, 4, 4, 2]]], dtype=F64)
+    _, certificate = Inverted(nn.MaxPool1d(3, 1), x)(x, torch.zeros(1, 1, 7, dtype=F64))
+    assert certificate.status is Status.EXACT
+    assert float(certificate.residual) == 0
+
+
 @st.composite
 def maxima(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
     n = draw(st.integers(1, 3))

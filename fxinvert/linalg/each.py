@@ -8,13 +8,15 @@ by conjugate gradients. Damping is decided sample by sample, as in `fxinvert.lin
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fxinvert.linalg.anchored import Correction, SolveSettings
 from fxinvert.linalg.operators import LinearOperator, flat
-from fxinvert.linalg.solvers import Gradients, cgls
+from fxinvert.linalg.recycled import Recycled
+from fxinvert.linalg.solvers import cgls
 
 
 class EachFunction(LinearOperator):
@@ -35,9 +37,10 @@ class EachFunction(LinearOperator):
             self._output = function(self._leaf)
         super().__init__(like.shape[1:], self._output.shape[1:], like)
         self.dtype = dtype or like.dtype
+        self.offset = self._output.detach().to(self.dtype)
 
     def apply(self, x: Tensor) -> Tensor:
-        return (self.function(x.to(self.own)) - self._output.detach()).to(self.dtype)
+        return self.function(x.to(self.own)).to(self.dtype) - self.offset
 
     def adjoint(self, r: Tensor) -> Tensor:
         (pulled,) = torch.autograd.grad(self._output, self._leaf, r.to(self.own), retain_graph=True)
@@ -45,6 +48,10 @@ class EachFunction(LinearOperator):
 
     def to(self, dtype: torch.dtype) -> EachFunction:
         return EachFunction(self.function, self._leaf.detach(), dtype)
+
+
+#: how far below σ_max the estimate that conjugate gradients leave may lie
+DOUBT = 4.0
 
 
 def solve_each(operator: EachFunction, r: Tensor, settings: SolveSettings) -> Correction:
@@ -59,26 +66,24 @@ def solve_each(operator: EachFunction, r: Tensor, settings: SolveSettings) -> Co
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-6}.get(operator.own, torch.finfo(operator.own).eps)
     size = torch.linalg.vector_norm(flat(r), dim=1)
 
-    def solve(damping: Tensor, largest: Tensor, skip: Tensor | None) -> Gradients:
-        return cgls(
-            operator,
-            r,
-            damping,
-            largest=largest,
-            tolerance=tolerance,
-            small_enough=tolerance * size,
-            limit=settings.max_iterations,
-            skip=skip,
-        )
-
     none = torch.zeros_like(size)
-    found = solve(none, none, None)
+    options: dict[str, Any] = {
+        "tolerance": tolerance,
+        "small_enough": tolerance * size,
+        "limit": torch.full_like(size, settings.max_iterations, dtype=torch.long),
+    }
+    # orthogonalized completely: what has no more to give is noticed, however ill-conditioned
+    found = Recycled(none).solve(operator, r, largest=none, slope=none, skip=none > 0, **options)
     value, limit = found.correction, settings.limit(r.dtype)
-    amplified = found.largest * torch.linalg.vector_norm(flat(value), dim=1) > limit * size
-    damping = torch.where(amplified, (found.largest / limit).square(), 0)
+    moved = torch.linalg.vector_norm(flat(value), dim=1)
+    largest = found.largest
+    if bool((DOUBT * largest * moved > limit * size).any()):
+        largest = torch.maximum(largest, _largest_singular_values(operator))
+    amplified = largest * moved > limit * size
+    damping = torch.where(amplified, (largest / limit).square(), 0)
     iterations = found.iterations
     if bool(amplified.any()):
-        again = solve(damping, found.largest, ~amplified)
+        again = cgls(operator, r, damping, largest=largest, skip=~amplified, **options)
         value = torch.where(amplified.reshape(-1, *[1] * (value.dim() - 1)), again.correction, value)
         iterations = torch.maximum(iterations, again.iterations)
     return Correction(
@@ -88,6 +93,19 @@ def solve_each(operator: EachFunction, r: Tensor, settings: SolveSettings) -> Co
         int(iterations.max()) if len(r) else 0,
         None,
     )
+
+
+def _largest_singular_values(operator: EachFunction, iterations: int = 20) -> Tensor:
+    """`(B,)`, σ_max of every sample's operator by power iteration; a lower bound, within a few per cent."""
+    start = torch.randn(operator.in_shape, generator=torch.Generator().manual_seed(0))
+    x = start.to(operator.offset).expand(len(operator.offset), *operator.in_shape)
+    size = torch.linalg.vector_norm(flat(x), dim=1)
+    for _ in range(iterations):
+        unit = x / torch.where(size > 0, size, 1).reshape(-1, *[1] * (x.dim() - 1))
+        x = operator.adjoint(operator.apply(unit))
+        size = torch.linalg.vector_norm(flat(x), dim=1)
+    largest: Tensor = size.sqrt()
+    return largest
 
 
 def solve_batched(matrices: Tensor, r: Tensor, limit: float) -> Correction:

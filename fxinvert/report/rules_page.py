@@ -30,7 +30,7 @@ _SEVERAL = """
 |---|---|
 """
 
-_TUPLE = "gives several tensors: the target of each is its own, through `getitem`"
+_TUPLE = "gives several tensors: taken apart while tracing, every part is a slice"
 _SOLVED = "matrix-free: Levenberg 1944, Marquardt 1963"
 _INSIDE = "taken apart while tracing: the ops inside have their rules"
 _FIXED = "a weight computed from parameters alone: a constant as far as the activation goes"
@@ -39,7 +39,7 @@ _OTHERS = {
     "split_with_sizes": _TUPLE,
     "chunk": _TUPLE,
     "unbind": _TUPLE,
-    "lstm": _TUPLE,
+    "lstm": "gives several tensors: no rule of its own; cut the graph after it",
     "multiheadattention": _INSIDE,
     "relu6": "spelled `hardtanh` while tracing",
     "upsample": "spelled `interpolate` while tracing",
