@@ -244,10 +244,14 @@ def plan(
     segments: Segments = None,
     cuts: Cuts = None,
     supervised_output: SupervisedOutput = None,
+    schedule: Annotated[Schedule, _setting("schedule")] = DEFAULT.schedule,
+    samples: Annotated[int, typer.Option(min=1, help="Samples to train on, for the estimates.")] = 10_000,
+    batch_size: BatchSize = DEFAULT.batch_size,
+    chunk: Annotated[int, _setting("chunk", min=1)] = DEFAULT.chunk,
     device: Device = DEFAULT.device,
     resize: Resize = None,
 ) -> None:
-    """Show how a model would be split and which rule inverts each node, without training anything."""
+    """Show how a model would be split, which rule inverts each node, and what a sweep costs, without training."""
     from fxinvert.commands.look import show_plan
     from fxinvert.report import make_console
 
@@ -259,10 +263,14 @@ def plan(
             segments=segments,
             cuts=_names(cuts),
             supervised_output=supervised_output,
+            schedule=schedule,
+            batch_size=batch_size,
+            chunk=chunk,
             device=device,
             resize=_size(resize),
         ),
         [tuple(_integers("--shape", text)) for text in shape or ()],
+        samples,
         make_console(),
     )
 

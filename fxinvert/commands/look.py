@@ -12,18 +12,22 @@ import fxinvert
 from fxinvert.commands.config import PostTrainConfig
 from fxinvert.commands.run import EXAMPLE_ROWS, output_key
 from fxinvert.errors import DataError, NoRuleError
+from fxinvert.estimate import PROBE, estimate
 from fxinvert.report import nodes_table, rules_table
 from fxinvert.report.rules_page import rules_page
 from fxinvert.rules import RuleSet
 from fxinvert.sources import DataOptions, import_module, load_data, load_model
 
 
-def show_plan(config: PostTrainConfig, shapes: Sequence[tuple[int, ...]], console: Console) -> None:
-    """Shows how a model would be split, the rule of every node, and whether its inverse can be made.
+def show_plan(
+    config: PostTrainConfig, shapes: Sequence[tuple[int, ...]], samples: int, console: Console
+) -> None:
+    """Shows how a model would be split, the rule of every node, whether its inverse can be made, and what it costs.
 
     Args:
         config: names the model and, unless shapes are given, the data.
         shapes: of the model's inputs, without the batch.
+        samples: how many there will be to train on.
         console: where to show it.
 
     Raises:
@@ -35,11 +39,28 @@ def show_plan(config: PostTrainConfig, shapes: Sequence[tuple[int, ...]], consol
     example = tuple(value.to(config.device) for value in _example(config, shapes))
     graph = fxinvert.trace(model, example, output=output_key(config.supervised_output))
     console.print(nodes_table(graph, rules))
-    console.print(fxinvert.partition(graph, config.segments, cuts=config.cuts))
+    plan = fxinvert.partition(graph, config.segments, cuts=config.cuts)
+    console.print(plan)
     try:
         fxinvert.invert(graph)
     except NoRuleError as error:
         console.print(f"This model cannot be inverted yet: {error}", markup=False, style="red")
+        return
+    costs = estimate(
+        model,
+        example,
+        plan,
+        samples=samples,
+        batch=config.batch_size,
+        chunk=config.chunk,
+        schedule=config.schedule,
+        output=output_key(config.supervised_output),
+    )
+    console.print(
+        f"One closed-form sweep of {samples:,} samples, in {costs.chunks:,} chunks, as measured here on {PROBE}:"
+    )
+    console.print(costs.tasks())
+    console.print(costs.scaling())
 
 
 def show_rules(modules: Sequence[str], console: Console) -> None:

@@ -1,0 +1,204 @@
+"""Runs on the command line: killed, resumed, repeated, looked at."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cli_folder import invoke, make_folder
+from runs import events
+
+from fxinvert import estimate as estimates
+from fxinvert.commands.config import PostTrainConfig
+from fxinvert.estimate import Estimate, Wave
+from fxinvert.scheduling import store
+from fxinvert.scheduling.run_directory import is_finished
+
+#: what a run writes that holds no times
+RESULTS = ("weights.safetensors", "metrics.json", "plan.json", "plan.txt", "run.json", "config.yaml")
+COMMAND = ("post-train", "cli_nets:Net", "data.npz", "--batch-size", "8", "--chunk", "2", "--no-export")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return make_folder(tmp_path, monkeypatch)
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, after: int, *arguments: str) -> Any:
+    """Runs a command in which Ctrl-C comes after some tasks were stored."""
+    put, count = store.TaskStore.put, 0
+
+    def pressed(self: store.TaskStore, key: str, result: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > after:
+            raise KeyboardInterrupt
+        put(self, key, result)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.TaskStore, "put", pressed)
+        return invoke(*arguments)
+
+
+def test_a_run_that_was_interrupted_goes_on_and_ends_with_the_same_bytes(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert invoke(*COMMAND, "--run-directory", "whole").exit_code == 0
+    stopped = interrupt(monkeypatch, 9, *COMMAND, "--run-directory", "run")
+    assert stopped.exit_code == 130
+    assert "fxinvert resume run" in stopped.output
+    assert not is_finished(here / "run")
+    told = invoke("status", "run").output
+    assert "stopped (KeyboardInterrupt" in told
+    assert "9, in" in told
+    resumed = invoke("resume", "run")
+    assert resumed.exit_code == 0, resumed.output
+    for name in RESULTS:
+        assert (here / "run" / name).read_bytes() == (here / "whole" / name).read_bytes(), name
+    assert len(events(here / "run", "resumed")) == 1
+    assert "finished" in invoke("status", "run").output
+    assert "is finished" in invoke("resume", "run").output
+    assert not (here / "run" / "tasks").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bytes(here: Path) -> None:
+    command = [sys.executable, "-m", "fxinvert", *COMMAND]
+    subprocess.run([*command, "--run-directory", "whole"], check=True, capture_output=True)
+    killed = subprocess.Popen([*command, "--run-directory", "run"], stdout=subprocess.DEVNULL)
+    while killed.poll() is None and len(events(here / "run", "task")) < 5:
+        time.sleep(0.01)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not is_finished(here / "run")
+    assert invoke("resume", "run", "--executor", "processes", "--workers", "2").exit_code == 0
+    assert (here / "run" / "weights.safetensors").read_bytes() == (
+        here / "whole" / "weights.safetensors"
+    ).read_bytes()
+
+
+def test_a_configuration_repeats_a_run(here: Path) -> None:
+    first = invoke(*COMMAND, "--sweeps", "1", "--schedule", "parallel", "--run-directory", "first")
+    assert first.exit_code == 0, first.output
+    second = invoke("post-train", "--config", "first/config.yaml", "--run-directory", "second")
+    assert second.exit_code == 0, second.output
+    for name in RESULTS:
+        assert (here / "first" / name).read_bytes() == (here / "second" / name).read_bytes(), name
+    third = invoke("post-train", "--config", "first/config.yaml", "--sweeps", "2", "--run-directory", "third")
+    assert third.exit_code == 0, third.output
+    assert yaml.safe_load((here / "third" / "config.yaml").read_text())["sweeps"] == 2
+    assert yaml.safe_load((here / "third" / "config.yaml").read_text())["schedule"] == "parallel"
+
+
+def test_every_setting_survives_the_file() -> None:
+    config = PostTrainConfig.of(model="m:f", data="d", cuts=["a"], mean=[0.5], resize=[4, 5], method="joint")
+    assert PostTrainConfig.of(**yaml.safe_load(config.to_yaml())) == config
+
+
+def older(here: Path) -> None:
+    (here / "old").mkdir()
+    (here / "old" / "config.json").write_text("{}")
+
+
+def other_format(here: Path) -> None:
+    (here / "old").mkdir()
+    (here / "old" / "config.yaml").write_text(
+        PostTrainConfig(model="cli_nets:Net", data="data.npz").to_yaml()
+    )
+    (here / "old" / "run.json").write_text(json.dumps({"format": 1}))
+
+
+def nothing(here: Path) -> None:
+    """Everything is there as it should be."""
+
+
+def odd_settings(here: Path) -> None:
+    (here / "c.yaml").write_text("model: [1\n")
+
+
+def list_of_settings(here: Path) -> None:
+    (here / "c.yaml").write_text("- 1\n")
+
+
+def newer_settings(here: Path) -> None:
+    (here / "c.yaml").write_text("version: 7\nmodel: m:f\ndata: d\n")
+
+
+def unknown_settings(here: Path) -> None:
+    (here / "c.yaml").write_text("model: m:f\ndata: d\ncolour: red\n")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "command", "said"),
+    [
+        (nothing, "resume nowhere", "no run directory nowhere"),
+        (nothing, "resume photos", "no config.yaml"),
+        (nothing, "status photos", "no run in photos"),
+        (older, "resume old", "an older version of fxinvert has written it"),
+        (other_format, "resume old", "was written in format 1"),
+        (nothing, "post-train", "a model and data are needed"),
+        (nothing, "post-train --config c.yaml", "c.yaml cannot be read"),
+        (odd_settings, "post-train --config c.yaml", "is no YAML"),
+        (list_of_settings, "post-train --config c.yaml", "holds no settings"),
+        (newer_settings, "post-train --config c.yaml", "has version 7"),
+        (unknown_settings, "post-train --config c.yaml", "colour"),
+        (nothing, "post-train cli_nets:Net data.npz --only hiden", "no segment 'hiden' to train"),
+        (nothing, "post-train cli_nets:Net data.npz --schedule single", "say which of hidden, head"),
+        (nothing, "post-train cli_nets:Net data.npz --workers 3", "serial executor has one worker"),
+    ],
+)
+def test_bad_input(here: Path, prepare: Any, command: str, said: str) -> None:
+    prepare(here)
+    result = invoke(*command.split())
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr
+    assert not (here / "runs").exists() or not list((here / "runs").iterdir())
+
+
+def test_a_run_with_other_data_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(monkeypatch, 9, *COMMAND, "--run-directory", "run")
+    (here / "data.npz").unlink()
+    (here / "cli_nets.py").write_text((here / "cli_nets.py").read_text())
+    import numpy as np
+
+    np.savez(here / "data.npz", x=np.zeros((60, 4, 4), dtype=np.uint8), y=np.arange(60) % 3)
+    result = invoke("resume", "run")
+    assert result.exit_code == 2
+    assert "begun with something else: data: train" in result.stderr
+    assert (here / "run" / "tasks").exists()
+
+
+# estimates
+
+
+def test_a_plan_shows_what_a_sweep_costs(here: Path) -> None:
+    result = invoke("plan", "cli_nets:Net", "data.npz", "--samples", "100000", "--schedule", "parallel")
+    assert result.exit_code == 0, result.output
+    assert "statistics of hidden, head" in result.output
+    assert "One closed-form sweep of 100,000 samples, in 49 chunks" in result.output
+
+
+def estimated(**change: Any) -> Estimate:
+    wave: dict[str, Any] = {
+        "segments": ("a",), "operations": 10, "sample_seconds": 1e-3, "forward_seconds": 1e-5, "statistics": 10**6,
+        "add_seconds": 1e-4, "solve_seconds": 0.1, "working": 1000,
+    }  # fmt: skip
+    return Estimate((Wave(**wave | change),), state=10**6, samples=10**6, chunk=1000, batch=100)
+
+
+def test_more_workers_take_no_longer_until_what_they_send_takes_over() -> None:
+    times = [estimated().seconds(workers) for workers in (1, 2, 4, 16, 64)]
+    assert times == sorted(times, reverse=True)
+    assert times[0] / times[1] == pytest.approx(2, rel=0.01)
+    sent = estimated(statistics=10**9)
+    bound = sent.chunks * 10**9 / estimates.BANDWIDTH
+    assert sent.seconds(10**4) > bound
+    assert sent.seconds(10**4) == pytest.approx(sent.seconds(100), rel=0.05)
