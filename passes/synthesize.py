@@ -24,14 +24,13 @@ from fxinvert.passes.inverse_op import InverseOp, call_arguments
 from fxinvert.passes.leaves import printable
 from fxinvert.passes.region import held, owner_of, region_graph
 from fxinvert.rules import RuleSet
+from fxinvert.rules.region import REGION
 from fxinvert.rules.registry import matrix_free
 
 #: the inverse graph's first input
 OUTPUT_TARGET = "output_target"
 #: in the inverse graph's `meta`: the names of the forward nodes whose value an input is, and whose target a call finds
 ANCHOR_OF, TARGET_OF = "anchor_of", "target_of"
-#: the key of a region, which no rule has
-REGION = "region"
 
 
 def synthesize(graph: fx.GraphModule, rules: RuleSet, settings: SolveSettings) -> fx.GraphModule:

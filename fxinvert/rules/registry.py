@@ -172,10 +172,11 @@ class RuleSet(Mapping[str, Rule]):
 
 
 def matrix_free(key: str) -> Rule:
-    """The fallback as the rule of an op that has no other."""
+    """The fallback as the rule of an op that has no other, or of a region."""
     from fxinvert.rules.fallback import invert_matrix_free
+    from fxinvert.rules.region import REGION, invert_region
 
-    return Rule(key, invert_matrix_free, Kind.MATRIX_FREE)
+    return Rule(key, invert_region if key == REGION else invert_matrix_free, Kind.MATRIX_FREE)
 
 
 def default_rules() -> RuleSet:

@@ -1,0 +1,221 @@
+"""Regions: pieces of the graph with one entry and one exit, inverted as a whole."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small_models import own_output
+from torch import Tensor, nn
+
+import fxinvert
+from fxinvert.linalg import SolveSettings
+from fxinvert.linalg.fixed_point import PATIENCE, STEPS, fixed_point
+from fxinvert.linalg.jacobian import Jacobian, acts_on_values
+from fxinvert.models.residual import BasicBlock
+from fxinvert.rules import Inverse, Op, Status
+from fxinvert.rules.certificate import relative, row_norms
+from fxinvert.rules.fallback import invert_matrix_free
+from fxinvert.rules.region import PRODUCTS, REGION, invert_region
+
+Function = Callable[[Tensor], Tensor]
+WIDTH = 12
+
+
+def answer(function: Function, x: Tensor, target: Tensor) -> Inverse:
+    """As `InverseOp` asks for it."""
+    with torch.no_grad():
+        return invert_region(Op(REGION, "region", {"x": x}, function(x), {}, {}, function), target)
+
+
+def residual_function(scale: float) -> Function:
+    """x + F(x), F two affine maps with a ReLU between; in float64."""
+    first, second = nn.Linear(WIDTH, 20).double(), nn.Linear(20, WIDTH).double()
+    return lambda x: x + scale * second(first(x).relu())
+
+
+def count(function: Function) -> tuple[Function, list[int]]:
+    """The function, and how often it was called."""
+    calls = [0]
+
+    def counted(x: Tensor) -> Tensor:
+        calls[0] += 1
+        return function(x)
+
+    return counted, calls
+
+
+# --- the fixed-point iteration ------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**31), st.floats(0, 0.9))
+def test_affine_functions_near_the_identity_are_solved(seed: int, size: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(WIDTH, WIDTH, generator=generator, dtype=torch.float64)
+    matrix = torch.eye(WIDTH, dtype=torch.float64) + size * matrix / torch.linalg.matrix_norm(matrix, 2)
+    x, target = torch.randn(2, 4, WIDTH, generator=generator, dtype=torch.float64)
+    found = fixed_point(lambda v: v @ matrix.T, x, x @ matrix.T, target, 1e-9 * row_norms(target))
+    assert bool((found.error <= 1e-9 * row_norms(target)).all())
+    torch.testing.assert_close(found.value, torch.linalg.solve(matrix, target.T).T, rtol=1e-6, atol=1e-6)
+
+
+def test_acceleration_solves_what_the_plain_iteration_does_not() -> None:
+    """For an affine f the points are those of GMRES, which ends after as many steps as J has eigenvalues."""
+    factors = torch.tensor([3.0, -1.0, 0.5]).double().repeat(WIDTH // 3)
+    x, target = torch.randn(5, WIDTH).double(), torch.randn(5, WIDTH).double()
+    found = fixed_point(lambda v: factors * v, x, factors * x, target, torch.full((5,), 1e-9).double())
+    torch.testing.assert_close(found.value, target / factors, rtol=1e-6, atol=1e-6)
+    assert int(found.evaluations.max()) <= 4
+
+
+def test_what_does_not_converge_is_given_up_soon_at_its_best_point() -> None:
+    function, calls = count(lambda x: x.square() + 1)
+    x, target = torch.randn(6, WIDTH).double(), -torch.ones(6, WIDTH).double()
+    start = row_norms(target - function(x))
+    found = fixed_point(function, x, function(x), target, torch.zeros(6).double())
+    assert bool((found.error <= start).all())
+    torch.testing.assert_close(found.error, row_norms(target - function(found.value)))
+    assert calls[0] <= STEPS
+    assert int(found.evaluations.min()) <= 2 * PATIENCE
+
+
+# --- the rule -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "goal"), [(torch.float32, 1e-5), (torch.float64, 1e-8)])
+def test_regions_near_the_identity_are_reached_by_values_alone(dtype: torch.dtype, goal: float) -> None:
+    block = BasicBlock(6, 6).eval().to(dtype)
+    inside, calls = count(lambda x: x + block.bn2(block.conv2(block.bn1(block.conv1(x)).relu())))
+    x = torch.randn(8, 6, 5, 5, dtype=dtype)
+    block.requires_grad_(False)
+    target = inside(x + 0.2 * torch.randn_like(x))
+    calls[0] = 0
+    inverse = answer(inside, x, target)
+    assert float(relative(inside(inverse.target) - target, target).max()) <= goal
+    assert inverse.certificate.status is Status.EXACT, "that it is the nearest is not shown"
+    assert calls[0] <= 20, "a pair of products with the Jacobian would cost more than one of these"
+    torch.testing.assert_close(inverse.certificate.distance, row_norms(inverse.target - x))
+
+
+@pytest.mark.parametrize("scale", [0.3, 3.0])
+def test_a_target_that_is_the_output_gives_the_anchor(scale: float) -> None:
+    function, x = residual_function(scale), torch.randn(4, WIDTH).double()
+    inverse = answer(function, x, function(x).detach())
+    assert torch.equal(inverse.target, x)
+    assert inverse.certificate.iterations == 0
+
+
+@pytest.mark.parametrize("scale", [0.3, 3.0])
+def test_samples_are_independent(scale: float) -> None:
+    function, x = residual_function(scale), torch.randn(6, WIDTH).double()
+    sizes = torch.tensor([0, 0.01, 0.1, 0.5, 2, 100])[:, None].double()
+    with torch.no_grad():
+        target = function(x + sizes * torch.randn_like(x))
+    together = answer(function, x, target)
+    assert torch.equal(together.target[0], x[0])
+    for i in range(6):
+        alone = answer(function, x[i : i + 1], target[i : i + 1])
+        torch.testing.assert_close(together.target[i : i + 1], alone.target, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(
+            together.certificate.residual[i : i + 1], alone.certificate.residual, rtol=1e-3, atol=1e-7
+        )
+
+
+def test_what_the_iteration_leaves_goes_to_gauss_newton() -> None:
+    """x ↦ x + F(x) without a solution by fixed points in some samples; every sample does as well as by either."""
+    function, x = residual_function(30.0), torch.randn(16, WIDTH).double()
+    with torch.no_grad():
+        target = function(x + 0.1 * torch.linspace(0.01, 1, 16)[:, None].double() * torch.randn_like(x))
+        output = function(x)
+        iterated = fixed_point(function, x, output, target, 1e-8 * row_norms(target)).error
+        settings = SolveSettings(max_iterations=PRODUCTS)
+        op = Op(REGION, "region", {"x": x}, output, {}, {}, function, settings=settings)
+        plain = invert_matrix_free(op, target)
+    inverse = answer(function, x, target)
+    reached = inverse.certificate.residual <= 1e-8
+    assert bool((iterated > 1e-6 * row_norms(target)).any()), "the example must need it"
+    assert int(reached.sum()) >= int((plain.certificate.residual <= 1e-8).sum())
+    assert int(reached.sum()) > int((iterated <= 1e-8 * row_norms(target)).sum())
+
+
+def test_unattainable_targets_end_soon_and_say_so() -> None:
+    """A region that loses a direction: the least-squares solution, or a damped one, within the bound on products."""
+    matrix = torch.randn(WIDTH, WIDTH).double()
+    matrix[:, 0] = -torch.eye(WIDTH)[:, 0]
+    function, calls = count(lambda x: x + x @ matrix.T)
+    x = torch.randn(5, WIDTH).double()
+    target = function(x) + torch.randn_like(x)
+    calls[0] = 0
+    value, certificate = answer(function, x, target)
+    assert certificate.status in (Status.LEAST_SQUARES, Status.DAMPED)
+    assert float(certificate.residual.min()) > 1e-3
+    assert certificate.iterations <= PRODUCTS + 2
+    inverse = torch.linalg.pinv(torch.eye(WIDTH, dtype=torch.float64) + matrix)
+    expected = x + (target - function(x)) @ inverse.T
+    best = relative(function(expected) - target, target)
+    assert bool((certificate.residual <= 1.01 * best).all())
+    torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_what_is_not_finite_fails_alone() -> None:
+    function, x = residual_function(0.3), torch.randn(4, WIDTH).double()
+    target = function(x + 0.1 * torch.randn_like(x)).detach()
+    expected = answer(function, x, target).target
+    broken = target.clone()
+    broken[2, 3] = torch.nan
+    inverse = answer(function, x, broken)
+    assert inverse.certificate.failed.tolist() == [False, False, True, False]
+    assert inverse.certificate.status is Status.FAILED
+    kept = [0, 1, 3]
+    torch.testing.assert_close(inverse.target[kept], expected[kept], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_reached_to_half_of_its_digits(dtype: torch.dtype) -> None:
+    function = residual_function(0.3)
+    x = torch.randn(4, WIDTH).to(dtype)
+
+    def rounded(v: Tensor) -> Tensor:
+        return function(v.double()).to(v.dtype)
+
+    with torch.no_grad():
+        target = rounded(x + 0.2 * torch.randn_like(x))
+    value, certificate = answer(rounded, x, target)
+    assert value.dtype == dtype
+    assert float(certificate.residual.max()) <= torch.finfo(dtype).eps ** 0.5
+
+
+# --- in the graph -------------------------------------------------------------------------------------------
+
+
+def test_a_residual_block_is_inverted_through_its_region() -> None:
+    block, x = BasicBlock(6, 6).eval(), torch.randn(8, 6, 5, 5).relu()
+    with torch.no_grad():
+        target = block(x + 0.2 * torch.randn_like(x))
+    inverse = fxinvert.invert(block, x[:2], output_target=lambda outputs, labels: labels)
+    rec = inverse(x, target)
+    assert float(rec.consistency("x").max()) <= 1e-4
+    assert rec.certificates["x"].iterations <= 12
+    same = fxinvert.invert(inverse.graph, output_target=own_output)(x, target)
+    assert all(torch.equal(same.targets[name], same.anchors[name]) for name in same.names)
+
+
+def test_a_region_keeps_its_rule_when_it_is_saved() -> None:
+    inverse = fxinvert.invert(BasicBlock(4, 4).eval(), torch.randn(2, 4, 5, 5))
+    (rule,) = (
+        module.rule
+        for module in inverse.graph_module.modules()
+        if getattr(getattr(module, "rule", None), "key", None) == REGION
+    )
+    assert pickle.loads(pickle.dumps(rule)).invert is invert_region
+
+
+def test_a_wide_function_near_the_identity_does_not_pass_for_one_of_single_values() -> None:
+    matrix = 0.01 * torch.randn(4096, 4096) / 64
+    x = torch.randn(2, 4096)
+    assert not bool(acts_on_values(Jacobian(lambda v: v + v @ matrix.T, x)).any())
+    assert bool(acts_on_values(Jacobian(lambda v: v + v.tanh(), x)).all())
