@@ -8,29 +8,34 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: spinning threads measure the neighbours
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import convolution, reconstruction, rules, sweep
+from benchmarks import convolution, document, memory, reconstruction, rules, solvers, sweep
 from benchmarks.measure import environment
 
 SUITES = {
     "convolution": convolution.run,
+    "solvers": solvers.run,
     "reconstruction": reconstruction.run,
     "rules": rules.run,
     "sweep": sweep.run,
+    "memory": memory.run,
 }
 
 
 def main(
     names: Annotated[list[str] | None, typer.Argument(help=f"which: {', '.join(SUITES)}")] = None,
+    write: Annotated[bool, typer.Option(help="put the tables into docs/results.md, too")] = False,
 ) -> None:
     """Measures ratios, side by side in one run."""
     console = Console()
-    results: dict[str, object] = {"environment": environment()}
+    known = Path(__file__).with_name("results.json")
+    results: dict[str, Any] = json.loads(known.read_text()) if known.exists() else {}
+    results["environment"] = environment()
     for name in names or list(SUITES):
         table = Table("what", "compared with", "ratio", "aim", "note", title=name)
         measured = list(SUITES[name]())
@@ -38,7 +43,9 @@ def main(
             table.add_row(r.what, r.compared_with, f"{r.ratio:.2g}", f"{r.aim:g}" if r.aim else "", r.note)
         console.print(table)
         results[name] = [r.to_dict() for r in measured]
-    Path(__file__).with_name("results.json").write_text(json.dumps(results, indent=2) + "\n")
+    known.write_text(json.dumps(results, indent=2) + "\n")
+    if write:
+        document.write(results)
 
 
 if __name__ == "__main__":

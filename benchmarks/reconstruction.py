@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fxinvert
 from benchmarks.measure import Ratio, ratio
 from fxinvert import models
+from fxinvert.inversion.replay import output_given
 
 
 def cifar_cnn() -> nn.Module:
@@ -22,6 +23,15 @@ def cifar_cnn() -> nn.Module:
     ).eval()  # fmt: skip
 
 
+def worst_share(inverse: fxinvert.InverseGraph, x: Tensor, y: Tensor) -> float:
+    """The share of samples whose label is on top when the model is run from the targets at the worst cut."""
+    values, rec = inverse.forward(x), inverse(x, y)
+    nodes = {n.meta["path"]: n for n in inverse.graph.graph.nodes if "path" in n.meta}
+    with torch.no_grad():
+        outputs = [output_given(inverse.graph, values, nodes[name], rec.targets[name]) for name in rec.names]
+    return min(float((output.argmax(1) == y).float().mean()) for output in outputs)
+
+
 def run(batch: int = 256) -> Iterator[Ratio]:
     """Reconstruction over forward, factorizations kept."""
     torch.manual_seed(0)
@@ -32,14 +42,17 @@ def run(batch: int = 256) -> Iterator[Ratio]:
     ):
         x, y = torch.rand(batch, *shape), torch.randint(0, 10, (batch,))
         inverse = fxinvert.invert(model, x[:2], output_target="margin")
-        rec = inverse(x, y)
-        shares = [float((rec.consistency(node) < 1e-3).float().mean()) for node in rec.names[1:]]
-        note = f"forward-consistent to 1e-3: {100 * min(shares):.0f} % of samples at the worst cut"
+        plain, refined = (
+            100 * worst_share(fxinvert.invert(model, x[:2], output_target="margin", refine=n), x, y)
+            for n in (0, 8)
+        )
+        note = f"label on top at the worst cut: {plain:.0f} % of samples, {refined:.0f} % with refine=8"
         with torch.no_grad():
             yield ratio(
                 f"{name}: reconstruct",
                 lambda i=inverse, x=x, y=y: i(x, y),
                 "forward",
                 lambda m=model, x=x: m(x),
+                aim=12.0 if name == "cifar_cnn" else None,
                 note=note,  # type: ignore[misc]
             )

@@ -14,7 +14,7 @@ BATCH = 256
 #: inputs, outputs, condition
 LINEAR = ((512, 10, 10.0), (128, 512, 10.0), (512, 512, 3e3))
 #: output channels, padding, pixels, condition of the kernel as a matrix
-GRID = [(c, p, size, k) for c in (4, 8, 16) for p in (0, 1) for size in (16, 32, 64) for k in (1.0, 1e2, 1e5)]
+GRID = [(c, p, size, k) for c in (4, 8, 16) for p in (0, 1) for size in (16, 32) for k in (1.0, 1e2, 1e5)]
 
 
 def of_condition(m: int, n: int, condition: float) -> Tensor:
@@ -48,7 +48,7 @@ def run() -> Iterator[Ratio]:
 
 def _grid(settings: SolveSettings, batch: int = 8) -> Iterator[Ratio]:
     """8→{4, 8, 16} channels, kernel 5: worst residuals and the time of a solve over that of a forward pass."""
-    for pixels in (16, 32, 64):
+    for pixels in (16, 32):
         reached, beyond, ratios, taken = 0.0, 0.0, [], set()
         for channels, padding, size, condition in GRID:
             if size != pixels:
@@ -61,9 +61,8 @@ def _grid(settings: SolveSettings, batch: int = 8) -> Iterator[Ratio]:
             r = a.apply(torch.randn(batch, *a.in_shape))
             solved = solve_anchored(factor, r, settings).value
             reached = max(reached, float((a.apply(solved) - r).norm() / r.norm()))
-            ratios.append(
-                seconds(lambda f=factor, r=r: f.solve(r, 0.0)) / seconds(lambda a=a, x=solved: a.apply(x))
-            )  # type: ignore[misc]
+            of_solve = seconds(lambda f=factor, r=r: f.solve(r, 0.0), warm=False)  # type: ignore[misc]
+            ratios.append(of_solve / seconds(lambda a=a, x=solved: a.apply(x)))  # type: ignore[misc]
             noise = torch.randn_like(r)
             answer = solve_anchored(factor, noise, settings)
             # stationary: the slope of ‖A d − r‖² + λ‖d‖² is zero

@@ -38,4 +38,5 @@ def run(samples: int = 2048, batch: int = 256) -> Iterator[Ratio]:
                 ),
                 "AdamW epoch",
                 epoch,
+                aim=3.0 if schedule == "parallel" else None,
             )

@@ -122,7 +122,9 @@ def test_reachable_targets_are_reached_on_the_smaller_side(
     r = a.apply(torch.randn(8, n, dtype=dtype))
     solved = factor.solve(r, 0.0)
     assert solved.converged is None or solved.converged.all()
-    limit = 2e-6 if dtype == torch.float32 else 1e-9 if condition < 1e8 else 1e-7
+    limit = (
+        (2e-6 if condition < 1e8 else 3e-5) if dtype == torch.float32 else 1e-9 if condition < 1e8 else 2e-7
+    )
     assert relative(a.apply(solved.correction), r) < limit
     # and by no detour: in directions that the shift has not drowned
     if condition <= 1e4:

@@ -223,8 +223,10 @@ class GramFactor(Factor):
         p, gamma = torch.zeros_like(s), r.new_full((len(r),), torch.inf)
         while True:
             done = self._done(rho, s, r[active], x[active], dtype)
+            # every further digit costs as much as the first ones
+            done |= self._arrived(rho, r[active], dtype)
             done |= self.largest * _norm(x[active]) > limit * _norm(r[active])
-            converged[active] = done | self._arrived(rho, r[active], dtype)
+            converged[active] = done
             active, rho, s, p, gamma = (v[~done] for v in (active, rho, s, p, gamma))
             if not len(active) or steps == ITERATIONS:
                 return x, steps, converged
