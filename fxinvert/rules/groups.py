@@ -60,6 +60,7 @@ def settled(
     inputs: Rows,
     outputs: Rows,
     *,
+    stay: Tensor | None = None,
     outside: Tensor | None = None,
     damped: Tensor | None = None,
     damping: float = 0.0,
@@ -76,6 +77,7 @@ def settled(
         target: `(B, …)`.
         value: the answer by groups.
         inputs, outputs: how input and output are laid out as groups; they agree but for the last axis.
+        stay: `(B, …, 1)`, groups whose target is their output, if they are known.
         outside: `(B, …, 1)`, groups whose target was moved onto the op's range.
         damped: `(B, …, 1)`, groups whose correction was damped.
         damping, iterations: for the certificate.
@@ -83,7 +85,8 @@ def settled(
     anchor = op.anchor
     wanted, before = outputs.split(target), outputs.split(op.output)
     value = inputs.join(value, anchor).to(anchor.dtype)
-    stay = torch.linalg.vector_norm(wanted - before, math.inf, dim=-1, keepdim=True) == 0
+    if stay is None:
+        stay = torch.linalg.vector_norm(wanted - before, math.inf, dim=-1, keepdim=True) == 0
     for doubtful in (outside, damped):
         if doubtful is not None and bool(doubtful.any()):
             reached = outputs.split(op(value))

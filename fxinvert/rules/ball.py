@@ -1,0 +1,244 @@
+"""The nearest pre-image of a normalization, group by group.
+
+The normalized values z = (x − μ) / √(σ² + ε) of n entries range over a ball: Σz = 0 and ‖z‖² = n σ² / (σ² + ε) < n. Its
+pre-images differ by their mean alone, for ε ties the spread to the norm: σ² + ε = ε n / (n − ‖z‖²). The one equation,
+residual first, then nearest, is solved in that order:
+
+1. z* = argmin ‖w ⊙ z + b − t‖² over the closed ball: the trust-region problem of Moré & Sorensen (SIAM J. Sci. Stat.
+   Comput. 4, 1983) with a diagonal matrix, one unknown per group. (t − b) / w itself if that lies in the ball, and
+   its projection if all scales are of one size;
+2. x* = μ₀ + ρ z*/‖z*‖: the mean is the anchor's, ρ = ‖z*‖ √(ε n / (n − ‖z*‖²)) is what the norm of z* demands. A norm
+   is only known to its rounding, which leaves an interval for ρ; the one nearest to the anchor's, ρ₀ = ⟨x0 − μ₀, z*/‖z*‖⟩,
+   is taken. On the sphere itself, where ρ = ∞, any norm within MARGIN of it will do; less if the target
+   is nearer.
+
+A target inside the ball is therefore reached by shrinking the group to where ε is felt. Where that moves the input by
+more than κ times what was asked of the output, ρ goes only so far towards its value, and the certificate says damped.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fxinvert.rules.branches import MARGIN
+
+#: limit of Newton's steps on the sphere's multiplier; equal weights take none, weights of 1e-6 and 1 about ten
+STEPS = 60
+
+
+@dataclass(frozen=True)
+class Scales:
+    """The weights w.
+
+    Attributes:
+        weight: `(1, …, n)`.
+        largest: `(1, …, 1)`, the largest size in a group.
+        tame: whether no scale is so small beside the others that it would blow corrections up.
+        even: whether all scales of a group are of one size.
+    """
+
+    weight: Tensor
+    largest: Tensor
+    tame: bool
+    even: bool
+
+    @classmethod
+    def of(cls, weight: Tensor, kappa: float) -> Scales:
+        """The scales, looked at; `kappa` is the largest amplification."""
+        size = weight.abs()
+        largest, smallest = size.amax(-1, keepdim=True), size.amin(-1, keepdim=True)
+        tame = bool(((smallest > 0) & (largest <= kappa * smallest)).all())
+        return cls(weight, largest, tame, bool((smallest == largest).all()))
+
+    def to(self, dtype: torch.dtype) -> Scales:
+        return replace(self, weight=self.weight.to(dtype))
+
+
+@dataclass(frozen=True)
+class Ball:
+    """How the entries of a group are normalized, and how well that is known.
+
+    Attributes:
+        scales: w.
+        eps: ε.
+        centered: whether the mean is taken away.
+        kappa: κ.
+        rounding: how well a norm is known, relatively.
+    """
+
+    scales: Scales
+    eps: float
+    centered: bool
+    kappa: float
+    rounding: float
+
+    def pre_image(self, x: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+        """The nearest pre-images, for anchors and what is missing from their outputs, `(…, n)`; r is overwritten.
+
+        Returns:
+            the values; `(…, 1)`: whether nothing is missing; whether the target is off the range; λ, 0 where not damped;
+            the number of iterations.
+        """
+        limit, rounding, largest = math.sqrt(x.shape[-1]), self.rounding, self.scales.largest
+        mean = x.mean(-1, keepdim=True) if self.centered else None
+        moved = x if mean is None else x - mean
+        asked, own_size = _norm(r).double(), _norm(moved).double()
+        spread = (own_size.square() / x.shape[-1] + self.eps).sqrt()
+        start = moved / spread.to(x.dtype)
+        z, outside, misfit, amplified, iterations = (self._direct if self.scales.tame else self._solved)(
+            start, r
+        )
+
+        # numbers of groups have all digits: 1 − ‖z‖²/n is as small as ε/σ², and the spread hangs on it
+        size = _norm(z).double()
+        flat = size == 0
+        own = torch.where(flat, 0, (moved * z).sum(-1, keepdim=True).double() / size)
+        unreached = (misfit > rounding * asked) | ((self.eps == 0) & (size < limit * (1 - rounding)))
+        # as near to the sphere as the target is far from the range
+        margin = torch.where(outside, misfit / (largest * limit), 0).clamp(rounding, max(MARGIN, rounding))
+        demanded = torch.where(outside | (self.eps == 0), limit, size)
+        least, most = (_radius(demanded + sign * margin * limit, limit, self.eps) for sign in (-1, 1))
+        # the entries must be told apart beside their mean
+        if mean is not None:
+            least = torch.maximum(least, torch.minimum(most, 4 * rounding * mean.double().abs() * limit))
+        radius = torch.minimum(torch.maximum(own, least), most)
+        # no correction is blown up more than κ times
+        allowed = self.kappa * asked * spread / torch.where(largest > 0, largest, 1)
+        room = (allowed.square() - (own_size.square() - own.square()).clamp(min=0)).clamp(min=0).sqrt()
+        bounded = torch.minimum(torch.maximum(radius, own - room), own + room).clamp(min=0)
+        far = (radius - bounded).abs() > 1e-9 * (1 + radius)
+        damping = torch.where(far | amplified, (largest / self.kappa / torch.where(far, spread, 1)) ** 2, 0)
+
+        value = z.mul_(torch.where(flat, 0, bounded / size).to(x.dtype))
+        value = value if mean is None else value.add_(mean)
+        if not self.scales.tame:
+            value = torch.where(largest > 0, value, x)
+        return value, asked == 0, unreached, damping, iterations
+
+    def _direct(self, start: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+        """z*, of any length if it lies on the sphere; `(…, 1)`: whether it does; how far w ⊙ z* is from what is wanted;
+        whether corrections are amplified; iterations. For tame scales."""
+        limit, scales = math.sqrt(start.shape[-1]), self.scales
+        wanted = r.div_(scales.weight).add_(start)
+        shift = wanted.mean(-1, keepdim=True) if self.centered else torch.zeros_like(wanted[..., :1])
+        size, none = _norm(wanted).double(), torch.zeros_like(shift, dtype=torch.bool)
+        off = shift.double().abs() * limit
+        if scales.even:
+            z = wanted.sub_(shift) if self.centered else wanted
+            over = (size.square() - off.square()).clamp(min=0).sqrt() - limit
+            outside = over > self.rounding * limit
+            misfit = scales.largest * (off.square() + over.clamp(min=0).square()).sqrt()
+            return z, outside, misfit, none, 0
+        there = (off <= 4 * self.rounding * limit) & (size <= (1 + self.rounding) * limit)
+        outside, misfit = none.clone(), torch.zeros_like(size)
+        if bool(there.all()):
+            return wanted, outside, misfit, none, 0
+        rest = ~there[..., 0]
+        weight, begin = scales.weight.expand_as(start)[rest], start[rest]
+        missing = (wanted[rest] - begin) * weight
+        bounds = torch.full_like(begin[..., :1], limit)
+        damping = torch.finfo(start.dtype).eps * weight.square().amax(-1, keepdim=True)
+        z, eta, steps = nearest_in_ball(
+            begin, missing, weight, damping, bounds, torch.zeros_like(bounds), centered=self.centered
+        )
+        wanted[rest], outside[rest] = z, eta > 0
+        misfit[rest] = _norm(weight * (z - begin) - missing).double()
+        return wanted, outside, misfit, none, steps
+
+    def _solved(self, start: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+        """The same for scales of any size."""
+        weight, largest = self.scales.weight, self.scales.largest
+        amplified = _amplified(r, weight, self.kappa)
+        damping = torch.where(
+            amplified, (largest / self.kappa) ** 2, torch.finfo(start.dtype).eps * largest**2
+        )
+        z, outside, iterations = _nearest_value(start, r, weight, damping, amplified, centered=self.centered)
+        return z, outside, _norm(weight * (z - start) - r), amplified, iterations
+
+
+def _nearest_value(
+    start: Tensor, r: Tensor, weight: Tensor, damping: Tensor, amplified: Tensor, *, centered: bool
+) -> tuple[Tensor, Tensor, int]:
+    """z*; `(…, 1)`, whether it lies on the sphere; iterations.
+
+    Entries without a scale take up what the others leave of the anchor's norm, if that is enough for the others.
+    """
+    limit, none = (
+        torch.full_like(start[..., :1], math.sqrt(start.shape[-1])),
+        torch.zeros_like(start[..., :1]),
+    )
+    free = (weight == 0).any(-1, keepdim=True)
+    ball = torch.where(free, _norm(start), limit)
+    eta = torch.where(free & ~amplified, -0.999 * damping, none)
+    z, eta, steps = nearest_in_ball(start, r, weight, damping, ball, eta, centered=centered)
+    short = free & (eta > 1e-9 * weight.square().amax(-1, keepdim=True))
+    if bool(short.any()):
+        again, more, further = nearest_in_ball(start, r, weight, damping, limit, none, centered=centered)
+        z, eta, steps = torch.where(short, again, z), torch.where(short, more, eta), steps + further
+    return z, (eta > 0) & (short | ~free), steps
+
+
+def nearest_in_ball(
+    start: Tensor,
+    r: Tensor,
+    weight: Tensor,
+    damping: Tensor,
+    limit: Tensor,
+    eta: Tensor,
+    *,
+    centered: bool,
+) -> tuple[Tensor, Tensor, int]:
+    """z = argmin ‖w ⊙ (z − z₀) − r‖² + δ‖z − z₀‖² over ‖z‖ ≤ limit, and Σz = 0 if centered.
+
+    With the multipliers η of the ball and ν of the sum: z = (d z₀ + w r − ν) / (d + η), d = w² + δ. Newton's method on
+    1/‖z(η)‖ = 1/limit, which is nearly linear in η, climbs to the solution from the η that it is given; with equal
+    weights it is there at once. From η = 0 the constraint is an inequality; a start just above −δ makes it an equality,
+    to be met by the entries without weight.
+
+    Returns:
+        z; η `(…, 1)`, positive where the closest point lies on the sphere; the number of iterations.
+    """
+    curvature = weight.square() + damping
+    curvature = torch.where(curvature > 0, curvature, 1)
+    pull = curvature * start + weight * r
+    done, steps = 4 * torch.finfo(start.dtype).eps, 0
+    while True:
+        inverse = 1 / (curvature + eta)
+        z = pull * inverse
+        bend = z * inverse
+        if centered:
+            share = inverse / inverse.sum(-1, keepdim=True)
+            z = z - z.sum(-1, keepdim=True) * share
+            bend = z * inverse - (z * inverse).sum(-1, keepdim=True) * share
+        size, slope = _norm(z), (z * bend).sum(-1, keepdim=True)
+        over = size > limit * (1 + done)
+        if steps == STEPS or not bool(over.any()):
+            return z, eta, steps
+        steps += 1
+        eta = torch.where(over, eta + size.square() / slope * (size / limit - 1), eta)
+
+
+def _amplified(r: Tensor, weight: Tensor, kappa: float) -> Tensor:
+    """`(…, 1)`: where near-zero scales blow the correction up; zeros say nothing of their entries."""
+    size = weight.abs()
+    largest = size.amax(-1, keepdim=True)
+    if not bool((largest > kappa * torch.where(size > 0, size, torch.inf)).any()):
+        return torch.zeros_like(r[..., :1], dtype=torch.bool)
+    return largest * _norm(torch.where(size > 0, r / weight, 0)) > kappa * _norm(r)
+
+
+def _radius(size: Tensor, limit: float, eps: float) -> Tensor:
+    """‖x − μ‖ for ‖z‖ = size: size √(ε n / (n − size²)), infinite from the sphere on."""
+    size = size.clamp(min=0)
+    inside = size < limit
+    gap = torch.where(inside, (limit - size) * (limit + size), 1)
+    return torch.where(inside, size * (eps / gap).sqrt() * limit, torch.inf)
+
+
+def _norm(value: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(value, dim=-1, keepdim=True)
+    return norm
