@@ -49,6 +49,7 @@ class NormalEquations:
         groups, rows, n = features.shape
         _check_width(groups, n)
         per_row = weights.repeat_interleave(rows // max(len(weights), 1))[None, :, None]
+        alike = bool((weights == weights[:1]).all())
         made = cls(
             gram=torch.zeros(groups, n, n, dtype=torch.float64, device=features.device),
             cross=torch.zeros(groups, errors.shape[2], n, dtype=torch.float64, device=features.device),
@@ -58,10 +59,13 @@ class NormalEquations:
         for first in range(0, rows, ROWS):
             part = slice(first, first + ROWS)
             own = features[:, part]
-            weighted = own * per_row[:, part]
+            weighted = own if alike else own * per_row[:, part]
             made.cross += errors[:, part].mT @ weighted
             _add_gram(made.gram, weighted, own)
         _mirror(made.gram)
+        if alike and rows:
+            made.gram *= weights[0]
+            made.cross *= weights[0]
         return made
 
     @classmethod
