@@ -14,6 +14,8 @@ from fxinvert.rules.registry import Kind, Rule
 
 #: limit of Newton's steps; ten do, unless there is no such point to be found
 STEPS = 25
+#: values that are worked on at once
+BLOCK = 1 << 18
 #: limit of steps where Newton's method is safeguarded by bisection
 GUARDED_STEPS = 60
 
@@ -29,25 +31,39 @@ def softmax(op: Op, target: Tensor) -> Inverse:
     wanted, anchor = group.split(target).to(working), group.split(op.anchor).to(working)
     rounding = 8 * torch.finfo(target.dtype).eps
     # a point of the simplex is taken as it is: small coordinates have digits that a projection would round away
-    on = (wanted > 0).all(-1, keepdim=True) & ((wanted.sum(-1, keepdim=True) - 1).abs() <= rounding)
-    p = torch.where(on, wanted, onto_simplex(wanted))
-    inside = p > torch.where(on, 0, MARGIN * p.amax(-1, keepdim=True))
+    on = (wanted.amin(-1) > 0) & ((wanted.sum(-1) - 1).abs() <= rounding)
+    logs = wanted.log()
+    value = logs.add_((anchor - logs).mean(-1, keepdim=True))
+    if not bool(on.all()):
+        value[~on] = _onto_softmax(wanted[~on], anchor[~on])
+    return settled(op, target, value, group, group, outside=~on[..., None])
+
+
+def _onto_softmax(wanted: Tensor, anchor: Tensor) -> Tensor:
+    """The same for targets that are off the simplex, `(…, n)`."""
+    p = onto_simplex(wanted)
+    lowest = MARGIN * p.amax(-1, keepdim=True)
+    inside = p > lowest
     logs = torch.where(inside, p, 1).log()
     count = inside.sum(-1, keepdim=True).clamp(min=1)
     shift = torch.where(inside, anchor - logs, 0).sum(-1, keepdim=True) / count
-    floor = (MARGIN * p.amax(-1, keepdim=True)).log() + shift
-    value = torch.where(inside, logs + shift, torch.minimum(anchor, floor))
-    return settled(op, target, value, group, group, outside=~on)
+    return torch.where(inside, logs + shift, torch.minimum(anchor, lowest.log() + shift))
 
 
 def log_softmax(op: Op, target: Tensor) -> Inverse:
     """y = x − log Σeˣ: the range is log Σeʸ = 0; the pre-images of a point y there are y + c, c = mean(x0 − y)."""
     group = along(axes(op, op.attributes["dim"]))
-    wanted, anchor = group.split(target).double(), group.split(op.anchor).double()
-    y, iterations = onto_log_simplex(wanted)
-    shift = (anchor - y).mean(-1, keepdim=True)
-    outside = (y != wanted).any(-1, keepdim=True)
-    return settled(op, target, y + shift, group, group, outside=outside, iterations=iterations)
+    working = torch.promote_types(target.dtype, torch.float32)
+    wanted, anchor = group.split(target).to(working), group.split(op.anchor).to(working)
+    rounding = 8 * torch.finfo(target.dtype).eps
+    on = (wanted.exp().sum(-1) - 1).abs() <= rounding
+    value = wanted + (anchor - wanted).mean(-1, keepdim=True)
+    iterations = 0
+    if not bool(on.all()):
+        y, iterations = onto_log_simplex(wanted[~on].double())
+        shift = (anchor[~on].double() - y).mean(-1, keepdim=True)
+        value[~on] = (y + shift).to(working)
+    return settled(op, target, value, group, group, outside=~on[..., None], iterations=iterations)
 
 
 def glu(op: Op, target: Tensor) -> Inverse:
@@ -59,22 +75,29 @@ def glu(op: Op, target: Tensor) -> Inverse:
 
     pairs = Rows(split, lambda value, like: torch.cat(value.unbind(-1), dim))
     single = Rows(lambda value: value[..., None], lambda value, like: value[..., 0])
-    anchor, wanted = split(op.anchor).double(), target.double()
-    return settled(op, target, nearest_gated(anchor[..., 0], anchor[..., 1], wanted), pairs, single)
+    working = torch.promote_types(target.dtype, torch.float32)
+    a, b = (half.reshape(-1).to(working) for half in op.anchor.chunk(2, dim))
+    parts = zip(*(torch.split(v, BLOCK) for v in (a, b, target.reshape(-1).to(working))), strict=True)
+    found = torch.cat([nearest_gated(*part) for part in parts]).reshape(*target.shape, 2)
+    return settled(op, target, found, pairs, single)
 
 
 def onto_simplex(value: Tensor, total: Tensor | float = 1.0) -> Tensor:
-    """Nearest point of {p ≥ 0, Σp = total} along the last axis: max(v − τ, 0), by sorting.
+    """Nearest point of {p ≥ 0, Σp = total} along the last axis: max(v − τ, 0).
 
-    Held, Wolfe & Crowder, Math. Program. 6 (1974); Duchi et al., ICML 2008.
+    Held, Wolfe & Crowder, Math. Program. 6 (1974). Newton's method on Σ max(v − τ, 0) = total, which is convex and falls in
+    straight pieces, climbs to τ from below and ends on its piece (as Michelot, J. Optim. Theory Appl. 50, 1986, by sets).
     """
     # a common shift changes nothing, and large values would round Σ − total away
     value = value - value.amax(-1, keepdim=True)
-    ordered = value.sort(-1, descending=True).values
-    count = torch.arange(1, value.shape[-1] + 1, device=value.device, dtype=value.dtype)
-    excess = (ordered.cumsum(-1) - total) / count
-    kept = (ordered > excess).sum(-1, keepdim=True).clamp(min=1)
-    return (value - excess.gather(-1, kept - 1)).clamp(min=0)
+    tau = torch.zeros_like(value[..., :1]) - total
+    while True:
+        above = (value - tau).clamp_(min=0)
+        excess = above.sum(-1, keepdim=True) - total
+        following = tau + excess / above.sign().sum(-1, keepdim=True).clamp(min=1)
+        if not bool((following > tau).any()):
+            return above
+        tau = torch.maximum(tau, following)
 
 
 def onto_log_simplex(value: Tensor) -> tuple[Tensor, int]:
@@ -152,24 +175,26 @@ def nearest_gated(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
 
 
 def _root(a: Tensor, b: Tensor, t: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Where φ', rising on [low, high], changes its sign; an end if it does not. An entry stops by itself."""
-    shape = t.shape
-    a, b, t, low, high = (value.flatten() for value in (a, b, t, low, high))
-    x = b.clamp(low, high)
-    result, index = x.clone(), torch.isfinite(t).nonzero()[:, 0]
-    a, b, t, low, high, x = (value[index] for value in (a, b, t, low, high, x))
+    """Where φ', rising on [low, high], changes its sign; an end if it does not. Flat tensors."""
+    result = b.clamp(low, high)
+    index = torch.isfinite(t).nonzero()[:, 0]
+    a, b, t, low, high, x = (value[index] for value in (a, b, t, low, high, result))
     for _ in range(GUARDED_STEPS):
         q = t * (-x).exp()
         slope, bend = x - b - q * (t + q - a), 2 * q.square() + q * (t - a) + 1
         low, high = torch.where(slope > 0, low, x), torch.where(slope > 0, x, high)
         step = x - slope / bend
         following = torch.where((step >= low) & (step <= high), step, (low + high) / 2)
-        result[index] = following
-        far = (following - x).abs() > 1e-14 * (1 + x.abs())
-        index, a, b, t, low, high, x = (value[far] for value in (index, a, b, t, low, high, following))
-        if not len(index):
+        far = (following - x).abs() > 16 * torch.finfo(x.dtype).eps * (1 + x.abs())
+        x, left = following, int(far.sum())
+        # sorting out costs more than a few steps on entries that are done
+        if 4 * left < len(x):
+            result[index] = x
+            index, a, b, t, low, high, x = (value[far] for value in (index, a, b, t, low, high, x))
+        if not left:
             break
-    return result.reshape(shape)
+    result[index] = x
+    return result
 
 
 def _squared(value: Tensor) -> Tensor:
