@@ -34,6 +34,8 @@ from fxinvert.workshop import Workshop
 
 #: passes that are measured with each number of workers, in turn
 PASSES = 3
+#: batches per task
+CHUNK = 2
 
 
 def run(samples: int = 20_000, batch: int = 250) -> Iterator[Ratio]:
@@ -65,7 +67,7 @@ def _pass(stack: ExitStack, workers: int, batches: models.data.Batches):  # type
     executor = ProcessExecutor(workers)
     executor.open(1, None)
     stack.callback(executor.close)
-    context = Context(cifar_cnn(), {"train": source_of(batches)})
+    context = Context(cifar_cnn(), {"train": source_of(batches, size=CHUNK)})
     display = stack.enter_context(progress_display(1, False))
     feed = survey("train", context, executor, False, None)
     target = output_target("cross_entropy")

@@ -16,7 +16,7 @@ from torch import nn
 import fxinvert
 from fxinvert.errors import DataError, SolveError
 from fxinvert.scheduling.crew import Crew, Task, TaskError
-from fxinvert.scheduling.executor import SerialExecutor, executor_named
+from fxinvert.scheduling.executor import SerialExecutor
 from fxinvert.scheduling.keys import content_key
 from fxinvert.scheduling.processes import ProcessExecutor
 from fxinvert.scheduling.store import TaskStore
@@ -30,17 +30,6 @@ def test_processes_give_the_same_bytes_as_one_after_the_other(workers: int) -> N
     for method in METHODS if workers > 2 else METHODS[:1]:
         settings: dict[str, Any] = {"method": method, "schedule": "parallel", "sweeps": 1}
         assert weights(train(**settings, executor="processes", workers=workers)) == weights(train(**settings))
-
-
-def test_a_ray_cluster_gives_the_same_bytes() -> None:
-    pytest.importorskip("ray", reason="Ray is not installed")
-    assert weights(train(executor="ray", workers=2, sweeps=1)) == weights(train(sweeps=1))
-
-
-def test_a_ray_cluster_that_cannot_be_reached() -> None:
-    pytest.importorskip("ray", reason="Ray is not installed")
-    with pytest.raises(DataError, match=r"127\.0\.0\.1:1 cannot be reached"):
-        train(executor=executor_named("ray", address="127.0.0.1:1"))
 
 
 def test_without_ray_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -36,6 +37,8 @@ class Stored(Generic[B]):
 #: values that this worker has fetched, the oldest first
 _fetched: dict[str, Any] = {}
 _KEPT = 4
+#: seconds that a cluster may take to answer
+_PATIENCE = 5.0
 
 
 class RayExecutor:
@@ -65,9 +68,10 @@ class RayExecutor:
         ray = _ray()
         if not ray.is_initialized():
             try:
+                _reach(self.address)
                 ray.init(self.address, num_cpus=None if self.address else self._asked, log_to_driver=False,
                          include_dashboard=None if self.address else False)  # fmt: skip
-            except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            except (OSError, RuntimeError, ValueError) as error:
                 where = self.address or "on this machine"
                 raise DataError(
                     f"the Ray cluster {where} cannot be reached: {error}. Start one with `ray start --head`, check "
@@ -120,6 +124,17 @@ def _call(threads: int, function: Callable[[A], B], item: A) -> B:
 
     torch.set_num_threads(threads)
     return function(item)
+
+
+def _reach(address: str | None) -> None:
+    """Knocks at a cluster's door: Ray itself would wait for minutes.
+
+    Raises:
+        OSError: nobody is there.
+    """
+    host, separator, port = (address or "").removeprefix("ray://").rpartition(":")
+    if separator and port.isdecimal():
+        socket.create_connection((host, int(port)), _PATIENCE).close()
 
 
 def _ray() -> ModuleType:
