@@ -34,18 +34,18 @@ def main(
     """Measures ratios, side by side in one run."""
     console = Console()
     known = Path(__file__).with_name("results.json")
-    results: dict[str, Any] = json.loads(known.read_text()) if known.exists() else {}
-    results["environment"] = environment()
     for name in names or list(SUITES):
         table = Table("what", "compared with", "ratio", "aim", "note", title=name)
         measured = list(SUITES[name]())
         for r in measured:
             table.add_row(r.what, r.compared_with, f"{r.ratio:.2g}", f"{r.aim:g}" if r.aim else "", r.note)
         console.print(table)
-        results[name] = [r.to_dict() for r in measured]
-    known.write_text(json.dumps(results, indent=2) + "\n")
-    if write:
-        document.write(results)
+        # read anew: other runs may have written meanwhile
+        results: dict[str, Any] = json.loads(known.read_text()) if known.exists() else {}
+        results |= {"environment": environment(), name: [r.to_dict() for r in measured]}
+        known.write_text(json.dumps(results, indent=2) + "\n")
+        if write:
+            document.write(results)
 
 
 if __name__ == "__main__":

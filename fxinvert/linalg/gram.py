@@ -18,10 +18,8 @@ from torch import Tensor
 from fxinvert.errors import SolveError
 from fxinvert.linalg.definite import NotDefiniteError, definite_inverse, without_dead
 from fxinvert.linalg.operators import LinearOperator, Shape, flat
-from fxinvert.linalg.solvers import Factor, Solution, largest_singular_value
+from fxinvert.linalg.solvers import SINGLE, Factor, Solution, largest_singular_value
 
-#: condition up to which solves are made in float32: its square times 6e-8 is the worst that rounding does to an answer
-SINGLE = 32.0
 #: condition from which the Gram matrix is shifted
 SHIFTED = 3e6
 #: the first shift, relative to σ_max², and the last

@@ -19,6 +19,8 @@ from torch import Tensor
 from fxinvert.errors import SolveError
 from fxinvert.linalg.operators import LinearOperator, flat
 
+#: condition up to which solves are made in float32: its square times 6e-8 is the worst that rounding does to an answer
+SINGLE = 32.0
 #: bytes of work for every number on either side: a few vectors in double precision
 WORK = 6 * 8
 
@@ -71,8 +73,8 @@ class SpectralFactor(Factor):
 
     Singular values below `max(m, n) · ε · σ_max` count as zero. Applied factor by factor, a target that can be reached
     is reached whatever the condition; the pseudo-inverse as one matrix costs condition · ε, and half the time, so it
-    is used where that is little. In float32 its rounding alone would cost condition · 1e-7, and an answer would depend
-    on how many samples share its matrix product.
+    is used where that is little. In float32 its rounding alone would cost condition · 1e-7, so that it is applied in
+    float32 to well-conditioned operators only.
     """
 
     #: largest condition number for which the pseudo-inverse is applied as one matrix
@@ -96,6 +98,8 @@ class SpectralFactor(Factor):
         self._values, self._v, self._ut = kept, self._v[:, : len(kept)], self._ut[: len(kept)]
         well = self.condition is not None and self.condition <= self.MATRIX_LIMIT
         self._inverse = (self._v / kept) @ self._ut if well else None
+        if self._inverse is not None and self.condition is not None and self.condition <= SINGLE:
+            self._inverse = self._inverse.to(operator.dtype)
 
     @property
     def nbytes(self) -> int:
@@ -103,14 +107,16 @@ class SpectralFactor(Factor):
         return sum(t.nbytes for t in kept if t is not None)
 
     def explain(self) -> str:
-        applied = "by its factors" if self._inverse is None else "as one matrix where nothing is damped"
-        return f"singular value decomposition in float64, applied {applied}"
+        if self._inverse is None:
+            return "singular value decomposition in float64, applied by its factors"
+        dtype = str(self._inverse.dtype).removeprefix("torch.")
+        return f"singular value decomposition in float64, applied as one matrix in {dtype} where nothing is damped"
 
     def solve(self, r: Tensor, damping: float, limit: float = math.inf) -> Solution:
-        rows = flat(r).double()
         if self._inverse is not None and not damping:
-            correction = rows @ self._inverse.T
+            correction = flat(r).to(self._inverse.dtype) @ self._inverse.T
         else:
+            rows = flat(r).double()
             gains = self._values / (self._values.square() + damping)
             correction = (rows @ self._ut.T * gains) @ self._v.T
         return Solution(correction.reshape(len(r), *self.in_shape).to(r.dtype))
