@@ -20,6 +20,7 @@ from fxinvert.errors import (
 )
 
 if TYPE_CHECKING:
+    from fxinvert.explanation import Explanation, explain
     from fxinvert.export import export_onnx
     from fxinvert.inversion import InverseGraph, Reconstruction, invert
     from fxinvert.passes import trace
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "export": ("export_onnx",),
+    "explanation": ("Explanation", "explain"),
     "inversion": ("InverseGraph", "Reconstruction", "invert"),
     "passes": ("trace",),
     "passes.partition": ("partition",),
@@ -61,6 +63,7 @@ def __dir__() -> list[str]:
 __all__ = [
     "CutError",
     "DataError",
+    "Explanation",
     "ExportMismatchError",
     "FxInvertError",
     "InverseGraph",
@@ -74,6 +77,7 @@ __all__ = [
     "SolveError",
     "TraceError",
     "default_rules",
+    "explain",
     "export_onnx",
     "inverse_rule",
     "invert",

@@ -275,6 +275,81 @@ def plan(
     )
 
 
+@app.command(
+    epilog="Examples:\n\n"
+    "[bold]fxinvert explain my_nets:small_cnn data.npz --weights small_cnn.pt --sample 7[/bold]\n\n"
+    "[bold]fxinvert explain --run runs/2026-01-31_12-00-00 --sample 7 --mean-over 200[/bold]"
+)
+def explain(
+    model: Annotated[
+        str, typer.Argument(help=PostTrainConfig.describe("model"), metavar="[MODEL]", show_default=False)
+    ] = "",
+    data: Annotated[
+        str, typer.Argument(help="Data, as for post-train.", metavar="[DATA]", show_default=False)
+    ] = "",
+    run: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Instead of a model and data: a finished run.")
+    ] = None,
+    state: Annotated[
+        Literal["before", "after"], typer.Option(help="Which model of the run: as given, or post-trained.")
+    ] = "before",
+    sample: Annotated[
+        list[int] | None,
+        typer.Option(min=0, metavar="K", help="A sample's number in the data, from 0; several are allowed."),
+    ] = None,
+    mean_over: Annotated[
+        int, typer.Option(min=0, help="Show mean corrections by class over so many samples.")
+    ] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Where pictures go: a .png, .svg or .pdf file, or a folder."),
+    ] = None,
+    weights: Weights = None,
+    segments: Segments = None,
+    cuts: Cuts = None,
+    output_target: Annotated[
+        str, typer.Option(help="What outputs should have been; auto: margin for classes, else regression.")
+    ] = "auto",
+    supervised_output: SupervisedOutput = None,
+    device: Device = DEFAULT.device,
+    mean: Mean = None,
+    std: Std = None,
+    resize: Resize = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what every cut computed for a sample, what it should have computed, and where that would put it right."""
+    if (run is None) == (not model or not data):
+        raise DataError("give either a model and data, fxinvert explain MODEL DATA, or --run RUN")
+    from fxinvert.commands import explain as command
+    from fxinvert.report import make_console
+
+    if run is not None:
+        subject = command.subject_of_run(run, state)
+    else:
+        settings = {
+            "model": model,
+            "data": data,
+            "weights": weights,
+            "segments": segments,
+            "cuts": _names(cuts),
+            "supervised_output": supervised_output,
+            "device": device,
+            "mean": _numbers("--mean", mean),
+            "std": _numbers("--std", std),
+            "resize": _size(resize),
+        }
+        subject = command.subject_of(PostTrainConfig.of(**settings))
+    command.explain(
+        subject,
+        sample or [],
+        out or run or Path(),
+        make_console(),
+        output_target=output_target,
+        mean_over=mean_over,
+        as_json=as_json,
+    )
+
+
 @app.command(epilog="Example: [bold]fxinvert rules --import my_package.rules[/bold]")
 def rules(
     modules: Annotated[
