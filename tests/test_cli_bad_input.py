@@ -75,7 +75,7 @@ BAD: list[tuple[Callable[[Path], None] | None, str, list[str]]] = [
     (None, "post-train cli_nets:Net cli_nets:five_classes", ["0 to 4", "3 classes"]),
     (None, "post-train cli_nets:Net cli_nets:wide_labels", ["(30, 7)|labels of shape", "do not fit"]),
     (None, "post-train cli_nets:Net cli_nets:other_shape", ["'hidden'", "8x20 and 16x6"]),
-    (None, "post-train cli_nets:Strange data.npz", ["no inverse rule for op 'round'"]),
+    (None, "post-train cli_nets:Strange data.npz", ["the way ends at node 'round'"]),
     (None, "post-train cli_nets:Net data.npz --cuts hiden", ["'hiden'", "hidden"]),
     (None, "post-train cli_nets:Net data.npz --segments 9", ["2 segments at most"]),
     (None, "post-train cli_nets:Net data.npz --segments 2 --cuts hidden", ["not both"]),
