@@ -55,12 +55,8 @@ def start_later(graph: fx.GraphModule, rules: RuleSet) -> None:
     for node in graph.graph.nodes:
         inputs = [n for n in node.all_input_nodes if n.meta["fed"]]
         stops = not follows(node.meta.get("op", ""), rules) or not any(map(_is_real, inputs))
-        if (
-            node.op != "output"
-            and node.meta["fed"]
-            and _is_real(node)
-            and (stops or not reached.isdisjoint(inputs))
-        ):
+        fed = node.op != "output" and node.meta["fed"] and _is_real(node)
+        if inputs and fed and (stops or not reached.isdisjoint(inputs)):
             reached.add(node)
     if not reached.isdisjoint(output.args[0].all_input_nodes):
         for node in graph.graph.nodes:
