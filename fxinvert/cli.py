@@ -350,6 +350,130 @@ def explain(
     )
 
 
+File = Annotated[Path, typer.Argument(help="The ONNX file.", metavar="FILE")]
+Example = Annotated[
+    str | None,
+    typer.Option("--data", help="Data, as for post-train; its first batch is the example.", metavar="DATA"),
+]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shape",
+        metavar="SIZE,…",
+        help="Instead of data: shape of an input without the batch; once per input.",
+    ),
+]
+BatchSizes = Annotated[str, typer.Option(metavar="SIZE,…", help="Batch sizes at which the file is proven.")]
+Axis = Annotated[
+    list[str] | None,
+    typer.Option(metavar="INPUT:DIM=NAME", help="Another dimension that may vary, e.g. tokens:1=length."),
+]
+Atol = Annotated[float | None, typer.Option(help="Absolute tolerance.", show_default="1e-5")]
+Rtol = Annotated[
+    float | None, typer.Option(help="Tolerance relative to each expected number.", show_default="1e-4")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
+
+
+@app.command(
+    epilog="Examples:\n\n[bold]fxinvert export my_nets:small_cnn net.onnx --weights run/weights.safetensors "
+    "--shape 1,8,8[/bold]\n\n"
+    "[bold]fxinvert export my_nets:small_cnn new.onnx --weights new.pt --into old.onnx --original-weights old.pt "
+    "--data data.npz[/bold]\n\n"
+    "[bold]fxinvert export my_nets:small_cnn inverse.onnx --inverse --at conv1 --shape 1,8,8[/bold]"
+)
+def export(
+    model: Model,
+    file: File,
+    data: Example = None,
+    shape: Shapes = None,
+    weights: Weights = None,
+    into: Annotated[
+        Path | None,
+        typer.Option(metavar="ONNX", help="Put the weights into a copy of this file of the original model."),
+    ] = None,
+    original_weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --into: the weights that file was made with.")
+    ] = None,
+    inverse: Annotated[
+        bool, typer.Option("--inverse", help="Export what reconstructs a feature from the output's target.")
+    ] = False,
+    at: Annotated[
+        str | None, typer.Option(metavar="NAME", help="With --inverse: the node to reconstruct.")
+    ] = None,
+    opset: Annotated[
+        int | None, typer.Option(min=1, help="The ONNX operator set.", show_default="20")
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Weights and computation in half precision.")] = False,
+    external_data: Annotated[
+        bool | None,
+        typer.Option(
+            "--external-data/--one-file", help="Whether weights go to a second file.", show_default="large"
+        ),
+    ] = None,
+    axis: Axis = None,
+    batch_sizes: BatchSizes = "1,2,7",
+    atol: Atol = None,
+    rtol: Rtol = None,
+    resize: Resize = None,
+    seed: Seed = DEFAULT.seed,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model as ONNX, and prove that the file computes what the model computes."""
+    from fxinvert.commands.export import ExportSettings
+    from fxinvert.commands.export import export as write
+    from fxinvert.report import make_console
+
+    settings = ExportSettings(
+        batch_sizes=tuple(_integers("--batch-sizes", batch_sizes)),
+        axes=tuple(axis or ()),
+        atol=atol,
+        rtol=rtol,
+        opset=opset,
+        half=half,
+        external_data=external_data,
+        into=into,
+        original_weights=original_weights,
+        inverse=inverse,
+        at=at,
+        as_json=as_json,
+    )
+    config = PostTrainConfig.of(
+        model=model, data=data or "", weights=weights, resize=_size(resize), seed=seed
+    )
+    write(config, [tuple(_integers("--shape", text)) for text in shape or ()], file, settings, make_console())
+
+
+@app.command(
+    epilog="Example: [bold]fxinvert verify net.onnx --model my_nets:small_cnn --weights small_cnn.pt --data data.npz[/bold]"
+)
+def verify(
+    file: File,
+    model: Annotated[str, typer.Option("--model", help=PostTrainConfig.describe("model"), metavar="MODEL")],
+    data: Example = None,
+    shape: Shapes = None,
+    weights: Weights = None,
+    axis: Axis = None,
+    batch_sizes: BatchSizes = "1,2,7",
+    atol: Atol = None,
+    rtol: Rtol = None,
+    resize: Resize = None,
+    seed: Seed = DEFAULT.seed,
+    as_json: AsJson = False,
+) -> None:
+    """Prove that an ONNX file computes what a model computes."""
+    from fxinvert.commands.export import ExportSettings
+    from fxinvert.commands.export import verify as prove
+    from fxinvert.report import make_console
+
+    sizes = tuple(_integers("--batch-sizes", batch_sizes))
+    settings = ExportSettings(sizes, tuple(axis or ()), atol, rtol, as_json=as_json)
+    config = PostTrainConfig.of(
+        model=model, data=data or "", weights=weights, resize=_size(resize), seed=seed
+    )
+    prove(config, [tuple(_integers("--shape", text)) for text in shape or ()], file, settings, make_console())
+
+
 @app.command(epilog="Example: [bold]fxinvert rules --import my_package.rules[/bold]")
 def rules(
     modules: Annotated[

@@ -36,7 +36,7 @@ def show_plan(
     torch.manual_seed(config.seed)
     model = load_model(config.model, config.weights, config.device)
     rules = fxinvert.default_rules()
-    example = tuple(value.to(config.device) for value in _example(config, shapes))
+    example = tuple(value.to(config.device) for value in example_of(config, shapes))
     graph = fxinvert.trace(model, example, output=output_key(config.supervised_output))
     console.print(nodes_table(graph, rules))
     plan = fxinvert.partition(graph, config.segments, cuts=config.cuts)
@@ -89,7 +89,7 @@ def _rules_with(modules: Sequence[str]) -> RuleSet:
     return fxinvert.default_rules()
 
 
-def _example(config: PostTrainConfig, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
+def example_of(config: PostTrainConfig, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
     if bool(shapes) == bool(config.data):
         raise DataError(
             "give either data or, with --shape, the shape of each input without the batch; not both"

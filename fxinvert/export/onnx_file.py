@@ -115,7 +115,7 @@ def export_onnx(
         annotate_segments(program.model, named_segments)
         written = Path(folder) / destination.name
         large = _weight_bytes(frozen) > EXTERNAL_BYTES
-        _save(program, written, destination, external=large if external_data is None else external_data)
+        save(program, written, destination, external=large if external_data is None else external_data)
         del program
         report = prove(written, Proof(frozen, call, cases, atol, rtol), shown=destination)
         move(Path(folder), destination)
@@ -131,7 +131,12 @@ def _weight_bytes(model: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
 
 
-def _save(program: Any, written: Path, destination: Path, *, external: bool) -> None:
+def save(program: Any, written: Path, destination: Path, *, external: bool) -> None:
+    """Write a translated program.
+
+    Raises:
+        DataError: It cannot be written.
+    """
     try:
         with quiet():
             program.save(written, external_data=external)

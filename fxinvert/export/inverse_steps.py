@@ -1,0 +1,159 @@
+"""The inverses of single ops as modules of plain tensor operations, for those ops whose inverse is that plain.
+
+A step takes the target of an op's output, the output and the anchor, and gives the target of its input. It computes what the op's
+rule computes: the proof of the file compares the two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fxinvert.errors import NoRuleError
+from fxinvert.linalg import Dense, factorize
+from fxinvert.rules import Op
+from fxinvert.rules.branches import Branch
+from fxinvert.rules.elementwise import everywhere, logit
+from fxinvert.rules.registry import Kind, Rule
+from fxinvert.rules.shape import reshaped
+
+#: entries of the largest matrix that is put into a file: 32 MB in double precision
+MATRIX_LIMIT = 4_000_000
+
+#: differences of the output, relative to its largest entry, that count as none
+ROUNDING = 1e-5
+
+
+class Unmoved(nn.Module):
+    """The feature of samples whose output is its target, up to rounding, and what was reconstructed of the others.
+
+    With no correction at all an entry of a ReLU stays where it is below zero, with the least positive one it comes to zero: the
+    rounding by which onnxruntime and torch differ must not decide that.
+    """
+
+    def forward(self, target: Tensor, output: Tensor, feature: Tensor, found: Tensor) -> Tensor:
+        """`(B, …)` each → `(B, …)`, as the feature."""
+        missing = (target - output).abs().flatten(1).amax(1)
+        same = missing <= ROUNDING * output.abs().flatten(1).amax(1)
+        return torch.where(same.reshape(-1, *[1] * (feature.dim() - 1)), feature, found)
+
+
+class Reshape(nn.Module):
+    """The target in the anchor's shape."""
+
+    def forward(self, target: Tensor, output: Tensor, anchor: Tensor) -> Tensor:
+        """`(B, …)` three times → the target of the input, `(B, …)`."""
+        return target.reshape(anchor.shape)
+
+
+class Hinge(nn.Module):
+    """ReLU: the target where it is positive, elsewhere the anchor or zero, whichever is less."""
+
+    def forward(self, target: Tensor, output: Tensor, anchor: Tensor) -> Tensor:
+        """`(B, …)` three times → the target of the input, `(B, …)`."""
+        return torch.where(target > 0, target, anchor.clamp(max=0))
+
+
+class Increasing(nn.Module):
+    """An increasing function: its inverse, applied within the values that it takes; the anchor where nothing is to change."""
+
+    def __init__(self, inverse: Callable[[Tensor], Tensor], low: float = -math.inf, high: float = math.inf):
+        super().__init__()
+        self.inverse, self.low, self.high = inverse, low, high
+
+    def forward(self, target: Tensor, output: Tensor, anchor: Tensor) -> Tensor:
+        """`(B, …)` three times → the target of the input, `(B, …)`."""
+        kept = target == output
+        if math.isfinite(self.low):
+            kept = kept | ((target <= self.low) & (output <= self.low))
+            kept = kept | ((target >= self.high) & (output >= self.high))
+            target = target.clamp(self.low, self.high)
+        return torch.where(kept, anchor, self.inverse(target))
+
+
+class Solved(nn.Module):
+    """An affine op: anchor + A⁺_λ (target − output), the factorization multiplied out to one matrix in double precision.
+
+    Where a correction is amplified beyond κ, the damped matrix is taken, as `fxinvert.linalg.anchored` does.
+    """
+
+    def __init__(self, op: Op, matrix: Tensor, rows: int) -> None:
+        super().__init__()
+        factor = factorize(Dense(matrix.detach().double()), op.settings)
+        self.rows, self.limit = rows, op.settings.limit(op.anchor.dtype)
+        self.largest = factor.largest
+        unit = torch.eye(len(matrix), dtype=torch.float64)
+        self.register_buffer("inverse", factor.solve(unit, 0.0).correction)
+        self.sure = factor.condition is not None and 2 * factor.condition <= self.limit
+        if not self.sure:
+            damping = (factor.largest / self.limit) ** 2
+            self.register_buffer("damped", factor.solve(unit, damping).correction)
+
+    def forward(self, target: Tensor, output: Tensor, anchor: Tensor) -> Tensor:
+        """`(B, …)` three times → the target of the input, `(B, …)`."""
+        missing = (target - output).flatten(self.rows).double()
+        correction = missing @ self.get_buffer("inverse")
+        if not self.sure:
+            size, moved = (value.square().sum(-1, keepdim=True).sqrt() for value in (missing, correction))
+            amplified = self.largest * moved > self.limit * size
+            correction = torch.where(amplified, missing @ self.get_buffer("damped"), correction)
+        return anchor + correction.to(anchor.dtype).reshape(anchor.shape)
+
+
+def step_of(rule: Rule, op: Op, described: str) -> nn.Module:
+    """The inverse of an op as a module.
+
+    Args:
+        rule: how it is inverted.
+        op: with anchors of any batch size; its other operands are the same for all samples.
+        described: the node, for messages.
+
+    Raises:
+        NoRuleError: it has no inverse of plain operations, or too large a matrix; the message names it.
+    """
+    dtype = op.anchor.dtype
+    if rule.invert is reshaped:
+        return Reshape()
+    match op.key:
+        case "relu":
+            return Hinge()
+        case "leaky_relu" if op.attributes["negative_slope"] > 0:
+            slope = float(op.attributes["negative_slope"])
+            return Increasing(lambda y: F.leaky_relu(y, 1 / slope))
+        case "tanh":
+            return Increasing(torch.atanh, *_ends(everywhere((-1, 1), torch.atanh)[0], dtype))
+        case "sigmoid":
+            return Increasing(lambda y: torch.log(y / (1 - y)), *_ends(everywhere((0, 1), logit)[0], dtype))
+    if rule.kind is Kind.AFFINE:
+        return _solved(op, described)
+    raise NoRuleError(
+        f"{described} cannot be exported inverted: {rule.kind.value} has no form in ONNX here. What can: affine ops with "
+        "a small matrix, reshapes, relu, leaky_relu, tanh and sigmoid. Take a node behind it."
+    )
+
+
+def _solved(op: Op, described: str) -> Solved:
+    if op.key == "linear":
+        return Solved(op, op.parameters["weight"], op.anchor.dim() - 1)
+    inner, outer = op.anchor[0].numel(), op.output[0].numel()
+    if inner * outer > MATRIX_LIMIT:
+        raise NoRuleError(
+            f"{described} cannot be exported inverted: its matrix of {outer} × {inner} entries exceeds {MATRIX_LIMIT:,}. "
+            "Take a node behind it, or smaller inputs."
+        )
+
+    def sample(value: Tensor) -> Tensor:
+        return op.evaluate(value[None])[0].flatten()
+
+    jacobian = torch.func.jacrev(sample)(torch.zeros_like(op.anchor[0]))
+    return Solved(op, jacobian.reshape(outer, inner), 1)
+
+
+def _ends(branch: Branch, dtype: torch.dtype) -> tuple[float, float]:
+    """The first and the last value that can be inverted."""
+    low, high = branch.last(dtype)
+    return float(low), float(high)

@@ -1,0 +1,122 @@
+"""Properties of the exported inverse: it reconstructs what the inverse graph does, or is refused by the node's name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from reference import inputs_of
+from torch import Tensor, nn
+
+import fxinvert
+from fxinvert import models
+from fxinvert.errors import DataError, ExportMismatchError, NoRuleError
+from fxinvert.export import export_inverse, inverse_steps
+
+ROWS = torch.linspace(-1, 1, 24).reshape(4, 6)
+
+
+def run(path: Path, feature: Tensor, target: Tensor) -> Tensor:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(
+        None, {"feature": feature.detach().numpy(), "output_target": target.detach().numpy()}
+    )
+    return torch.from_numpy(found)
+
+
+@pytest.mark.parametrize(("name", "at"), [("digits_cnn", "relu1"), ("digits_mlp", None)])
+def test_it_explains_labels_as_the_inverse_graph_does(name: str, at: str | None, tmp_path: Path) -> None:
+    model, (images,) = models.load(name, "early"), inputs_of(name, 30)
+    labels = models.digits().y_test[:30]
+    path = tmp_path / "inverse.onnx"
+    export_inverse(model, images[:4], path, at=at)
+    rec = fxinvert.invert(model, images[:4])(images, labels)
+    node = at or rec.names[0]
+    found = run(path, rec.anchors[node], rec.output_target)
+    wrong = (rec.output_target - rec.anchors[rec.names[-1]]).abs().amax(1) > 1e-3
+    assert 0 < int(wrong.sum()) < 30
+    assert torch.allclose(found[wrong], rec.targets[node][wrong], atol=1e-4, rtol=1e-3)
+    assert torch.equal(found[~wrong], rec.anchors[node][~wrong])
+    assert {o.op_type for o in onnx.load(path).graph.node} >= {"MatMul"}
+
+
+NETS: dict[str, tuple[nn.Module, Tensor]] = {
+    "wide": (nn.Sequential(nn.Linear(6, 4), nn.LeakyReLU(0.2), nn.Linear(4, 3)), ROWS),
+    "narrow": (nn.Sequential(nn.Linear(6, 9), nn.Sigmoid(), nn.Linear(9, 12)), ROWS),
+    "over time": (nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Flatten()), ROWS.reshape(4, 2, 3)),
+    "images": (
+        nn.Sequential(
+            nn.Conv2d(2, 3, 2, bias=False), nn.BatchNorm2d(3), nn.ReLU(), nn.AvgPool2d(2), nn.Dropout(), nn.Flatten()
+        ),
+        torch.rand(4, 2, 5, 5),
+    ),
+    "transposed": (nn.Sequential(nn.ConvTranspose1d(2, 3, 2), nn.Tanh()), torch.rand(4, 2, 5)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_chains_of_affine_and_increasing_ops(net: str, tmp_path: Path) -> None:
+    model, example = NETS[net]
+    report = export_inverse(model.eval(), example, tmp_path / "inverse.onnx")
+    assert [entry.shape for entry in report.differences] == [(n, *example.shape[1:]) for n in (1, 2, 7)]
+
+
+def test_ill_conditioned_corrections_are_damped_as_in_torch(tmp_path: Path) -> None:
+    layer = nn.Linear(6, 4)
+    with torch.no_grad():
+        left, right = (torch.linalg.qr(torch.randn(n, n)).Q for n in (4, 6))
+        layer.weight.copy_(left @ torch.diag(torch.tensor([1, 0.1, 1e-3, 1e-5])) @ right[:4])
+    path = tmp_path / "inverse.onnx"
+    export_inverse(layer, ROWS, path)
+    size = onnx.load(path).ByteSize()
+    inverse = fxinvert.invert(layer, ROWS, output_target=lambda outputs, labels: labels)
+    outputs = layer(ROWS).detach()
+    targets = outputs + left[:, 3] * 0.1  # what only the smallest singular value reaches
+    rec = inverse(ROWS, targets)
+    assert "damped" in str(rec.certificates["input"])
+    assert torch.allclose(run(path, ROWS, targets), rec.targets["input"], atol=1e-4, rtol=1e-3)
+    export_inverse(nn.Linear(6, 4), ROWS, path)
+    assert onnx.load(path).ByteSize() < size  # one matrix is enough
+
+
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        result: Tensor = self.second(y + y.tanh())
+        return result
+
+
+def test_what_cannot_be_expressed_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "inverse.onnx"
+    with pytest.raises(NoRuleError, match=r"paths branch between '\w+' and 'add'"):
+        export_inverse(Branches(), ROWS, path)
+    export_inverse(Branches(), ROWS, path, at="add", batch_sizes=(2,))
+    path.unlink()
+    net = nn.Sequential(nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 3))
+    with pytest.raises(NoRuleError, match=r"node '1'.*gelu.*Take a node behind it"):
+        export_inverse(net, ROWS, path)
+    with pytest.raises(DataError, match=r"no node 'nowhere'.*those that do: input, 0, 1"):
+        export_inverse(net, ROWS, path, at="nowhere")
+    monkeypatch.setattr(inverse_steps, "MATRIX_LIMIT", 20)
+    with pytest.raises(NoRuleError, match="exceeds 20"):
+        export_inverse(nn.Sequential(nn.Conv1d(2, 3, 2)), torch.rand(2, 2, 5), path)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_wrong_step_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(self: object, target: Tensor, output: Tensor, anchor: Tensor) -> Tensor:
+        return target
+
+    monkeypatch.setattr(inverse_steps.Hinge, "forward", wrong)
+    net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
+    with pytest.raises(ExportMismatchError, match="'reconstructed'"):
+        export_inverse(net, ROWS, tmp_path / "inverse.onnx")
+    assert not os.listdir(tmp_path)
