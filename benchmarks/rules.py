@@ -1,8 +1,12 @@
-"""The cost of a rule, against the evaluation of its op, on a million values."""
+"""The cost of a rule, against the evaluation of its op, on a million values; and what the matrix-free fallback takes.
+
+The targets are what the op makes of other inputs, so that they can be reached. Certificates are not looked at: they are
+measured when somebody does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -11,40 +15,103 @@ import fxinvert
 from benchmarks.measure import Ratio, ratio
 
 #: module, the largest ratio aimed at
-CASES: list[tuple[nn.Module, float]] = [
+CASES: list[tuple[nn.Module, float | None]] = [
     (nn.ReLU(), 4),
     (nn.LeakyReLU(0.1), 4),
+    (nn.PReLU(), 4),
+    (nn.RReLU(), 4),
+    (nn.ReLU6(), 4),
+    (nn.Hardtanh(), 4),
+    (nn.ELU(), 4),
+    (nn.SELU(), 4),
+    (nn.CELU(), 4),
     (nn.Tanh(), 4),
     (nn.Sigmoid(), 4),
-    (nn.GELU(), 4),
-    (nn.SiLU(), 4),
+    (nn.LogSigmoid(), 4),
+    (nn.Softplus(), 4),
+    (nn.Softsign(), 4),
+    (nn.Tanhshrink(), 4),
+    (nn.Hardsigmoid(), 4),
     (nn.Hardswish(), 4),
-    (nn.Flatten(), 4),
+    (nn.Hardshrink(), 4),
+    (nn.Softshrink(), 4),
+    (nn.Threshold(0.1, 0.0), 4),
+    (nn.GELU(), 4),
+    (nn.GELU("tanh"), 4),
+    (nn.SiLU(), 4),
+    (nn.Mish(), 4),
     (nn.BatchNorm2d(16), 6),
+    (nn.LayerNorm(32), 6),
+    (nn.LayerNorm((16, 32, 32)), 6),
+    (nn.RMSNorm(32), 6),
+    (nn.GroupNorm(4, 16), 6),
+    (nn.InstanceNorm2d(16), 6),
+    (nn.Softmax(-1), None),
+    (nn.LogSoftmax(-1), None),
+    (nn.GLU(1), None),
+    (nn.AdaptiveAvgPool2d(1), None),
     (nn.MaxPool2d(2), 6),
     (nn.AvgPool2d(2), 6),
 ]
+
+#: smooth ops without a rule of their own, solved by Jacobian-vector products
+SMOOTH: dict[str, Callable[[Tensor], Tensor]] = {
+    "lgamma": lambda x: torch.lgamma(x + 3),
+    "i0": torch.special.i0,
+    "sinc": torch.sinc,
+    "prod": lambda x: (1 + x / 10).prod(1, keepdim=True),
+    "cumprod": lambda x: torch.cumprod(1 + x / 10, 1),
+    "logcumsumexp": lambda x: torch.logcumsumexp(x, 1),
+}
 
 
 def run(rows: int = 64) -> Iterator[Ratio]:
     """Inverse over forward, for `rows` samples of 16×32×32 values."""
     torch.manual_seed(0)
     x, other = torch.randn(2, rows, 16, 32, 32)
-
-    def given(outputs: Tensor, labels: Tensor) -> Tensor:
-        return labels
-
     for module, aim in CASES:
         module.eval()
-        inverse = fxinvert.invert(module, x[:2], output_target=given)
-        values = inverse.forward(x)
-        target = module(other).detach()
-        entry = next(node for node in values if node.op == "placeholder")
+        inverted = _inversion(module, x, module(other).detach())
         with torch.no_grad():
-            yield ratio(
-                f"{type(module).__name__}: invert",
-                lambda i=inverse, v=values, t=target, n=entry: i.targets(v, t, [n]),  # type: ignore[misc]
-                "forward",
-                lambda m=module: m(x),  # type: ignore[misc]
-                aim,
-            )
+            yield ratio(f"{_name(module)}: invert", inverted, "forward", lambda m=module: m(x), aim)  # type: ignore[misc]
+    # a view moves nothing and takes no time: what can be asked of its inverse is a copy's
+    flattened = _inversion(nn.Flatten(), x, other.flatten(1))
+    yield ratio("Flatten: invert", flattened, "a copy of the values", x.clone, 4)
+    yield from _products()
+
+
+def _products() -> Iterator[Ratio]:
+    """Pairs of Jacobian-vector products: a count, not a time."""
+    x, other = torch.randn(2, 8, 6, dtype=torch.float64)
+    for name, function in SMOOTH.items():
+        inverse = fxinvert.invert(_Applied(function), x, output_target=_given)
+        rec = inverse(x, function(x + 0.3 * other.tanh()))
+        count = sum(rec.certificates[node].iterations for node in rec.names)
+        yield Ratio(f"{name}: matrix-free, products", "one", count, 30)
+
+
+class _Applied(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def _name(module: nn.Module) -> str:
+    """The module's class, with the first of its arguments where the table has several."""
+    several = [other for other, _ in CASES if type(other) is type(module)]
+    first = str(module).partition("(")[2].removesuffix(")")
+    return f"{type(module).__name__}({first})" if len(several) > 1 else type(module).__name__
+
+
+def _given(outputs: Tensor, labels: Tensor) -> Tensor:
+    return labels
+
+
+def _inversion(module: nn.Module, x: Tensor, target: Tensor) -> Callable[[], object]:
+    inverse = fxinvert.invert(module, x[:2], output_target=_given)
+    values = inverse.forward(x)
+    entry = next(node for node in values if node.op == "placeholder")
+    return lambda: inverse.targets(values, target, [entry])
