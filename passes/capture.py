@@ -15,6 +15,9 @@ from fxinvert.errors import TraceError
 from fxinvert.passes.inputs import Inputs
 from fxinvert.rules import RuleSet
 
+#: packages whose functions are ops
+_TRANSPARENT = ("torch", "builtins", "math", "_operator")
+
 
 class CaptureError(TraceError):
     """One way to capture a model has failed; another may not."""
@@ -110,6 +113,21 @@ def symbolic_graph(
             "rule with @fxinvert.inverse_rule, which keeps it whole"
         ) from error
     return fx.GraphModule(tracer.root, graph, type(model).__name__)
+
+
+def hides_parameters(raw: fx.GraphModule, rules: RuleSet) -> str | None:
+    """Which function of neither torch nor Python takes parameters, so that what it does with them stays hidden; None: none.
+
+    Functions with a rule of their own hide nothing: the rule knows them.
+    """
+    for node in raw.graph.nodes:
+        known = (getattr(node.target, "__module__", None) or "torch").split(".")[0]
+        if node.op != "call_function" or known in _TRANSPARENT or rules.keeps_whole(node.target):
+            continue
+        read = [n for n in node.all_input_nodes if n.op == "get_attr"]
+        if any(isinstance(attribute(raw, str(n.target)), nn.Parameter) for n in read):
+            return f"{_target_name(node.target)} takes parameters and does not show what it does with them"
+    return None
 
 
 def attribute(module: nn.Module, target: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from torch.nn.parameter import is_lazy
 
 from fxinvert.errors import REPORT, TraceError
 from fxinvert.passes.capture import CaptureError
-from fxinvert.passes.leaves import copied
+from fxinvert.passes.leaves import copied, mapped
 
+Values = Mapping[fx.Node, Any]
 #: how far a sample's output may move with its batch, relative to the largest output: rounding, not arithmetic
 _ROUNDING = 1e-2
 
@@ -37,48 +39,59 @@ def check_devices(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             )
 
 
-def check_reproduces(model: nn.Module, graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> None:
+def check_reproduces(
+    model: nn.Module, graph: fx.GraphModule, values: Values, inputs: tuple[Tensor, ...], expected: Tensor
+) -> Values:
     """The graph computes what the model computes, at the example's batch size and at twice that, row by row.
 
     Args:
         model: a function of the input tensors that returns the supervised output.
         graph: what was captured of it.
+        values: of the graph's nodes, for the example.
         inputs: example tensors.
+        expected: what the model returns for them.
+
+    Returns:
+        The values of the graph's nodes for twice the samples.
 
     Raises:
         TraceError: the model is random, mixes its samples, or computes with the batch size itself.
         CaptureError: the graph does not compute what the model computes.
     """
-    rows = run(model, inputs)
-    problem = _difference(rows, graph, inputs)
+    problem = _difference(expected, _output(graph, values))
     if problem:
         again = run(model, inputs)
-        if again.shape == rows.shape and not torch.allclose(again, rows, equal_nan=True):
+        if again.shape == expected.shape and not torch.allclose(again, expected, equal_nan=True):
             raise TraceError(
                 "the model is random: two runs in evaluation mode give different outputs (a functional dropout "
                 "without training=self.training does that)"
             )
         raise CaptureError(f"the traced graph does not reproduce the model: {problem}. {REPORT}")
-    if not rows.dim() or len(rows) % max(batch_size(inputs), 1):
-        raise TraceError(f"{_WITH_BATCH_SIZE} (its output has shape {tuple(rows.shape)}); {_KEEP_FIRST}")
-    larger = doubled(inputs)
+    if not expected.dim() or len(expected) % max(batch_size(inputs), 1):
+        raise TraceError(f"{_WITH_BATCH_SIZE} (its output has shape {tuple(expected.shape)}); {_KEEP_FIRST}")
+    larger, rows = doubled(inputs), len(expected)
     try:
-        expected = run(model, larger)
+        wanted = run(model, larger)
     except TraceError as error:
         raise TraceError(f"{_WITH_BATCH_SIZE} ({error}); {_KEEP_FIRST}") from error
-    if expected.shape != (2 * len(rows), *rows.shape[1:]):
+    if wanted.shape != (2 * rows, *expected.shape[1:]):
         raise TraceError(
-            f"{_WITH_BATCH_SIZE} (for twice the samples the output's shape is {tuple(expected.shape)}); {_KEEP_FIRST}"
+            f"{_WITH_BATCH_SIZE} (for twice the samples the output's shape is {tuple(wanted.shape)}); {_KEEP_FIRST}"
         )
-    problem = _difference(expected, graph, larger)
+    try:
+        many = _values(graph, larger)
+        problem = _difference(wanted, _output(graph, many))
+    except TraceError as error:  # a size that was read from the example and does not fit now
+        problem = str(error)
     if problem:
         raise CaptureError(f"{_WITH_BATCH_SIZE} ({problem}); {_KEEP_FIRST}")
-    moved = (expected[: len(rows)] - rows).nan_to_num().abs()
-    if moved.numel() and float(moved.max()) > _ROUNDING * float(rows.nan_to_num().abs().max()):
+    moved = (wanted[:rows] - expected).nan_to_num().abs()
+    if moved.numel() and float(moved.max()) > _ROUNDING * float(expected.nan_to_num().abs().max()):
         raise TraceError(
             "the model computes across the samples of a batch: a sample's output changes with the others "
             f"(by up to {float(moved.max()):.1e}), so that it has no target of its own"
         )
+    return many
 
 
 _WITH_BATCH_SIZE = "the model computes with the batch size of the example"
@@ -105,8 +118,12 @@ def run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
     Raises:
         TraceError: it does not run on them.
     """
+    return _tried(model, inputs)
+
+
+def _tried(function: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
     try:
-        return model(*copied(inputs))
+        return function(*copied(inputs))
     except TraceError:
         raise
     except Exception as error:  # whatever the user's forward raises
@@ -114,12 +131,8 @@ def run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
         raise TraceError(f"the model does not run on inputs of shape {shapes}: {error}") from error
 
 
-def _difference(expected: Tensor, graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> str | None:
+def _difference(expected: Tensor, actual: Tensor) -> str | None:
     """What differs between the model's output and the graph's, in words; None if nothing does."""
-    try:
-        actual = run(graph, inputs)
-    except TraceError as error:  # a size that was read from the example and does not fit now
-        return str(error)
     if actual.shape != expected.shape:
         return f"shape {tuple(actual.shape)} instead of {tuple(expected.shape)}"
     if not torch.allclose(actual, expected, rtol=1e-3, atol=1e-5, equal_nan=True):
@@ -127,15 +140,16 @@ def _difference(expected: Tensor, graph: fx.GraphModule, inputs: tuple[Tensor, .
     return None
 
 
-def mark_rows(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> None:
+def mark_rows(few: Values, many: Values, size: int) -> None:
     """Writes into every node's `meta["rows"]` how many rows of its value belong to a sample, samples in order; 0: none do.
 
-    Found by running the graph on the example and on twice as many samples.
+    Args:
+        few: the values of the nodes for an example.
+        many: those for twice the samples, the example's first.
+        size: of the example.
     """
-    size = batch_size(inputs)
-    few, many = (_values(graph, values) for values in (inputs, doubled(inputs)))
-    for node, value in few.items():
-        more = many[node]
+    for node, more in many.items():
+        value = few[node]
         if not isinstance(value, Tensor) or not value.dim() or not size or len(value) % size:
             node.meta["rows"] = 0
             continue
@@ -147,12 +161,22 @@ def mark_rows(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> None:
 
 
 def _values(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> dict[fx.Node, Any]:
+    """The values of a graph's nodes, its output's aside.
+
+    Raises:
+        TraceError: it does not run on these inputs.
+    """
     runner = fx.Interpreter(graph, garbage_collect_values=False)
-    runner.run(*copied(inputs))
-    return runner.env
+    _tried(runner.run, inputs)
+    return {node: value for node, value in runner.env.items() if node.op != "output"}
+
+
+def _output(graph: fx.GraphModule, values: Values) -> Any:
+    (output,) = graph.graph.find_nodes(op="output")
+    return mapped(output.args[0], values.__getitem__)
 
 
 def _size(value: Tensor) -> float:
-    finite = value.detach().double().abs()
+    finite = (value if value.is_floating_point() else value.double()).detach().abs()
     finite = finite[torch.isfinite(finite)]
     return float(finite.max()) if finite.numel() else 0.0

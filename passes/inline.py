@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx
@@ -90,7 +91,7 @@ class _Recorder(TorchFunctionMode):
         )
         made = self._apart(made, func)
         new = len(self.builder.graph.nodes) - before
-        self.emitted += list(self.builder.graph.nodes)[-new:] if new else []
+        self.emitted += list(islice(reversed(self.builder.graph.nodes), new))[::-1]
         result = self.builder.value_of(made)
         for node, value in zip(leaves(made), leaves(result), strict=True):
             if isinstance(value, Tensor):

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate, map_arg
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
+from torch.utils._pytree import tree_map
 
 from fxinvert.errors import TraceError
 from fxinvert.passes.activity import mark, start_later
@@ -43,8 +44,13 @@ _EXCHANGED = {
 }
 
 
-def normalize(raw: fx.GraphModule, inputs: tuple[Any, ...], rules: RuleSet) -> fx.GraphModule:
+def normalize(
+    raw: fx.GraphModule, inputs: tuple[Any, ...], rules: RuleSet
+) -> tuple[fx.GraphModule, dict[fx.Node, Any]]:
     """The normalized graph of a captured one, in evaluation mode, with annotations from one run on `inputs`.
+
+    Returns:
+        The graph, and the values of its nodes in that run.
 
     Raises:
         TraceError: the graph does not run, or changes a shared tensor in place.
@@ -61,7 +67,7 @@ def normalize(raw: fx.GraphModule, inputs: tuple[Any, ...], rules: RuleSet) -> f
     for target in sorted({str(n.target) for n in graph.graph.find_nodes(op="call_module")}):
         *path, name = target.split(".")
         setattr(graph.get_submodule(".".join(path)), name, evaluation_copy(graph.get_submodule(target)))
-    return printable(graph)
+    return printable(graph), {node: builder.values[node] for node in graph.graph.nodes if node.op != "output"}
 
 
 class Builder:
@@ -77,6 +83,7 @@ class Builder:
         self.parameters: dict[int, str] = {}
         for name, tensor in (*raw.named_parameters(), *raw.named_buffers()):
             self.parameters.setdefault(id(tensor), name)
+        self.meant: dict[str, bool] = {}  # signature of a call → whether ATen's means the same
         self.taken: set[str] = set()  # paths of ops
         self.reserved = {str(n.target) for n in raw.graph.nodes if n.op in ("call_module", "get_attr")}
 
@@ -189,22 +196,30 @@ class Builder:
         return self.emit("call_function", function, args, kwargs, path, self.rules.key(function))
 
     def _means(self, call: Call, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether an ATen call on tensors gives what the user's does: a number may mean two things to two overloads."""
+        """Whether an ATen call on tensors gives what the user's does: a number may mean two things to two overloads.
+
+        What holds for a call holds for every other with the same numbers, and tensors of the same kinds.
+        """
         values, named = self.value_of((call.args, call.kwargs))
         if not any_tensor((values, named)):
             return False
         if isinstance(function, torch._ops.OpOverload):
             return True
-        given, options = copied(self.value_of((args, kwargs)))
-        meant = getattr(type(given[0]), function, call.op) if isinstance(function, str) else function
-        expected, actual = meant(*given, **options), call.op(*values, **named)
-        pairs = zip(leaves(expected), leaves(actual), strict=False)
-        return all(
-            torch.equal(a.nan_to_num(), b.nan_to_num())
-            if isinstance(a, Tensor) and isinstance(b, Tensor)
-            else a == b
-            for a, b in pairs
+        given, options = self.value_of((args, kwargs))
+        signature = repr(
+            (function, call.op, tree_map(_kind, (given, options)), tree_map(_kind, (values, named)))
         )
+        if signature not in self.meant:
+            given, options = copied((given, options))
+            meant = getattr(type(given[0]), function, call.op) if isinstance(function, str) else function
+            pairs = zip(leaves(meant(*given, **options)), leaves(call.op(*values, **named)), strict=False)
+            self.meant[signature] = all(
+                torch.equal(a.nan_to_num(), b.nan_to_num())
+                if isinstance(a, Tensor) and isinstance(b, Tensor)
+                else a == b
+                for a, b in pairs
+            )
+        return self.meant[signature]
 
     def emit(
         self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], path: str | None, key: str
@@ -298,6 +313,11 @@ def _scope(node: fx.Node) -> str:
     stack = [str(path) for path, _ in node.meta.get("nn_module_stack", {}).values()]
     known = node.meta.get("scope")
     return known if known is not None else ([path for path in stack if path not in own] or [""])[-1]
+
+
+def _kind(value: Any) -> Any:
+    """What decides which op is meant: of a tensor its dtype and number of axes, any other value itself."""
+    return (value.dtype, value.dim()) if isinstance(value, Tensor) else value
 
 
 def _input_first(call: Call) -> Call:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from fxinvert.errors import TraceError
-from fxinvert.passes.capture import CaptureError, evaluating, symbolic_graph, unchanged
-from fxinvert.passes.checks import check_devices, check_reproduces, mark_rows, run
+from fxinvert.passes.capture import CaptureError, evaluating, hides_parameters, symbolic_graph, unchanged
+from fxinvert.passes.checks import batch_size, check_devices, check_reproduces, mark_rows, run
 from fxinvert.passes.exported import export_graph
 from fxinvert.passes.inputs import Flat, Inputs
 from fxinvert.passes.leaves import copied
@@ -61,7 +62,7 @@ def trace(
     with evaluating(model), unchanged(model), torch.no_grad(), torch.random.fork_rng(devices=cuda):
         result = _result(model, form, values, rules)
         chosen = Chosen.of(result, output)
-        graph = _captured(model, form, values, chosen, rules)
+        graph = _captured(model, form, values, chosen, chosen(result), rules)
     graph.meta["inputs"], graph.meta["heads"] = form, chosen.heads(result)
     return graph
 
@@ -88,27 +89,44 @@ def _result(model: nn.Module, form: Inputs, values: tuple[Tensor, ...], rules: R
 
 
 def _captured(
-    model: nn.Module, form: Inputs, values: tuple[Tensor, ...], chosen: Chosen, rules: RuleSet
+    model: nn.Module,
+    form: Inputs,
+    values: tuple[Tensor, ...],
+    chosen: Chosen,
+    expected: Tensor,
+    rules: RuleSet,
 ) -> fx.GraphModule:
-    """The checked graph by symbolic tracing, or by `torch.export` where that fails, and the reason in its `meta`."""
+    """The checked graph by symbolic tracing, or by `torch.export` where that fails, and the reason in its `meta`.
+
+    Where functions of other libraries hide parameters from symbolic tracing, `torch.export` sees them; symbolic tracing
+    is then the second choice.
+    """
 
     def checked(raw: fx.GraphModule) -> fx.GraphModule:
-        graph = normalize(raw, copied(values), rules)
-        check_reproduces(Flat(model, form, chosen), graph, values)
-        mark_rows(graph, values)
+        graph, few = normalize(raw, copied(values), rules)
+        many = check_reproduces(Flat(model, form, chosen), graph, few, values, expected)
+        mark_rows(few, many, batch_size(values))
+        return graph
+
+    def exported(reason: str) -> fx.GraphModule:
+        graph = checked(export_graph(model, form, values, chosen))
+        graph.meta["captured"] = f"by torch.export, because {reason}"
         return graph
 
     if isinstance(model, fx.GraphModule):
         return checked(model if chosen.whole else symbolic_graph(model, form, rules, chosen))
     try:
-        return checked(symbolic_graph(model, form, rules, chosen))
+        raw = symbolic_graph(model, form, rules, chosen)
+        hidden = hides_parameters(raw, rules)
+        if hidden is not None:
+            with suppress(TraceError):
+                return exported(hidden)
+        return checked(raw)
     except CaptureError as error:
         try:
-            graph = checked(export_graph(model, form, values, chosen))
+            return exported(str(error))
         except TraceError as second:
             raise TraceError(f"{error}; {second}") from error
-        graph.meta["captured"] = f"by torch.export, because {error}"
-        return graph
 
 
 def is_normalized(model: nn.Module) -> bool:
