@@ -14,6 +14,7 @@ from torch.fx.node import map_arg
 from fxinvert.errors import TraceError
 from fxinvert.passes.capture import attribute
 from fxinvert.passes.inputs import Flat, Inputs
+from fxinvert.passes.written import CONSTANT
 
 #: calls of a sub-graph in a context that does not matter here: (the argument that is the sub-graph, its first input)
 _WRAPPERS: dict[Any, tuple[int, int]] = {
@@ -66,16 +67,15 @@ class _Rebuilt:
         self.nodes: dict[fx.Node, Any] = {}
         self.names = iter(inputs.names)
         self.owners = _owners(captured.graph)
-        output = self._copied(captured)
+        (output,) = self._copied(captured)
         self.graph.output(output)
         self.graph_module = fx.GraphModule(self.attributes, self.graph, type(model).__name__)
 
     def _copied(self, module: fx.GraphModule) -> Any:
-        """Copies a graph's nodes behind those that are there; gives what it returns."""
+        """Copies a graph's nodes behind those that are there; gives the tuple of what it returns."""
         for node in module.graph.nodes:
             if node.op == "output":
-                (result,) = node.args[0] if len(node.args[0]) == 1 else (node.args[0],)
-                return self._new(result)
+                return self._new(node.args[0])
             if node.op == "placeholder" and node not in self.nodes:
                 self.nodes[node] = self.graph.placeholder(next(self.names))
             elif node.op == "get_attr":
@@ -108,7 +108,9 @@ class _Rebuilt:
         if not own and "." in name:  # a constant of the graph's
             name = name.replace(".", "_")
         self.attributes[name] = value
-        return self.graph.get_attr(name)
+        node = self.graph.get_attr(name)
+        node.meta[CONSTANT] = not own
+        return node
 
     def _new(self, argument: Any) -> Any:
         return map_arg(argument, self.nodes.__getitem__)

@@ -34,6 +34,7 @@ from fxinvert.passes.inverse_op import call_arguments
 from fxinvert.passes.leaves import any_tensor, copied, evaluation_copy, identifier, leaves, mapped, printable
 from fxinvert.passes.parts import SPLITS, parts
 from fxinvert.passes.spelling import Call, is_in_place, to_aten
+from fxinvert.passes.written import Written
 from fxinvert.rules import RuleSet, key_of
 
 #: f(constant, x) → g(x, constant): what comes from the model's input is always the first operand
@@ -83,6 +84,10 @@ class Builder:
         self.parameters: dict[int, str] = {}
         for name, tensor in (*raw.named_parameters(), *raw.named_buffers()):
             self.parameters.setdefault(id(tensor), name)
+        self.written = Written(raw)
+        self.constants: dict[
+            tuple[fx.Node, int], fx.Node
+        ] = {}  # raw node and version of its value → new node
         self.meant: dict[str, bool] = {}  # signature of a call → whether ATen's means the same
         self.taken: set[str] = set()  # paths of ops
         self.reserved = {str(n.target) for n in raw.graph.nodes if n.op in ("call_module", "get_attr")}
@@ -97,7 +102,10 @@ class Builder:
                 self.graph.output(self._new(node.args[0]))
             else:
                 try:
-                    self.nodes[node] = self._rebuilt(node)
+                    if node in self.written.nodes:
+                        self.written.run(node, self._value)
+                    else:
+                        self.nodes[node] = self._rebuilt(node)
                 except TraceError:
                     raise
                 except Exception as error:  # whatever the user's code raises on the example
@@ -114,7 +122,21 @@ class Builder:
         return mapped(argument, lambda node: self.values[node])
 
     def _new(self, argument: Any) -> Any:
-        return map_arg(argument, lambda node: self.nodes[node])
+        return map_arg(argument, self._node)
+
+    def _node(self, raw: fx.Node) -> Any:
+        """The new node, or the literal, for a raw one."""
+        if raw not in self.written.nodes:
+            return self.nodes[raw]
+        value = self.written.values[raw]
+        if not isinstance(value, Tensor):
+            return value
+        version = raw, value._version  # it may be written into later
+        if version not in self.constants:
+            name = self.unique(f"{raw.name}_constant", "_")
+            self.raw.register_buffer(name, value.clone())
+            self.constants[version] = self._attribute(name)
+        return self.constants[version]
 
     def _placeholder(self, node: fx.Node, remaining: list[Any]) -> None:
         if not remaining:
@@ -280,7 +302,11 @@ class Builder:
             in_place = is_in_place(node.target, node.args, node.kwargs)
         if not in_place or not isinstance(changed, fx.Node):
             return
-        shared = {n for n in self.nodes if _shares_memory(self._value(n), self._value(changed))}
+        shared = {
+            n
+            for n in (*self.nodes, *self.written.values)
+            if _shares_memory(self._value(n), self._value(changed))
+        }
         for later in _after(node):
             if shared.intersection(later.all_input_nodes):
                 raise TraceError(
@@ -289,7 +315,7 @@ class Builder:
                 )
 
     def _value(self, raw: fx.Node) -> Any:
-        return self.value_of(self.nodes[raw])
+        return self.written.values[raw] if raw in self.written.nodes else self.value_of(self.nodes[raw])
 
 
 #: what `evaluate` returns for a call that changes what it is given
