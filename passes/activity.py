@@ -19,6 +19,8 @@ from fxinvert.rules.constants import CONSTANTS
 
 #: makes values of integers
 _EMBEDDING = "embedding"
+#: ops that take no more than shape and dtype of one of their arguments, and its position
+_SHAPE_OF = {"copy": 0, "fill": 0, "expand_as": 1, "reshape_as": 1, "type_as": 1, "view_as": 1}
 
 
 def mark(node: fx.Node, value: Any, rules: RuleSet) -> None:
@@ -33,12 +35,22 @@ def mark(node: fx.Node, value: Any, rules: RuleSet) -> None:
     tensors = [v for v in leaves(value) if isinstance(v, Tensor)]
     given = any(n.meta["fed"] for n in node.all_input_nodes)
     starts = node.op == "placeholder" or (given and key == _EMBEDDING)
-    goes_on = any(n.meta["active"] for n in node.all_input_nodes) and follows(key, rules)
+    goes_on = bool(followed(node)) and follows(key, rules)
     real = any(v.is_floating_point() or v.is_complex() for v in tensors)
     # `zeros_like(x)` and `x.new_ones(…)` take no more than a shape
     shape_only = key.endswith("_like") or key.startswith("new_")
     node.meta["fed"] = node.op == "placeholder" or (given and bool(tensors) and not shape_only)
     node.meta["active"] = real and (starts or goes_on)
+
+
+def followed(node: fx.Node) -> list[fx.Node]:
+    """The active values that a node's value follows."""
+    inputs = [n for n in node.all_input_nodes if n.meta["active"]]
+    position = _SHAPE_OF.get(node.meta.get("op", ""))
+    if position is None:
+        return inputs
+    values = leaves((*node.args[:position], *node.args[position + 1 :], node.kwargs))
+    return [n for n in inputs if n in values]
 
 
 def follows(key: str, rules: RuleSet) -> bool:

@@ -14,6 +14,7 @@ from torch.fx.node import map_arg
 from fxinvert.errors import TraceError
 from fxinvert.passes.capture import attribute
 from fxinvert.passes.inputs import Flat, Inputs
+from fxinvert.passes.writes import without_writes
 from fxinvert.passes.written import CONSTANT
 
 #: calls of a sub-graph in a context that does not matter here: (the argument that is the sub-graph, its first input)
@@ -55,7 +56,9 @@ def export_graph(
     except Exception as error:  # whatever the exporter raises on the user's code
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TraceError(f"torch.export cannot capture {type(model).__name__}: {reason}") from error
-    return _Rebuilt(model, captured, inputs).graph_module
+    graph = _Rebuilt(model, captured, inputs).graph_module
+    without_writes(graph)
+    return graph
 
 
 class _Rebuilt:

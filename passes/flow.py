@@ -18,6 +18,7 @@ from torch import fx
 from torch.fx.passes.shape_prop import TensorMetadata
 
 from fxinvert.errors import NoRuleError
+from fxinvert.passes.activity import followed
 from fxinvert.passes.capture import no_path
 from fxinvert.passes.leaves import leaves
 
@@ -65,12 +66,12 @@ class Flow:
         needed = {self.exit}
         for node in reversed(graph.graph.nodes):
             if node in needed:
-                needed.update(n for n in node.all_input_nodes if n.meta["active"])
+                needed.update(followed(node))
         self.nodes = [node for node in graph.graph.nodes if node in needed]
         self.sources: list[fx.Node] = []
         self._edges = nx.DiGraph()
         for node in self.nodes:
-            inputs = [n for n in node.all_input_nodes if n.meta["active"]]
+            inputs: list[Any] = [*followed(node)]
             if not inputs:
                 self.sources.append(node)
             self._edges.add_edges_from((n, node) for n in inputs or [_SOURCE])
@@ -113,7 +114,7 @@ class Flow:
         for node in self.nodes[index + 1 :]:
             if node is exit_:
                 return
-            if not seen.isdisjoint(node.all_input_nodes):
+            if not seen.isdisjoint(followed(node)):
                 seen.add(node)
                 yield node
 

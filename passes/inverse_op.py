@@ -30,11 +30,21 @@ class InverseOp(nn.Module):
         function: what evaluates the op: the name of an ATen op or tensor method, a function, or a module.
         unknown: which of the call's arguments, lists opened, is the input whose target is asked for.
         settings: how linear systems are solved.
+        rows: how many rows of the input and of the output belong to a sample. The rule sees them as one:
+            `(B·k, …)` as `(B, k, …)`. With 1 and 1 every row stands for itself.
     """
 
-    def __init__(self, rule: Rule, name: str, function: Any, unknown: int, settings: SolveSettings) -> None:
+    def __init__(
+        self,
+        rule: Rule,
+        name: str,
+        function: Any,
+        unknown: int,
+        settings: SolveSettings,
+        rows: tuple[int, int] = (1, 1),
+    ) -> None:
         super().__init__()
-        self.rule, self.name, self.unknown, self.settings = rule, name, unknown, settings
+        self.rule, self.name, self.unknown, self.settings, self.rows = rule, name, unknown, settings, rows
         self.function = str(function) if isinstance(function, torch._ops.OpOverload) else function
         self._cache = FactorCache()
 
@@ -43,7 +53,7 @@ class InverseOp(nn.Module):
         """The target of the op's unknown input, with its certificate.
 
         Args:
-            target: what the op should have produced, `(B, …)`.
+            target: what the op should have produced, `(B·k, …)`.
             output: what it produced.
             *args, **kwargs: what it was called with.
 
@@ -51,6 +61,7 @@ class InverseOp(nn.Module):
             RuleError: the rule raised, or returned something that is not an inverse.
         """
         op = self.op(output, args, kwargs)
+        target = _folded(target, self.rows[1])
         try:
             answer = self.rule.invert(op, target)
         except FxInvertError:
@@ -76,7 +87,7 @@ class InverseOp(nn.Module):
             self.function, str
         ):  # not torch's own: its state may be another when somebody looks
             inverse.certificate.measured()
-        return inverse
+        return Inverse(_unfolded(inverse.target, self.rows[0]), inverse.certificate)
 
     def op(self, output: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Op:
         """The op as rules see it, for one batch."""
@@ -89,8 +100,8 @@ class InverseOp(nn.Module):
         del arguments[unknown]
 
         def evaluate(value: Tensor) -> Tensor:
-            given, options = self._with((held, named), value)
-            return function(*given, **options)  # type: ignore[no-any-return]
+            given, options = self._with((held, named), _unfolded(value, self.rows[0]))
+            return _folded(function(*given, **options), self.rows[1])
 
         tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
         if isinstance(function, nn.Module):
@@ -98,8 +109,8 @@ class InverseOp(nn.Module):
         return Op(
             key=self.rule.key,
             name=self.name,
-            anchors={unknown: anchor},
-            output=output,
+            anchors={unknown: _folded(anchor, self.rows[0])},
+            output=_folded(output, self.rows[1]),
             parameters=tensors,
             attributes=_plain_attributes(function)
             | {name: value for name, value in arguments.items() if not isinstance(value, Tensor)},
@@ -117,7 +128,12 @@ class InverseOp(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> InverseOp:
         # the rule is code and stays the same; a pickle would look it up in the default set
         return InverseOp(
-            self.rule, self.name, copy.deepcopy(self.function, memo), self.unknown, self.settings
+            self.rule,
+            self.name,
+            copy.deepcopy(self.function, memo),
+            self.unknown,
+            self.settings,
+            self.rows,
         )
 
     def _with(self, arguments: Any, value: Any) -> Any:
@@ -136,6 +152,15 @@ class InverseOp(nn.Module):
 
     def _who(self) -> str:
         return f"the rule for {self.rule.key!r} ({self.rule.origin}), at node {self.name!r},"
+
+
+def _folded(value: Tensor, rows: int) -> Tensor:
+    """`(B·k, …)` → `(B, k, …)`."""
+    return value if rows == 1 else value.reshape(-1, rows, *value.shape[1:])
+
+
+def _unfolded(value: Tensor, rows: int) -> Tensor:
+    return value if rows == 1 else value.flatten(0, 1)
 
 
 def call_arguments(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

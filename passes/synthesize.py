@@ -25,7 +25,7 @@ from fxinvert.passes.leaves import printable
 from fxinvert.passes.region import held, owner_of, region_graph
 from fxinvert.rules import RuleSet
 from fxinvert.rules.region import REGION
-from fxinvert.rules.registry import matrix_free
+from fxinvert.rules.registry import Kind, matrix_free
 
 #: the inverse graph's first input
 OUTPUT_TARGET = "output_target"
@@ -61,17 +61,32 @@ def inverse_op(node: fx.Node, source: fx.Node, rules: RuleSet, settings: SolveSe
     Raises:
         NoRuleError: there is no rule. The fallback differentiates, and so takes and gives one tensor.
     """
-    allowed = rules if has_target(node) and has_target(source) else rules.without_fallback()
-    rule = allowed.require(node.meta["op"], describe(node))
+    differentiable = has_target(node) and has_target(source)
+    rule = (rules if differentiable else rules.without_fallback()).require(node.meta["op"], describe(node))
     function = owner_of(node).get_submodule(str(node.target)) if node.op == "call_module" else node.target
     unknown = tree_leaves((node.args, node.kwargs)).index(source)
-    return InverseOp(rule, node.meta["path"], function, unknown, settings)
+    rows = _rows(source, node)
+    if not differentiable or (rows[0] == rows[1] and rule.kind not in _BY_SAMPLE):
+        rows = (1, 1)  # what a rule is for works row by row
+    elif rule.kind not in _BY_SAMPLE:
+        rule = matrix_free(node.meta["op"])
+    return InverseOp(rule, node.meta["path"], function, unknown, settings, rows)
 
 
 def inverse_region(stretch: Stretch, settings: SolveSettings) -> InverseOp:
     """What inverts a region for its entry: the fallback, on the region's own graph."""
     name = f"{stretch.entry.meta['path']} → {stretch.exit.meta['path']}"
-    return InverseOp(matrix_free(REGION), name, region_graph(stretch), 0, settings)
+    rows = _rows(stretch.entry, stretch.exit)
+    return InverseOp(matrix_free(REGION), name, region_graph(stretch), 0, settings, rows)
+
+
+#: rules that ask nothing of the axes behind the first; their ops may mix the rows of a sample
+_BY_SAMPLE = (Kind.MOVES, Kind.MATRIX_FREE)
+
+
+def _rows(*nodes: fx.Node) -> tuple[int, int]:
+    source, node = (n.meta["rows"] for n in nodes)
+    return source, node
 
 
 class _Synthesis:
