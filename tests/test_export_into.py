@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fxinvert import models
 from fxinvert.errors import DataError, ExportMismatchError, FxInvertError
-from fxinvert.export import update_onnx, verify_onnx
+from fxinvert.export import export_onnx, update_onnx, verify_onnx
 
 Exporter = Literal["optimized", "plain", "older"]
 EXPORTERS: tuple[Exporter, ...] = ("optimized", "plain", "older")
@@ -204,6 +204,15 @@ def test_external_data_stays_external(tmp_path: Path) -> None:
     onnx.save(file, into, save_as_external_data=True, location="weights.bin", size_threshold=100)
     update_onnx(shaken(model), model, example, into, tmp_path / "new.onnx", batch_sizes=(2,))
     assert sorted(os.listdir(tmp_path)) == ["new.onnx", "new.onnx.data", "old.onnx", "weights.bin"]
+
+
+def test_files_in_half_precision(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    into = tmp_path / "half.onnx"
+    export_onnx(model, ROWS, into, precision="float16", batch_sizes=(2,))
+    update_onnx(shaken(model), model, ROWS, into, into, batch_sizes=(2,), atol=1e-2, rtol=1e-2)
+    kinds = {tensor.data_type for tensor in onnx.load(into).graph.initializer}
+    assert kinds == {onnx.TensorProto.FLOAT16}
 
 
 def test_metadata_of_the_file_stays(tmp_path: Path) -> None:
