@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 import fxinvert
 import fxinvert.models as zoo
-from fxinvert.errors import DataError
 from fxinvert.inversion import refinement
 from fxinvert.inversion.refinement import TOLERANCE, refine
 from fxinvert.rules.certificate import relative
@@ -84,12 +83,30 @@ def test_what_cannot_be_reached_stays_put() -> None:
     )
 
 
-def test_a_jacobian_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refinement, "LARGEST_JACOBIAN", 100)
-    with pytest.raises(
-        DataError, match=r"Jacobian of \(4, 3\) with respect to \(4, 9\), 108 entries; give smaller"
-    ):
-        refine(lambda x: x[:, :3], torch.zeros(4, 9), torch.zeros(4, 9), torch.ones(4, 3), 1)
+@pytest.mark.parametrize("rows", [0, 64])
+def test_large_outputs_are_refined_by_products(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    monkeypatch.setattr(refinement, "ROWS", rows)
+    model = nn.Sequential(nn.Linear(12, 20), nn.Tanh(), nn.Linear(20, 6)).double()
+    anchor = torch.randn(8, 12).double()
+    goal = model(anchor + 0.3 * torch.randn_like(anchor)).detach()
+    value = refine(model, anchor, anchor, goal, 10)
+    with torch.no_grad():
+        assert float(relative(model(value) - goal, goal).max()) <= TOLERANCE
+    start, wanted = torch.randn(3, 4), torch.ones(3, 2)
+    assert torch.equal(refine(lambda x: x[:, :2].detach(), start, start, wanted, 5), start)
+
+
+def test_a_sample_that_stagnates_starts_again_from_its_anchor() -> None:
+    """On the far side of a bump the error only falls towards a plateau; from the anchor it falls to nothing."""
+
+    def bump(x: Tensor) -> Tensor:
+        return torch.where(x > 1, 1.5 + 0.1 * torch.exp(1 - x), x)
+
+    start, anchor = torch.tensor([[3.0], [0.1]]).double(), torch.tensor([[-1.0], [-1.0]]).double()
+    goal = torch.tensor([[0.7], [0.7]]).double()
+    assert bool((bump(start) - goal).abs()[0] < (bump(anchor) - goal).abs()[0]), "the anchor must look worse"
+    value = refine(bump, start, anchor, goal, 10)
+    assert float(relative(bump(value) - goal, goal).max()) <= TOLERANCE
 
 
 @pytest.mark.parametrize("state", ["early", "converged"])
