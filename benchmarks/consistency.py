@@ -1,0 +1,128 @@
+"""How well refined targets do: pushed forward from every cut of the reference networks, against the output target."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+import fxinvert
+from benchmarks.measure import Ratio
+from fxinvert import models
+from fxinvert.inversion.refinement import TOLERANCE
+from fxinvert.inversion.replay import output_given
+from fxinvert.models.zoo import NETWORKS
+from fxinvert.rules.certificate import relative
+
+#: samples of the training part, and steps
+COUNT, STEPS = 64, 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network and output target: the shares of the samples that reach the output target from its cuts.
+
+    Attributes:
+        moved: the share of the samples whose output is to change at all.
+        worst: the least share among the cuts,
+        at: and the cut,
+        mean: of the cuts.
+        seconds: for all cuts' targets.
+    """
+
+    network: str
+    samples: int
+    output_target: str
+    cuts: int
+    moved: float
+    worst: float
+    at: str
+    mean: float
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def consistency(name: str, output_target: str, *, count: int = COUNT, steps: int = STEPS) -> Row:
+    """The figures of a converged network: with a margin or a number, of training samples; else of test samples it gets wrong.
+
+    It gets few training samples wrong, or none.
+    """
+    parts = models.data_of(name)
+    samples = parts.test if output_target == "nearest" else parts.train
+    output = next(iter(samples.labels))
+    inputs, labels = samples.inputs, samples.labels[output]
+    graph = fxinvert.trace(
+        models.load(name, "converged"),
+        tuple(values[:2] for values in inputs),
+        output=output if len(samples.labels) > 1 else None,
+    )
+    if output_target == "nearest":
+        wrong = _wrong(graph, inputs, labels)
+        inputs, labels = tuple(values[wrong] for values in inputs), labels[wrong]
+    inputs, labels = tuple(values[:count] for values in inputs), labels[:count]
+    target = "regression" if labels.is_floating_point() else output_target
+    inverse = fxinvert.invert(graph, output_target=target, refine=steps, reconstruction="linearized")
+    exits = {segment.exit for segment in fxinvert.partition(graph).segments}
+    cuts = [node for node in graph.graph.nodes if exits & {node.name, node.meta.get("path")}]
+    values = inverse.forward(inputs if len(inputs) > 1 else inputs[0])
+    with torch.no_grad():
+        goal = inverse.output_target(values[inverse.output_node], labels)
+        start = time.perf_counter()
+        found = inverse.targets(values, labels, cuts)
+        seconds = time.perf_counter() - start
+
+        def missed(result: Tensor) -> Tensor:
+            return relative(result - goal, goal) > TOLERANCE
+
+        shares = [
+            1 - float(missed(output_given(graph, values, cut, found[cut])).float().mean()) for cut in cuts
+        ]
+        moved = float(missed(values[inverse.output_node]).float().mean())
+    worst = min(range(len(cuts)), key=shares.__getitem__)
+    return Row(
+        name,
+        len(labels),
+        target,
+        len(cuts),
+        moved,
+        shares[worst],
+        cuts[worst].meta["path"],
+        sum(shares) / len(cuts),
+        seconds,
+    )
+
+
+def _wrong(graph: fx.GraphModule, inputs: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+    """The samples with another class than the label anywhere, `(B,)`."""
+    inverse = fxinvert.invert(graph)
+    with torch.no_grad():
+        outputs = inverse.forward(inputs if len(inputs) > 1 else inputs[0])[inverse.output_node]
+    return (outputs.argmax(1) != labels).reshape(len(labels), -1).any(1)
+
+
+def rows(names: Sequence[str] = tuple(NETWORKS)) -> Iterator[Row]:
+    """The table; classes by a margin, and by the nearest output with the label on top."""
+    for name in names:
+        row = consistency(name, "margin")
+        yield row
+        if row.output_target == "margin":
+            yield consistency(name, "nearest")
+
+
+def run() -> Iterator[Ratio]:
+    """The share of the samples that miss at the worst cut; aim 1 %."""
+    for row in rows():
+        yield Ratio(
+            f"{row.network}, {row.output_target}",
+            "all samples",
+            1 - row.worst,
+            0.01,
+            f"missed at {row.at}, the worst of {row.cuts} cuts; {1 - row.mean:.1%} in the mean; "
+            f"{row.moved:.0%} had to move; {row.seconds:.1f} s",
+        )
