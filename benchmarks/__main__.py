@@ -14,7 +14,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import convolution, document, memory, reconstruction, rules, solvers, sweep
+from benchmarks import (
+    consistency,
+    convolution,
+    document,
+    memory,
+    reconstruction,
+    regions,
+    rules,
+    solvers,
+    sweep,
+)
 from benchmarks.measure import environment
 
 SUITES = {
@@ -24,6 +34,8 @@ SUITES = {
     "rules": rules.run,
     "sweep": sweep.run,
     "memory": memory.run,
+    "regions": regions.run,
+    "consistency": consistency.run,
 }
 
 
