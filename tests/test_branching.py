@@ -35,7 +35,8 @@ class Gated(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv(x)
         gate: Tensor = torch.sigmoid(self.gate(h.mean(-1)))
-        return x + h * gate[..., None]
+        gated: Tensor = x + h * gate[..., None]
+        return gated
 
 
 class Attending(nn.Module):

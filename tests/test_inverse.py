@@ -201,7 +201,11 @@ def test_an_empty_batch_has_empty_targets(early: InverseGraph, digits_batch: tup
         (torch.randn(2, 1, 9, 8), torch.tensor([0, 1]), r"'images' has shape \(2, 1, 9, 8\).*\(B, 1, 8, 8\)"),
         (torch.randn(1, 8, 8), torch.tensor([0]), r"'images' has shape \(1, 8, 8\)"),
         (torch.tensor(1.0), torch.tensor([0]), r"'images' has shape \(\)"),
-        ((torch.randn(2, 1, 8, 8),) * 2, torch.tensor([0, 1]), r"the model takes \(tensor\).* given \(tensor, tensor\)"),
+        (
+            (torch.randn(2, 1, 8, 8),) * 2,
+            torch.tensor([0, 1]),
+            r"the model takes \(tensor\).* given \(tensor, tensor\)",
+        ),
         (torch.randn(2, 1, 8, 8).double(), torch.tensor([0, 1]), "does not run on these inputs.*type"),
         ([[1.0]], torch.tensor([0]), r"the model takes \(tensor\).* given"),
     ],

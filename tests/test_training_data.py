@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from fxinvert import DataError
-from fxinvert.training.data import Batches
+from fxinvert.training.data import Batches, Part
 from fxinvert.training.fingerprint import kept_aside
 
 CPU = torch.device("cpu")
@@ -44,7 +44,7 @@ def test_parts_are_disjoint_and_complete_however_the_loader_shuffles() -> None:
     loader = DataLoader(data, batch_size=32, shuffle=True)
     both = Batches(loader, CPU)
 
-    def labels(part: str) -> set[int]:
+    def labels(part: Part) -> set[int]:
         return {int(label) for batch in both.of(part) for label in batch.labels}
 
     held_out = labels("held_out")

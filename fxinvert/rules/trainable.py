@@ -172,7 +172,8 @@ def by_statistics(op: Op) -> Tensor:
     """x̂ of a batch norm in evaluation mode."""
     mean, variance = op.parameters["running_mean"], op.parameters["running_var"]
     shape = (1, -1, *[1] * (op.anchor.dim() - 2))
-    return (op.anchor - mean.reshape(shape)) * (variance + op.attributes["eps"]).rsqrt().reshape(shape)
+    scale: Tensor = (variance + op.attributes["eps"]).rsqrt()
+    return (op.anchor - mean.reshape(shape)) * scale.reshape(shape)
 
 
 def by_layer(op: Op) -> Tensor:
