@@ -474,6 +474,22 @@ def verify(
     prove(config, [tuple(_integers("--shape", text)) for text in shape or ()], file, settings, make_console())
 
 
+@app.command(epilog="Example: [bold]fxinvert report runs/2026-01-31_12-00-00[/bold]")
+def report(
+    run: Run,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", show_default="the run's", help="Where to write: a new or empty folder."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a finished run's report: one page to look at, report.html, and the same facts in report.json."""
+    from fxinvert.commands.report import report as write_report
+    from fxinvert.report import make_console
+
+    write_report(run, out, make_console(), as_json)
+
+
 @app.command(epilog="Example: [bold]fxinvert rules --import my_package.rules[/bold]")
 def rules(
     modules: Annotated[

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 import fxinvert
 from fxinvert import Explanation, models
-from fxinvert.errors import DataError
+from fxinvert.errors import CutError, DataError
 from fxinvert.explanation.attention import weights
 from fxinvert.explanation.explain import along, joint_parts
 from fxinvert.explanation.panels import Scale, largest
@@ -110,6 +110,12 @@ def test_the_plan_says_which_cuts(digits_batch: Batch) -> None:
     ]
     with pytest.raises(KeyError, match="there are"):
         found["nowhere"]
+
+
+def test_a_plan_of_another_graph_is_refused(digits_batch: Batch) -> None:
+    plan = fxinvert.partition(fxinvert.trace(linear_chain(), torch.randn(2, 6).double()))
+    with pytest.raises(CutError, match="another graph: this one has no '0'"):
+        fxinvert.explain(models.load("digits_cnn", "early"), *digits_batch, plan=plan)
 
 
 def test_the_model_is_left_as_it_was(digits_batch: Batch) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = {".py", ".typed", ".safetensors"}
+SHIPPED = {".py", ".typed", ".safetensors", ".html", ".css", ".js"}
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,13 @@ from torch import nn
 
 import fxinvert
 from fxinvert.commands.config import PostTrainConfig
-from fxinvert.commands.finished import FinishedRun, first, pick
+from fxinvert.commands.finished import FinishedRun
 from fxinvert.commands.run import output_key
 from fxinvert.errors import DataError
 from fxinvert.explanation import Explanation
 from fxinvert.passes.outputs import Key
 from fxinvert.passes.plan import Plan
+from fxinvert.report.samples import first, pick
 from fxinvert.sources import DataOptions, find_device, load_data, load_model
 from fxinvert.training import Batches
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
 import fxinvert
 from fxinvert import models
@@ -23,7 +22,6 @@ from fxinvert.passes.plan import Plan
 from fxinvert.scheduling.run_directory import CONFIG, WEIGHTS, is_finished, is_resumable
 from fxinvert.sources import load_weights
 from fxinvert.training import Batches
-from fxinvert.training.batch import Batch
 
 #: settings of a demonstration, which has no configuration file
 DEMO = "demo.json"
@@ -128,48 +126,6 @@ def plan_of(content: dict[str, Any]) -> Plan:
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"the plan is damaged: {error}") from error
     return Plan(tuple(segments))
-
-
-def pick(data: Batches, numbers: list[int]) -> Batch:
-    """The samples with these numbers, in this order, counted from 0 through the batches.
-
-    Raises:
-        DataError: there are not so many.
-    """
-    found, seen = dict[int, Batch](), 0
-    for batch in data:
-        for number in numbers:
-            if seen <= number < seen + len(batch):
-                found[number] = batch.select(torch.tensor([number - seen], device=data.device))
-        seen += len(batch)
-        if len(found) == len(set(numbers)):
-            break
-    missing = [number for number in numbers if number not in found]
-    if missing:
-        raise DataError(f"there is no sample {missing[0]} in {data.what}, which has {seen}: 0 to {seen - 1}")
-    return join([found[number] for number in numbers])
-
-
-def first(data: Batches, count: int) -> Batch:
-    """The first samples, as many as there are up to `count`.
-
-    Raises:
-        DataError: there are none.
-    """
-    found: list[Batch] = []
-    for batch in data:
-        room = count - sum(map(len, found))
-        found.append(batch.select(torch.arange(min(room, len(batch)), device=data.device)))
-        if len(batch) >= room:
-            break
-    if not found:
-        raise DataError(f"{data.what} has no samples")
-    return join(found)
-
-
-def join(batches: list[Batch]) -> Batch:
-    """Several batches as one."""
-    return Batch(*tree_map(lambda *values: torch.cat(values), *map(tuple, batches)))
 
 
 def _updated(model: nn.Module, path: Path) -> nn.Module:

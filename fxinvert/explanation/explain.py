@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from fxinvert.errors import CutError
 from fxinvert.explanation.attention import attention_weights, attentions
 from fxinvert.explanation.result import Attention, Cut, Explanation, Value
 from fxinvert.heads import Heads
@@ -65,6 +66,7 @@ def explain(
     Raises:
         TraceError: the model cannot be captured.
         NoRuleError: an op on the way has no rule.
+        CutError: the plan was made for another graph.
         DataError: inputs or labels do not fit.
     """
     graph = model if is_normalized(model) else trace(model, _twice(inputs), output=output, rules=rules)
@@ -88,6 +90,9 @@ class _Explainer:
     def __init__(self, inverse: InverseGraph, plan: Plan, inputs: Any, labels: Any) -> None:
         self.inverse, self.graph, self.plan, self.labels = inverse, inverse.graph, plan, labels
         self.nodes = {n.meta["path"]: n for n in self.graph.graph.nodes if n.op != "output"}
+        for path in (path for segment in plan.segments for path in (*segment.trained, segment.exit)):
+            if path not in self.nodes:
+                raise CutError(f"the plan was made for another graph: this one has no {path!r}")
         self.flow = set(Flow(self.graph).nodes)
         self.values = inverse.forward(inputs)
         self.output: Tensor = self.values[inverse.output_node]

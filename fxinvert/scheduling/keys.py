@@ -28,7 +28,15 @@ def _feed(sha: Any, value: Any) -> None:
             sha.update(f"{type(value).__name__}:{value!r};".encode())
         case Tensor():
             sha.update(f"tensor:{value.dtype}{tuple(value.shape)};".encode())
-            sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            sha.update(
+                value.detach()
+                .cpu()
+                .clone(memory_format=torch.contiguous_format)
+                .flatten()
+                .view(torch.uint8)
+                .numpy()
+                .data
+            )
         case Mapping():
             sha.update(f"map:{len(value)};".encode())
             for key, item in sorted(value.items(), key=lambda pair: str(pair[0])):

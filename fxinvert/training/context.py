@@ -135,5 +135,13 @@ def digest_of(state: Mapping[str, Tensor]) -> str:
     sha = hashlib.sha256()
     for name, value in sorted(state.items()):
         sha.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
-        sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        sha.update(
+            value.detach()
+            .cpu()
+            .clone(memory_format=torch.contiguous_format)
+            .flatten()
+            .view(torch.uint8)
+            .numpy()
+            .data
+        )
     return sha.hexdigest()

@@ -1,0 +1,55 @@
+"""Report on a finished run: a page to look at, and the same facts to parse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from fxinvert.commands.finished import FinishedRun, read_json
+from fxinvert.report.page import render
+from fxinvert.report.record import Subject, build
+from fxinvert.scheduling.run_directory import RunDirectory
+
+PAGE, FACTS = "report.html", "report.json"
+
+
+def report(path: Path, out: Path | None, console: Console, as_json: bool = False) -> Path:
+    """Writes the report of a finished run; the path of the page.
+
+    Args:
+        path: the run's directory.
+        out: the folder to write to, by default the run's.
+        console: where to tell about it.
+        as_json: whether to print the facts.
+
+    Raises:
+        FxInvertError: there is no such run, its model or data cannot be loaded any more, or nothing can be written.
+    """
+    run = FinishedRun.open(path)
+    made = build(
+        Subject(
+            name=path.resolve().name,
+            before=run.before,
+            after=run.after,
+            data=run.data,
+            data_name=run.data_name,
+            example=run.example,
+            output=run.output,
+            plan=run.plan(),
+            settings=run.settings,
+            metrics=read_json(path, "metrics.json"),
+            timing=read_json(path, "timing.json"),
+        )
+    )
+    folder = RunDirectory(path) if out is None else RunDirectory.create(out)
+    facts = folder.write_json(FACTS, made.facts)
+    page = folder.write_text(PAGE, render(made))
+    if as_json:
+        console.out(json.dumps(json.loads(facts.read_text(encoding="utf-8")), indent=2), highlight=False)
+    else:
+        console.print(
+            f"Report: {page} (open it in a browser), {facts.name} beside it.", markup=False, soft_wrap=True
+        )
+    return page

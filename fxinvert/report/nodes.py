@@ -1,0 +1,120 @@
+"""The graph, forward and inverse, and how every node's target was found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxinvert.errors import FxInvertError
+from fxinvert.inversion.inverse_graph import InverseGraph, Reconstruction, invert
+from fxinvert.output_target import OutputTargetFunction
+from fxinvert.passes.flow import Flow, Stretch
+from fxinvert.passes.inverse_op import InverseOp
+from fxinvert.passes.synthesize import TARGET_OF
+from fxinvert.rules.certificate import relative
+from fxinvert.rules.families import summary
+from fxinvert.training.batch import Batch
+
+#: samples that nodes are certified on, and fewer where graphs branch
+SAMPLES, BRANCHING_SAMPLES = 32, 8
+#: Gauss–Newton steps where graphs branch
+REFINE = 5
+#: numbers in the output, per sample, up to which targets of graphs that branch are found for a report
+OUTPUTS = 256
+#: of a node that has no certificate
+NONE = "no target"
+
+
+def graph_facts(
+    graph: fx.GraphModule, batch: Batch, output_target: str | OutputTargetFunction
+) -> dict[str, Any]:
+    """Nodes with their certificates, and edges forward and inverse, JSON-ready.
+
+    Args:
+        graph: the traced model.
+        batch: samples to certify on.
+        output_target: what outputs should have been.
+
+    A graph that cannot be inverted is told about under `problem`; its nodes have no certificates then.
+    """
+    flow = Flow(graph)
+    branches = flow.branches
+    shown = [n for n in graph.graph.nodes if n.op != "output" and n.meta.get("active")]
+    index = {node: i for i, node in enumerate(shown)}
+    problem, inverse, rec = "", None, None
+    try:
+        inverse = invert(
+            graph,
+            output_target=output_target,
+            reconstruction="linearized" if branches else "nodewise",
+            refine=REFINE if branches else 0,
+        )
+        size = max(int(torch.tensor(flow.exit.meta["tensor_meta"].shape[1:]).prod()), 1)
+        if branches and size > OUTPUTS:
+            problem = (
+                f"targets were not found: the graph branches and its output has {size} numbers per sample"
+            )
+        else:
+            rec = inverse(*batch.map(lambda value: value[: BRANCHING_SAMPLES if branches else SAMPLES]))
+    except FxInvertError as error:
+        problem = str(error)
+    stretches = {stretch.entry: stretch for stretch in flow.stretches}
+    rules = _rules(inverse) if inverse else {}
+    return {
+        "how": "linearized, refined" if branches else "node by node",
+        "samples": len(rec.output_target) if rec else 0,
+        "problem": problem,
+        "nodes": [_node(node, stretches.get(node), rules, rec) for node in shown],
+        "forward": [[index[n], index[node]] for node in shown for n in node.all_input_nodes if n in index],
+        "inverse": [[index[s.exit], index[s.entry]] for s in stretches.values()],
+    }
+
+
+def _rules(inverse: InverseGraph) -> dict[str, InverseOp]:
+    """What inverts for each node, by the name of the node that gets its target."""
+    module = inverse.graph_module
+    found = {}
+    for call in module.graph.find_nodes(op="call_module"):
+        op = module.get_submodule(str(call.target))
+        assert isinstance(op, InverseOp)
+        found[call.meta[TARGET_OF]] = op
+    return found
+
+
+def _node(
+    node: fx.Node, stretch: Stretch | None, rules: dict[str, InverseOp], rec: Reconstruction | None
+) -> dict[str, Any]:
+    path = str(node.meta["path"])
+    meta = node.meta.get("tensor_meta")
+    facts: dict[str, Any] = {
+        "name": path,
+        "op": "input" if node.op == "placeholder" else str(node.meta["op"]),
+        "shape": [int(size) for size in getattr(meta, "shape", ())[1:]],
+        "rule": "",
+        "method": "",
+        "why": _why(node, stretch),
+        "status": NONE,
+    }
+    if node.name in rules:
+        rule = rules[node.name].rule
+        facts["rule"] = f"{rule.key}: {rule.kind.value}"
+        facts["method"] = summary(rule)
+    if rec is None or path not in rec.targets:
+        return facts
+    certificate = rec.certificates[path].measured()
+    moved = relative(rec.targets[path] - rec.anchors[path], rec.anchors[path])
+    return (
+        facts | certificate.to_dict() | {"moved": float(moved.mean()), "sentence": certificate.status.value}
+    )
+
+
+def _why(node: fx.Node, stretch: Stretch | None) -> str:
+    """Where the target comes from."""
+    if stretch is None:
+        return "the output: its target is the output target" if node.users else "its value leads nowhere"
+    where = stretch.exit.meta["path"]
+    if stretch.is_region:
+        return f"paths part here and meet at {where}: the region is inverted as a whole"
+    return f"from the target of {where}, which follows; what else that takes is held"
