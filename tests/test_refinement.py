@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import fxinvert
 import fxinvert.models as zoo
+from fxinvert.errors import DataError
 from fxinvert.inversion import refinement
 from fxinvert.inversion.refinement import TOLERANCE, refine
 from fxinvert.rules.certificate import relative
@@ -162,3 +163,16 @@ def test_a_refined_sample_does_not_depend_on_its_batch(data: tuple[Tensor, Tenso
         for name in rec.names:
             difference = alone.targets[name] - rec.targets[name][i : i + 1]
             assert float(relative(difference, alone.targets[name])) < 1e-6
+
+
+def test_linearized_targets_are_certified_when_somebody_looks(data: tuple[Tensor, Tensor]) -> None:
+    """Running the rest of the model from every node costs as much as the square of the depth."""
+    x, y = data[0].clone(), data[1]
+    inverse = fxinvert.invert(zoo.load("digits_cnn", "early"), x, refine=1, reconstruction="linearized")
+    rec = inverse(x, y)
+    certificate, other = rec.certificates["conv2"], rec.certificates["conv1"]
+    assert not certificate.is_measured
+    torch.testing.assert_close(certificate.residual, rec.consistency("conv2"))
+    x.add_(1.0)
+    with pytest.raises(DataError, match="changed in place"):
+        _ = other.residual

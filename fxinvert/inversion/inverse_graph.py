@@ -85,8 +85,11 @@ class InverseGraph:
                 targets = {node: by_path[node.meta["path"]] for node in nodes}
             refined = self._refined(targets, values, target)
             if self.reconstruction == "linearized":
+                # what others may change before somebody looks
+                state = [*self.graph.parameters(), *self.graph.buffers()]
+                state += [values[n] for n in self.graph.graph.find_nodes(op="placeholder")]
                 certificates = {
-                    n.meta["path"]: self._certified(n, v, values, target) for n, v in refined.items()
+                    n.meta["path"]: self._certified(n, v, values, target, state) for n, v in refined.items()
                 }
         paths = {node.meta["path"]: value for node, value in refined.items()}
         return Reconstruction(self.graph, values, paths, certificates)
@@ -189,7 +192,12 @@ class InverseGraph:
         return linearized_targets(self.graph, values, nodes, target, limit)
 
     def _certified(
-        self, node: fx.Node, value: Tensor, values: Mapping[fx.Node, Any], target: Tensor
+        self,
+        node: fx.Node,
+        value: Tensor,
+        values: Mapping[fx.Node, Any],
+        target: Tensor,
+        state: Iterable[Tensor],
     ) -> Certificate:
         """How well a value's target does, by running the rest of the model from it, when somebody looks.
 
@@ -208,9 +216,7 @@ class InverseGraph:
                 damping=(self._settings.condition_limit or LINEARIZED_LIMIT) ** -2,
             )
 
-        state = (*self.graph.parameters(), *self.graph.buffers())
-        forward = (read for read in values.values() if isinstance(read, Tensor))
-        return Certificate.later(measure, value, target, *forward, *state)
+        return Certificate.later(measure, value, target, values[node], *state)
 
     def _refined(
         self, targets: Mapping[fx.Node, Tensor], values: Mapping[fx.Node, Any], goal: Tensor
