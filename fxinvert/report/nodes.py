@@ -39,12 +39,14 @@ def graph_facts(
 
     A graph that cannot be inverted is told about under `problem`; its nodes have no certificates then.
     """
-    flow = Flow(graph)
-    branches = flow.branches
     shown = [n for n in graph.graph.nodes if n.op != "output" and n.meta.get("active")]
     index = {node: i for i, node in enumerate(shown)}
     problem, inverse, rec = "", None, None
+    stretches: dict[fx.Node, Stretch] = {}
+    branches = False
     try:
+        flow = Flow(graph)
+        stretches, branches = {stretch.entry: stretch for stretch in flow.stretches}, flow.branches
         inverse = invert(
             graph,
             output_target=output_target,
@@ -60,7 +62,6 @@ def graph_facts(
             rec = inverse(*batch.map(lambda value: value[: BRANCHING_SAMPLES if branches else SAMPLES]))
     except FxInvertError as error:
         problem = str(error)
-    stretches = {stretch.entry: stretch for stretch in flow.stretches}
     rules = _rules(inverse) if inverse else {}
     return {
         "how": "linearized, refined" if branches else "node by node",

@@ -219,16 +219,16 @@ def _explained(
     subject: Subject, graph: fx.GraphModule, before: Answers, pictures: dict[str, str]
 ) -> dict[str, Any]:
     """Where the model as given went wrong: the samples with the largest losses, and means by class."""
-    flow = Flow(graph)
-    size = int(torch.tensor(flow.exit.meta["tensor_meta"].shape[1:]).prod())
-    if flow.branches and size > OUTPUTS:
-        return {"problem": f"not explained: the graph branches and its output has {size} numbers per sample"}
     worst = before.losses.argsort(descending=True, stable=True)[:PICTURES].tolist()
 
     def found(batch: Batch) -> Explanation:
         return explain(graph, batch.inputs, batch.labels, plan=subject.plan)
 
     try:
+        flow = Flow(graph)
+        size = int(torch.tensor(flow.exit.meta["tensor_meta"].shape[1:]).prod())
+        if flow.branches and size > OUTPUTS:
+            return {"problem": f"not explained: the graph branches, its output has {size} numbers per sample"}
         shown = found(pick(subject.data, worst))
         means = found(first(subject.data, BRANCHING_EXPLAINED if flow.branches else EXPLAINED))
     except FxInvertError as error:

@@ -42,7 +42,7 @@ for (const input of document.querySelectorAll("input[data-filter]")) {
   const graph = JSON.parse(document.getElementById("graph-data").textContent);
   const view = document.getElementById("graph-view"), controls = document.getElementById("graph-controls");
   const WORDS = ["passed through", "exact", "nearest", "least squares", "projected", "damped", "failed", "no target"];
-  const W = 176, H = 42, GAP_X = 40, GAP_Y = 30, MOST = 30;
+  const W = 176, H = 42, GAP_Y = 30, MOST = 30;
   const rank = (status) => status === "no target" ? -1 : WORDS.indexOf(status);
 
   // the modules that a node lies in, outermost first: the prefixes of its path
@@ -107,6 +107,7 @@ for (const input of document.querySelectorAll("input[data-filter]")) {
       for (const other of box.before) box.layer = Math.max(box.layer, other.layer + 1);
       (layers[box.layer] ??= []).push(box);
     }
+    const gap = list.some((box) => box.groups.length) ? 140 : 40;  // frames have their names beside them
     layers.forEach((layer) => {
       for (const box of layer) {
         const xs = box.before.map((other) => other.x);
@@ -115,7 +116,7 @@ for (const input of document.querySelectorAll("input[data-filter]")) {
       layer.sort((a, b) => a.wish - b.wish);
       const middle = layer.reduce((sum, box) => sum + box.wish, 0) / layer.length;
       layer.forEach((box, i) => {
-        box.x = middle + (i - (layer.length - 1) / 2) * (W + GAP_X);
+        box.x = middle + (i - (layer.length - 1) / 2) * (W + gap);
         box.y = box.layer * (H + GAP_Y);
       });
     });
