@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxinvert.content import content_of
 from fxinvert.errors import DataError
 from fxinvert.export.annotate import PREFIX
 from fxinvert.result import PostTrainingResult
@@ -64,7 +65,7 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(content_of(tensor))
     return digest.hexdigest()
 
 

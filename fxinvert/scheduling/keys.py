@@ -8,8 +8,9 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from fxinvert.content import content_of
 
 
 def content_key(*values: Any) -> str:
@@ -28,15 +29,7 @@ def _feed(sha: Any, value: Any) -> None:
             sha.update(f"{type(value).__name__}:{value!r};".encode())
         case Tensor():
             sha.update(f"tensor:{value.dtype}{tuple(value.shape)};".encode())
-            sha.update(
-                value.detach()
-                .cpu()
-                .clone(memory_format=torch.contiguous_format)
-                .flatten()
-                .view(torch.uint8)
-                .numpy()
-                .data
-            )
+            sha.update(content_of(value))
         case Mapping():
             sha.update(f"map:{len(value)};".encode())
             for key, item in sorted(value.items(), key=lambda pair: str(pair[0])):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from fxinvert.content import content_of
 from fxinvert.errors import DataError
 from fxinvert.inversion.inverse_graph import InverseGraph, Reconstructed, invert
 from fxinvert.output_target import OutputTarget
@@ -135,13 +136,5 @@ def digest_of(state: Mapping[str, Tensor]) -> str:
     sha = hashlib.sha256()
     for name, value in sorted(state.items()):
         sha.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
-        sha.update(
-            value.detach()
-            .cpu()
-            .clone(memory_format=torch.contiguous_format)
-            .flatten()
-            .view(torch.uint8)
-            .numpy()
-            .data
-        )
+        sha.update(content_of(value))
     return sha.hexdigest()
