@@ -27,7 +27,8 @@ class CaptureError(TraceError):
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Runs the body with every module in evaluation mode, then restores each module's own mode."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    for module, _ in modes:  # `eval()` may be the user's own, and exported modules refuse it
+        module.training = False
     try:
         yield
     finally:
@@ -145,9 +146,13 @@ def describe(node: fx.Node) -> str:
 
 def no_path(graph: fx.GraphModule) -> str:
     """Why the output does not depend on a floating-point input, in words: the ops that end every path."""
+    text = "the output does not depend on a floating-point input"
+    (output,) = graph.graph.find_nodes(op="output")
+    kind = getattr(output.args[0].meta.get("tensor_meta"), "dtype", None)
+    if kind is not None and kind.is_complex:
+        return f"{text}: it is complex, given by {describe(output.args[0])}; take its real part, or its size"
     ends = [n for n in graph.graph.nodes if not n.meta.get("active", True) and n.op != "get_attr"]
     stops = [n for n in ends if "tensor_meta" in n.meta and any(i.meta["active"] for i in n.all_input_nodes)]
-    text = "the output does not depend on a floating-point input"
     return (
         f"{text}: the way ends at {describe(stops[-1])}, whose values do not follow its input as real numbers"
         if stops

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -68,15 +69,15 @@ def check_reproduces(
             )
         raise CaptureError(f"the traced graph does not reproduce the model: {problem}. {REPORT}")
     if not expected.dim() or len(expected) % max(batch_size(inputs), 1):
-        raise TraceError(f"{_WITH_BATCH_SIZE} (its output has shape {tuple(expected.shape)}); {_KEEP_FIRST}")
+        raise TraceError(f"{WITH_BATCH_SIZE} (its output has shape {tuple(expected.shape)}); {KEEP_FIRST}")
     larger, rows = doubled(inputs), len(expected)
     try:
         wanted = run(model, larger)
     except TraceError as error:
-        raise TraceError(f"{_WITH_BATCH_SIZE} ({error}); {_KEEP_FIRST}") from error
+        raise TraceError(f"{WITH_BATCH_SIZE} ({error}); {KEEP_FIRST}") from error
     if wanted.shape != (2 * rows, *expected.shape[1:]):
         raise TraceError(
-            f"{_WITH_BATCH_SIZE} (for twice the samples the output's shape is {tuple(wanted.shape)}); {_KEEP_FIRST}"
+            f"{WITH_BATCH_SIZE} (for twice the samples the output's shape is {tuple(wanted.shape)}); {KEEP_FIRST}"
         )
     try:
         many = _values(graph, larger)
@@ -84,7 +85,7 @@ def check_reproduces(
     except TraceError as error:  # a size that was read from the example and does not fit now
         problem = str(error)
     if problem:
-        raise CaptureError(f"{_WITH_BATCH_SIZE} ({problem}); {_KEEP_FIRST}")
+        raise CaptureError(f"{WITH_BATCH_SIZE} ({problem}); {KEEP_FIRST}")
     moved = (wanted[:rows] - expected).nan_to_num().abs()
     if moved.numel() and float(moved.max()) > _ROUNDING * float(expected.nan_to_num().abs().max()):
         raise TraceError(
@@ -94,8 +95,8 @@ def check_reproduces(
     return many
 
 
-_WITH_BATCH_SIZE = "the model computes with the batch size of the example"
-_KEEP_FIRST = "let its forward() read the batch size from its input, and keep the batch as the first axis"
+WITH_BATCH_SIZE = "the model computes with the batch size of the example"
+KEEP_FIRST = "let its forward() read the batch size from its input (x.shape[0], not len(x)), and keep the batch as the first axis"
 
 
 def batch_size(inputs: tuple[Tensor, ...]) -> int:
@@ -154,10 +155,26 @@ def mark_rows(few: Values, many: Values, size: int) -> None:
             node.meta["rows"] = 0
             continue
         doubles = more.shape == (2 * len(value), *value.shape[1:])
-        in_order = doubles and torch.allclose(
-            more[: len(value)], value, rtol=_ROUNDING, atol=_ROUNDING * _size(value), equal_nan=True
-        )
-        node.meta["rows"] = len(value) // size if in_order else 0
+        node.meta["rows"] = len(value) // size if doubles and _same(more[: len(value)], value) else 0
+
+
+def _same(actual: Tensor, expected: Tensor) -> bool:
+    """Whether two tensors differ by no more than rounding, by the size of the largest entry."""
+    if not expected.is_floating_point():
+        return torch.equal(actual, expected)
+    # entries that are infinite or no numbers in both are equal, and tell nothing of the size of the others
+    moved = _largest(actual - expected, infinite=torch.finfo(expected.dtype).max)
+    return moved <= 2 * _ROUNDING * _largest(expected, infinite=0.0)
+
+
+def _largest(value: Tensor, infinite: float) -> float:
+    """The largest size of an entry, with this in place of infinite ones; what is no number counts as 0."""
+    if not value.numel():
+        return 0.0
+    largest = float(torch.linalg.vector_norm(value, torch.inf))
+    return (
+        largest if math.isfinite(largest) else float(value.nan_to_num(0.0, infinite, -infinite).abs().amax())
+    )
 
 
 def _values(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> dict[fx.Node, Any]:
@@ -174,9 +191,3 @@ def _values(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> dict[fx.Node, 
 def _output(graph: fx.GraphModule, values: Values) -> Any:
     (output,) = graph.graph.find_nodes(op="output")
     return mapped(output.args[0], values.__getitem__)
-
-
-def _size(value: Tensor) -> float:
-    finite = (value if value.is_floating_point() else value.double()).detach().abs()
-    finite = finite[torch.isfinite(finite)]
-    return float(finite.max()) if finite.numel() else 0.0

@@ -9,10 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, export
+from torch.fx.graph import _PyTreeCodeGen
 from torch.fx.node import map_arg
+from torch.fx.proxy import GraphAppendingTracer
+from torch.utils import _pytree as pytree
 
 from fxinvert.errors import TraceError
 from fxinvert.passes.capture import attribute
+from fxinvert.passes.checks import KEEP_FIRST, WITH_BATCH_SIZE
 from fxinvert.passes.inputs import Flat, Inputs
 from fxinvert.passes.writes import without_writes
 from fxinvert.passes.written import CONSTANT
@@ -54,41 +58,84 @@ def export_graph(
             )
             captured = program.module()
     except Exception as error:  # whatever the exporter raises on the user's code
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise TraceError(f"torch.export cannot capture {type(model).__name__}: {reason}") from error
-    graph = _Rebuilt(model, captured, inputs).graph_module
-    without_writes(graph)
-    return graph
+        raise TraceError(f"torch.export cannot capture {type(model).__name__}: {_reason(error)}") from error
+    return _Rebuilt(model, captured, inputs, "model", lambda results: results[0]).raw()
+
+
+def is_exported(graph: fx.GraphModule) -> bool:
+    """Whether a graph module comes from an `ExportedProgram`."""
+    return isinstance(graph.graph._codegen, _PyTreeCodeGen)
+
+
+def exported_graph(captured: fx.GraphModule, inputs: Inputs, choose: Callable[[Any], Any]) -> fx.GraphModule:
+    """The raw graph of an exported program's module.
+
+    Args:
+        captured: such a module.
+        inputs: how it is called.
+        choose: what is taken of its result.
+    """
+    form = captured.graph._codegen.pytree_info.out_spec
+
+    def chosen(results: Any) -> Any:
+        return choose(pytree.tree_unflatten(list(results), form))
+
+    return _Rebuilt(captured, captured, inputs, "", chosen).raw()
+
+
+def _reason(error: Exception) -> str:
+    """The exporter's first line, or ours for what it says in many."""
+    text = str(error).strip()
+    if text.startswith("Constraints violated"):
+        return f"{WITH_BATCH_SIZE}; {KEEP_FIRST}"
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 class _Rebuilt:
     """The exported graph on the user's own parameters, by the user's names."""
 
-    def __init__(self, model: nn.Module, captured: fx.GraphModule, inputs: Inputs) -> None:
-        self.model, self.graph = model, fx.Graph()
+    def __init__(
+        self,
+        model: nn.Module,
+        captured: fx.GraphModule,
+        inputs: Inputs,
+        root: str,
+        choose: Callable[[Any], Any],
+    ) -> None:
+        self.model, self.graph, self.root = model, fx.Graph(), root
         self.attributes: dict[str, Any] = {}
         self.nodes: dict[fx.Node, Any] = {}
-        self.names = iter(inputs.names)
-        self.owners = _owners(captured.graph)
-        (output,) = self._copied(captured)
-        self.graph.output(output)
-        self.graph_module = fx.GraphModule(self.attributes, self.graph, type(model).__name__)
+        tensors = iter(inputs.names)
+        placeholders = captured.graph.find_nodes(op="placeholder")
+        given = (
+            inputs.constants if len(placeholders) == len(inputs.constants) else (Tensor,) * len(inputs.names)
+        )
+        for node, value in zip(placeholders, given, strict=True):
+            self.nodes[node] = self.graph.placeholder(next(tensors)) if value is Tensor else value
+        self.owners = self._owners(captured.graph)
+        tracer = GraphAppendingTracer(self.graph)
+        results = map_arg(self._copied(captured), lambda node: fx.Proxy(node, tracer))
+        self.graph.output(choose(results).node)
+
+    def raw(self) -> fx.GraphModule:
+        """The graph, its in-place ops written out."""
+        graph = fx.GraphModule(self.attributes, self.graph, type(self.model).__name__)
+        without_writes(graph)
+        return graph
 
     def _copied(self, module: fx.GraphModule) -> Any:
         """Copies a graph's nodes behind those that are there; gives the tuple of what it returns."""
         for node in module.graph.nodes:
             if node.op == "output":
                 return self._new(node.args[0])
-            if node.op == "placeholder" and node not in self.nodes:
-                self.nodes[node] = self.graph.placeholder(next(self.names))
-            elif node.op == "get_attr":
+            if node.op == "get_attr":
                 self.nodes[node] = self._attribute(module, str(node.target))
             elif node.target in _WRAPPERS:
                 self.nodes[node] = self._inlined(node)
             elif node.op == "call_function":
                 copy = self.graph.node_copy(node, self.nodes.__getitem__)
                 copy.meta["path"] = self.owners.get(node)
-                copy.meta["scope"] = _scope(node)
+                copy.meta["scope"] = self._scope(node)
                 self.nodes[node] = copy
         raise AssertionError("a graph without an output")
 
@@ -103,7 +150,7 @@ class _Rebuilt:
         value = attribute(module, target)
         if isinstance(value, fx.GraphModule):
             return value
-        name = target.removeprefix("model.")
+        name = target.removeprefix(f"{self.root}.")
         try:
             own = attribute(self.model, name) is value
         except AttributeError:
@@ -118,27 +165,24 @@ class _Rebuilt:
     def _new(self, argument: Any) -> Any:
         return map_arg(argument, self.nodes.__getitem__)
 
+    def _stack(self, node: fx.Node) -> list[tuple[str, str]]:
+        """The modules that a node was called in, outermost first: (path, class)."""
+        entries = [(str(path), str(kind)) for path, kind in node.meta.get("nn_module_stack", {}).values()]
+        return [
+            (path.removeprefix(self.root).removeprefix("."), kind)
+            for path, kind in entries
+            if path.startswith(self.root)
+        ]
 
-def _stack(node: fx.Node) -> list[tuple[str, str]]:
-    """The modules that a node was called in, outermost first: (path, class)."""
-    entries = [(str(path), str(kind)) for path, kind in node.meta.get("nn_module_stack", {}).values()]
-    return [
-        (path.removeprefix("model").removeprefix("."), kind)
-        for path, kind in entries
-        if path.startswith("model")
-    ]
+    def _scope(self, node: fx.Node) -> str:
+        return ([path for path, _ in self._stack(node)] or [""])[-1]
 
-
-def _scope(node: fx.Node) -> str:
-    return ([path for path, _ in _stack(node)] or [""])[-1]
-
-
-def _owners(graph: fx.Graph) -> dict[fx.Node, str]:
-    """The nodes that give the result of one of torch's own modules, and that module's path."""
-    last: dict[str, fx.Node] = {}
-    for node in graph.nodes:
-        stack = _stack(node)
-        path, kind = stack[-1] if stack else ("", "")
-        if path and kind.startswith("torch.nn") and isinstance(node.meta.get("val"), torch.Tensor):
-            last[path] = node
-    return {node: path for path, node in last.items()}
+    def _owners(self, graph: fx.Graph) -> dict[fx.Node, str]:
+        """The nodes that give the result of one of torch's own modules, and that module's path."""
+        last: dict[str, fx.Node] = {}
+        for node in graph.nodes:
+            stack = self._stack(node)
+            path, kind = stack[-1] if stack else ("", "")
+            if path and kind.startswith("torch.nn") and isinstance(node.meta.get("val"), torch.Tensor):
+                last[path] = node
+        return {node: path for path, node in last.items()}

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from fxinvert.errors import TraceError
 from fxinvert.passes.capture import CaptureError, evaluating, hides_parameters, symbolic_graph, unchanged
 from fxinvert.passes.checks import batch_size, check_devices, check_reproduces, mark_rows, run
-from fxinvert.passes.exported import export_graph
+from fxinvert.passes.exported import export_graph, exported_graph, is_exported
 from fxinvert.passes.inputs import Flat, Inputs
 from fxinvert.passes.leaves import copied
 from fxinvert.passes.normalize import normalize
@@ -113,6 +113,8 @@ def _captured(
         graph.meta["captured"] = f"by torch.export, because {reason}"
         return graph
 
+    if isinstance(model, fx.GraphModule) and is_exported(model):
+        return checked(exported_graph(model, form, chosen))
     if isinstance(model, fx.GraphModule):
         return checked(model if chosen.whole else symbolic_graph(model, form, rules, chosen))
     try:

@@ -1,0 +1,362 @@
+"""Capture: any model, by symbolic tracing or `torch.export`, comes out as the same kind of graph."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from small_models import Model
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+import fxinvert
+from fxinvert.errors import CutError, NoRuleError, TraceError
+
+X = torch.linspace(-1, 1, 18).reshape(3, 6)
+
+
+def branching(self: Any, x: Tensor) -> Tensor:
+    """Symbolic tracing cannot follow it: it branches on a size."""
+    y = self.first(x)
+    if y.shape[-1] == 6:
+        y = torch.relu(y)
+    result: Tensor = self.last(y)
+    return result
+
+
+def exported(function: Callable[..., Any] = branching, **parts: Any) -> Model:
+    return Model(function, **(parts or {"first": nn.Linear(6, 6), "last": nn.Linear(6, 4)}))
+
+
+def active(graph: fx.GraphModule) -> list[str]:
+    return [n.meta["path"] for n in graph.graph.nodes if n.meta.get("active")]
+
+
+def keys(graph: fx.GraphModule) -> list[str]:
+    return [n.meta["op"] for n in graph.graph.nodes if n.meta.get("active") and "op" in n.meta]
+
+
+def inverted(graph: fx.GraphModule, *inputs: Tensor) -> fxinvert.Reconstruction:
+    """The reconstruction for the output that the model gives anyway: every target is its anchor."""
+    inverse = fxinvert.invert(graph, output_target="regression")
+    rec = inverse(inputs if len(inputs) > 1 else inputs[0], graph(*inputs))
+    for name in rec.names:
+        torch.testing.assert_close(rec.targets[name], rec.anchors[name])
+    return rec
+
+
+# --- two ways, one graph ------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_followed_is_exported_and_the_reason_recorded() -> None:
+    model = exported()
+    graph = fxinvert.trace(model, X)
+    assert "torch.export, because Model cannot be traced symbolically" in graph.meta["captured"]
+    assert active(graph) == ["x", "first", "relu", "last"]
+    for batch in (1, 5):
+        x = torch.randn(batch, 6)
+        torch.testing.assert_close(graph(x), model(x))
+    assert inverted(graph, X).names == ["x", "first", "relu", "last"]
+    assert [s.trained for s in fxinvert.partition(graph).segments] == [("first",), ("last",)]
+
+
+def test_symbolic_tracing_comes_first() -> None:
+    assert "captured" not in fxinvert.trace(nn.Sequential(nn.Linear(6, 4)), X).meta
+
+
+def test_both_ways_give_the_same_names_and_share_the_parameters() -> None:
+    first, last = nn.Linear(6, 6), nn.Linear(6, 4)
+    plain = Model(lambda self, x: self.last(torch.relu(self.first(x))), first=first, last=last)
+    one, two = (fxinvert.trace(model, X) for model in (plain, exported(first=first, last=last)))
+    assert active(one) == active(two)
+    assert keys(one) == keys(two)
+    names = ["first.weight", "first.bias", "last.weight", "last.bias"]
+    for graph in (one, two):
+        assert sorted(dict(graph.named_parameters())) == sorted(names)
+        assert graph.get_parameter("first.weight") is first.weight
+
+
+def test_ready_graphs_and_exported_programs_are_taken() -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4)).eval()
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(model, (X,), dynamic_shapes=({0: batch},), strict=False)
+    for ready in (fx.symbolic_trace(model), program):
+        graph = fxinvert.trace(ready, X)
+        torch.testing.assert_close(graph(X), model(X))
+        assert keys(graph) == ["linear", "relu", "linear"]
+        inverted(graph, X)
+
+
+@pytest.mark.parametrize("function", [branching, lambda self, x: self.last(self.first(x))])
+def test_dropout_and_batch_norm_evaluate_whatever_the_models_mode(function: Callable[..., Any]) -> None:
+    norm = nn.BatchNorm1d(6)
+    first = nn.Sequential(nn.Linear(6, 6), norm, nn.Dropout(0.5))
+    model = exported(function, first=first, last=nn.Linear(6, 4)).train()
+    before = copy.deepcopy(norm.state_dict())
+    graph = fxinvert.trace(model, X)
+    assert all(module.training for module in model.modules())
+    torch.testing.assert_close(norm.state_dict(), before)
+    torch.testing.assert_close(graph.train()(X), model.eval()(X))
+
+
+def test_a_function_of_another_library_that_hides_parameters_is_seen_through() -> None:
+    model = Model(lambda self, x: projected(x, self.weight), weight=nn.Parameter(torch.randn(4, 6)))
+    graph = fxinvert.trace(model, X)
+    assert "projected takes parameters" in graph.meta["captured"]
+    assert keys(graph) == ["linear", "tanh"]
+    assert fxinvert.partition(graph).segments[0].parameters == ("weight",)
+
+
+@fx.wrap
+def projected(x: Tensor, weight: Tensor) -> Tensor:
+    return F.linear(x, weight).tanh()
+
+
+def test_what_takes_parameters_and_cannot_be_exported_stays_whole() -> None:
+    model = Model(lambda self, x: sized(x, self.weight), weight=nn.Parameter(torch.randn(6)))
+    graph = fxinvert.trace(model, X)
+    assert "captured" not in graph.meta
+    torch.testing.assert_close(graph(X), model(X))
+
+
+@fx.wrap
+def sized(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.stack([x[i] * weight for i in range(len(x))])
+
+
+# --- inputs and outputs -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Answer:
+    hidden: Tensor
+    logits: Tensor
+
+
+class Many(nn.Module):
+    """Nested and keyword inputs; an output of any kind."""
+
+    def __init__(self, wrap: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.fc, self.wrap = nn.Linear(6, 4), wrap
+
+    def forward(
+        self, pair: tuple[Tensor, dict[str, Tensor]], *, scale: float = 1.0, extra: Any = None
+    ) -> Any:
+        x, more = pair
+        hidden = self.fc(x * scale + more["y"])
+        if extra is not None:
+            hidden = hidden + extra
+        return self.wrap(hidden, hidden.relu())
+
+
+@pytest.mark.parametrize(
+    ("wrap", "output"),
+    [
+        (lambda h, y: (h, y), 1),
+        (lambda h, y: [h, y], 1),
+        (lambda h, y: {"h": h, "y": y}, "y"),
+        (lambda h, y: {"h": h, "y": y}, 1),
+        (Answer, None),
+        (Answer, "logits"),
+    ],
+)
+def test_nested_inputs_by_keyword_and_outputs_of_any_kind(wrap: Any, output: Any) -> None:
+    model = Many(wrap)
+    inputs = {"pair": (X, {"y": 2 * X}), "scale": 0.5, "extra": torch.ones(3, 1)}
+    graph = fxinvert.trace(model, inputs, output=output)
+    placeholders = [str(n.target) for n in graph.graph.find_nodes(op="placeholder")]
+    assert placeholders == ["pair_0", "pair_1_y", "extra"]
+    expected = model.fc(X * 0.5 + 2 * X) + 1
+    torch.testing.assert_close(graph(X, 2 * X, torch.ones(3, 1)), expected.relu())
+    fxinvert.invert(graph, output_target="regression")(inputs, torch.zeros(3, 4))
+
+
+def test_several_supervised_outputs_are_joined() -> None:
+    model = Many(lambda h, y: {"h": h, "y": y})
+    graph = fxinvert.trace(model, ((X, {"y": X}),), output=("h", "y"))
+    hidden = model.fc(2 * X)
+    torch.testing.assert_close(graph(X, X), torch.cat([hidden, hidden.relu()], 1))
+    labels = {"h": torch.zeros(3, 4), "y": torch.ones(3, 4)}
+    rec = fxinvert.invert(graph, output_target="regression")(((X, {"y": X}),), labels)
+    torch.testing.assert_close(rec.output_target, torch.cat([*labels.values()], 1))
+
+
+# --- what models do ----------------------------------------------------------------------------------------
+
+
+def _attention(self: Any, x: Tensor) -> Any:
+    tokens = x.reshape(-1, 3, 2)
+    mixed: Tensor = self.mix(tokens, tokens, tokens)[0]
+    return mixed.flatten(1)
+
+
+def _chunks(self: Any, x: Tensor) -> Any:
+    a, b, c = self.fc(x).chunk(3, -1)
+    left, right = torch.split(x, [2, 4], -1)
+    parts = x.reshape(-1, 3, 2).unbind(1)
+    return torch.cat([a * b + c, left, right + 1, parts[0] * parts[2]], -1)
+
+
+def _twice(self: Any, x: Tensor) -> Any:
+    result: Tensor = self.fc(self.act(self.fc(self.act(x))))
+    return result
+
+
+def _tied(self: Any, x: Tensor) -> Any:
+    return F.linear(self.fc(x).tanh(), self.fc.weight.t())
+
+
+def _windows(self: Any, x: Tensor) -> Any:
+    """Folds windows into the batch, mixes the entries of each, and takes them out again."""
+    windows = x.reshape(-1, 2)
+    mixed = windows + self.fc(windows).softmax(-1)
+    return mixed.reshape(-1, 6)
+
+
+def _cast(self: Any, x: Tensor) -> Any:
+    result: Tensor = self.fc(x.double().exp().to(x.dtype)) * x.shape[0] / x.size(0)
+    return result
+
+
+MODELS = {
+    "attention": Model(_attention, mix=nn.MultiheadAttention(2, 1, batch_first=True)),
+    "chunks": Model(_chunks, fc=nn.Linear(6, 6)),
+    "twice": Model(_twice, fc=nn.Linear(6, 6), act=nn.Tanh()),
+    "tied": Model(_tied, fc=nn.Linear(6, 6)),
+    "windows": Model(_windows, fc=nn.Linear(2, 2)),
+    "cast": Model(_cast, fc=nn.Linear(6, 6)),
+    "transformer": nn.Sequential(
+        nn.Unflatten(1, (3, 2)), nn.TransformerEncoderLayer(2, 1, 4, batch_first=True), nn.Flatten()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_trace_invert_and_partition(name: str) -> None:
+    model = MODELS[name].eval()
+    graph = fxinvert.trace(model, X)
+    x = torch.randn(5, 6)
+    torch.testing.assert_close(graph(x), model(x))
+    inverted(graph, x)
+    target = model(x) + 0.05 * torch.randn(5, 6 if name != "chunks" else 10)
+    rec = fxinvert.invert(graph, output_target="regression")(x, target.detach())
+    assert all(bool(torch.isfinite(rec.targets[name]).all()) for name in rec.names)
+    trained = [n for s in fxinvert.partition(graph).segments for n in s.parameters]
+    assert set(trained) == {n for n, _ in model.named_parameters()}
+
+
+def test_a_module_that_is_called_twice_has_two_names_in_one_segment() -> None:
+    plan = fxinvert.partition(fxinvert.trace(MODELS["twice"], X))
+    assert [s.trained for s in plan.segments] == [("fc", "fc@2")]
+
+
+def test_tied_weights_stay_in_one_segment() -> None:
+    (segment,) = fxinvert.partition(fxinvert.trace(MODELS["tied"], X)).segments
+    assert segment.parameters == ("fc.weight", "fc.bias")
+
+
+def test_windows_in_the_batch_are_inverted_sample_by_sample() -> None:
+    graph = fxinvert.trace(MODELS["windows"], X)
+    rows = {n.meta["path"]: n.meta["rows"] for n in graph.graph.nodes if n.meta.get("active")}
+    assert rows["fc"] == 3
+    assert rows["x"] == 1
+    inverse = fxinvert.invert(graph, output_target="regression")
+    x = torch.randn(4, 6)
+    target = graph(x) + 0.1 * torch.randn(4, 6)
+    together, alone = inverse(x, target), inverse(x[1:2], target[1:2])
+    assert together.targets["fc"].shape == (12, 2)
+    assert len(together.certificates["x"].residual) == 4
+    torch.testing.assert_close(together.targets["x"][1:2], alone.targets["x"], rtol=1e-3, atol=1e-4)
+    assert bool((together.consistency("x") < 1e-3).all())
+
+
+# --- in-place ops in exported graphs -----------------------------------------------------------------------
+
+
+def _writes(self: Any, x: Tensor) -> Any:
+    y = self.fc(x)
+    if y.shape[1] == 6:
+        y[:, 1:4] += x[:, 1:4]
+        y[:, 5] = 0.5
+        z = y.relu_() * 2
+        y.add_(1)
+        y.view(-1, 2, 3)[:, 0].mul_(3.0)
+    return y + z
+
+
+def test_views_that_are_written_into_are_written_out() -> None:
+    model = exported(_writes, fc=nn.Linear(6, 6))
+    graph = fxinvert.trace(model, X)
+    x = torch.randn(4, 6)
+    torch.testing.assert_close(graph(x), model(x))
+    assert not [n for n in graph.graph.nodes if str(n.target).endswith("_.Tensor")]
+    inverted(graph, x)
+
+
+def _masked(self: Any, x: Tensor) -> Any:
+    mask = x.new_zeros(6)
+    for i, part in enumerate((slice(0, 2), slice(2, 6))):
+        mask[part] = i
+    return self.fc(x) * mask
+
+
+def test_constants_that_are_filled_piece_by_piece_are_folded() -> None:
+    model = exported(_masked, fc=nn.Linear(6, 6))
+    graph = fxinvert.trace(model, X)
+    assert keys(graph) == ["linear", "mul"]
+    (mask,) = [n for n in graph.graph.find_nodes(op="get_attr") if "fc" not in str(n.target)]
+    assert getattr(graph, str(mask.target)).tolist() == [0, 0, 1, 1, 1, 1]
+    torch.testing.assert_close(graph(X), model(X))
+
+
+# --- refused ------------------------------------------------------------------------------------------------
+
+
+def _data_dependent(self: Any, x: Tensor) -> Any:
+    return self.fc(x[: int(x.abs().sum().item())])
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda self, x: self.fc(x[x > 0].reshape(-1, 6)), "samples|batch size|does not run"),
+        (_data_dependent, "cannot be traced symbolically.*torch.export cannot capture"),
+        (lambda self, x: self.fc(x.view(len(x), 6)), "cannot be traced.*computes with the batch size"),
+    ],
+)
+def test_shapes_that_depend_on_data_or_a_fixed_batch_are_refused(function: Any, message: str) -> None:
+    with pytest.raises(TraceError, match=message):
+        fxinvert.trace(Model(function, fc=nn.Linear(6, 6)), X.clone())
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda self, x: self.fc(x).round(), "'round'"),
+        (lambda self, x: (self.fc(x) > 0).float(), "'gt'"),
+    ],
+)
+def test_what_ends_the_way_to_the_output_is_named(function: Any, message: str) -> None:
+    graph = fxinvert.trace(Model(function, fc=nn.Linear(6, 6)), X)
+    for ask in (fxinvert.partition, lambda g: fxinvert.invert(g, output_target="regression")):
+        with pytest.raises((NoRuleError, CutError), match=message):
+            ask(graph)
+
+
+def test_a_complex_output_is_refused() -> None:
+    with pytest.raises(NoRuleError, match="complex, given by node 'fft"):
+        fxinvert.invert(Model(lambda self, x: torch.fft.fft(self.fc(x)), fc=nn.Linear(6, 6)), X)
+
+
+def test_a_cut_that_is_none_names_the_nearest_that_is() -> None:
+    model = Model(lambda self, x: self.last(x + self.first(x)), first=nn.Linear(6, 6), last=nn.Linear(6, 4))
+    graph = fxinvert.trace(model, X)
+    with pytest.raises(CutError, match=r"'first' is not a cut.*nearest cut after it is 'add'"):
+        fxinvert.partition(graph, cuts=["first"])
+    with pytest.raises(CutError, match=r"no module or node 'frist'.*did you mean first"):
+        fxinvert.partition(graph, cuts=["frist"])
