@@ -18,6 +18,7 @@ from fxinvert.errors import TraceError
 from fxinvert.passes.capture import attribute
 from fxinvert.passes.checks import KEEP_FIRST, WITH_BATCH_SIZE
 from fxinvert.passes.inputs import Flat, Inputs
+from fxinvert.passes.leaves import mapped
 from fxinvert.passes.writes import without_writes
 from fxinvert.passes.written import CONSTANT
 
@@ -75,7 +76,9 @@ def exported_graph(captured: fx.GraphModule, inputs: Inputs, choose: Callable[[A
         inputs: how it is called.
         choose: what is taken of its result.
     """
-    form = captured.graph._codegen.pytree_info.out_spec
+    codegen = captured.graph._codegen
+    assert isinstance(codegen, _PyTreeCodeGen), "a graph that is not exported"
+    form = codegen.pytree_info.out_spec
 
     def chosen(results: Any) -> Any:
         return choose(pytree.tree_unflatten(list(results), form))
@@ -114,7 +117,7 @@ class _Rebuilt:
             self.nodes[node] = self.graph.placeholder(next(tensors)) if value is Tensor else value
         self.owners = self._owners(captured.graph)
         tracer = GraphAppendingTracer(self.graph)
-        results = map_arg(self._copied(captured), lambda node: fx.Proxy(node, tracer))
+        results = mapped(self._copied(captured), lambda node: fx.Proxy(node, tracer))
         self.graph.output(choose(results).node)
 
     def raw(self) -> fx.GraphModule:
