@@ -79,6 +79,7 @@ def exported_graph(captured: fx.GraphModule, inputs: Inputs, choose: Callable[[A
     codegen = captured.graph._codegen
     assert isinstance(codegen, _PyTreeCodeGen), "a graph that is not exported"
     form = codegen.pytree_info.out_spec
+    assert form is not None, "an exported graph without outputs"
 
     def chosen(results: Any) -> Any:
         return choose(pytree.tree_unflatten(list(results), form))
