@@ -60,6 +60,7 @@ CASES = [
     Case("leaky_relu", lambda: nn.LeakyReLU(-0.5), note="valley"),
     Case("rrelu", nn.RReLU),
     Case("prelu", lambda: prelu(0.25)),
+    Case("prelu", lambda: prelu(-1.0), note="falling"),
     Case("prelu", lambda: prelu(0.25, 0.0, -2.0), note="channels"),
     Case("threshold", lambda: lambda x: torch.threshold(x, 0.5, -1.0)),
     Case("_threshold", lambda: nn.Threshold(-0.5, 0.25)),

@@ -66,7 +66,9 @@ def _blocks(op: Op, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         return
     if first.device.type != "cpu":
         yield tensors
-    elif all(p.numel() == 1 for p in op.parameters.values()) and all(v.is_contiguous() for v in tensors):
+    elif all(p.numel() == 1 and p.dim() < 2 for p in op.parameters.values()) and all(
+        v.is_contiguous() for v in tensors
+    ):
         yield from zip(*(torch.split(v.view(-1), BLOCK) for v in tensors), strict=True)
     elif any(p.dim() == first.dim() and len(p) > 1 for p in op.parameters.values()):
         yield tensors  # parameters that are the samples' own

@@ -201,7 +201,8 @@ def per_channel(slope: Tensor) -> Branches:
 def prelu(op: Op) -> Branches:
     """The slope is one number, or one for every channel, on the second axis."""
     slope = op.parameters["weight"]
-    return per_channel(slope.reshape(-1, *[1] * (op.anchor.dim() - 2)))
+    per_axis = () if slope.numel() == 1 else (-1, *[1] * (op.anchor.dim() - 2))
+    return per_channel(slope.reshape(per_axis))
 
 
 def elementwise(key: str, branches: Callable[[Mapping[str, Any]], Branches]) -> Rule:
