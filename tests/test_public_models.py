@@ -1,0 +1,114 @@
+"""Public models: small random configurations of transformers, and some of torchvision and timm, go all the way."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fxinvert
+
+pytestmark = pytest.mark.slow
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+TEXT = {"vocab_size": 64, **SMALL}
+IMAGE = {"image_size": 32, "num_labels": 5}
+
+#: model and configuration of transformers, what is configured, and the size of the images; None: it reads text
+TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any], int | None]] = {
+    "bert": ("BertForSequenceClassification", "BertConfig", TEXT, None),
+    "gpt2": (
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+        None,
+    ),
+    "llama": ("LlamaForCausalLM", "LlamaConfig", {**TEXT, "num_key_value_heads": 2}, None),
+    "vit": ("ViTForImageClassification", "ViTConfig", {**IMAGE, **SMALL, "patch_size": 8}, 32),
+    "convnext": (
+        "ConvNextForImageClassification",
+        "ConvNextConfig",
+        {"depths": [1, 1, 2, 1], "hidden_sizes": [8, 16, 24, 32], "num_labels": 5},
+        64,
+    ),
+    "swin": (
+        "SwinForImageClassification",
+        "SwinConfig",
+        {**IMAGE, "patch_size": 2, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4},
+        32,
+    ),
+}  # fmt: skip
+#: the library, the model, and the size of its images
+IMAGE_MODELS = [
+    ("torchvision.models", "resnet18", 64),
+    ("torchvision.models", "swin_t", 64),
+    ("torchvision.models", "densenet121", 64),
+    ("timm", "test_vit", 160),
+    ("timm", "test_convnext", 160),
+    ("timm", "test_efficientnet", 160),
+    ("timm", "efficientvit_b0", 224),
+    ("timm", "mvitv2_tiny", 224),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _torchvision() -> Any:
+    """torchvision's CUDA build is imported beside a CPU torch, if two of its operators are declared before."""
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for op in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, op):
+            library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    yield
+    del library
+
+
+def imported(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        pytest.skip(f"{name} cannot be imported: {error}")
+
+
+def goes_all_the_way(model: torch.nn.Module, inputs: Any) -> None:
+    """Traces, inverts, partitions; the linearized targets are approached."""
+    graph = fxinvert.trace(model.eval(), inputs)
+    plan = fxinvert.partition(graph)
+    assert sum(len(segment.trained) for segment in plan.segments) > 3
+    inverse = fxinvert.invert(graph, output_target="regression", reconstruction="linearized")
+    output = inverse.forward(inputs)[inverse.output_node]
+    torch.manual_seed(0)
+    target = output + 0.01 * output.std() * torch.randn_like(output)
+    rec = inverse(inputs, target)
+    assert all(bool(torch.isfinite(rec.targets[name]).all()) for name in rec.names)
+    missing = (target - output).flatten(1).norm(dim=1) / target.flatten(1).norm(dim=1)
+    nearest = rec.names[-2]
+    assert bool((rec.consistency(nearest) < 0.5 * missing).all())
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_transformers_from_small_random_configurations(name: str, tmp_path: Path) -> None:
+    transformers = imported("transformers")
+    kind, config, options, size = TRANSFORMERS[name]
+    torch.manual_seed(0)
+    model = getattr(transformers, kind)(getattr(transformers, config)(**options))
+    inputs: dict[str, Tensor] = (
+        {"input_ids": torch.randint(3, 64, (2, 12))}
+        if size is None
+        else {"pixel_values": torch.randn(2, 3, size, size)}
+    )
+    goes_all_the_way(model, inputs)
+    fxinvert.export_onnx(model, inputs, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(("library", "name", "size"), IMAGE_MODELS)
+def test_image_models(library: str, name: str, size: int) -> None:
+    source = imported(library)
+    torch.manual_seed(0)
+    create = source.create_model if library == "timm" else getattr(source, name)
+    model = create(name) if library == "timm" else create(weights=None)
+    goes_all_the_way(model, torch.randn(2, 3, size, size))
