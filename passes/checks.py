@@ -42,8 +42,11 @@ def check_devices(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
 
 def check_reproduces(
     model: nn.Module, graph: fx.GraphModule, values: Values, inputs: tuple[Tensor, ...], expected: Tensor
-) -> Values:
+) -> None:
     """The graph computes what the model computes, at the example's batch size and at twice that, row by row.
+
+    Running it on twice the samples also tells how many rows of every node's value belong to a sample, samples in order;
+    that is written into its `meta["rows"]`, 0 where none do.
 
     Args:
         model: a function of the input tensors that returns the supervised output.
@@ -51,9 +54,6 @@ def check_reproduces(
         values: of the graph's nodes, for the example.
         inputs: example tensors.
         expected: what the model returns for them.
-
-    Returns:
-        The values of the graph's nodes for twice the samples.
 
     Raises:
         TraceError: the model is random, mixes its samples, or computes with the batch size itself.
@@ -80,8 +80,7 @@ def check_reproduces(
             f"{WITH_BATCH_SIZE} (for twice the samples the output's shape is {tuple(wanted.shape)}); {KEEP_FIRST}"
         )
     try:
-        many = _values(graph, larger)
-        problem = _difference(wanted, _output(graph, many))
+        problem = _difference(wanted, _tried(_Marking(graph, values, batch_size(inputs)).run, larger))
     except TraceError as error:  # a size that was read from the example and does not fit now
         problem = str(error)
     if problem:
@@ -92,7 +91,6 @@ def check_reproduces(
             "the model computes across the samples of a batch: a sample's output changes with the others "
             f"(by up to {float(moved.max()):.1e}), so that it has no target of its own"
         )
-    return many
 
 
 WITH_BATCH_SIZE = "the model computes with the batch size of the example"
@@ -141,21 +139,25 @@ def _difference(expected: Tensor, actual: Tensor) -> str | None:
     return None
 
 
-def mark_rows(few: Values, many: Values, size: int) -> None:
-    """Writes into every node's `meta["rows"]` how many rows of its value belong to a sample, samples in order; 0: none do.
+class _Marking(fx.Interpreter):
+    """Runs a graph on twice the samples of an example, those first, and marks every node's rows; keeps no values."""
 
-    Args:
-        few: the values of the nodes for an example.
-        many: those for twice the samples, the example's first.
-        size: of the example.
-    """
-    for node, more in many.items():
-        value = few[node]
-        if not isinstance(value, Tensor) or not value.dim() or not size or len(value) % size:
-            node.meta["rows"] = 0
-            continue
+    def __init__(self, graph: fx.GraphModule, few: Values, size: int) -> None:
+        super().__init__(graph)
+        self.few, self.size = few, size
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The node's value, its rows marked."""
+        value = super().run_node(n)
+        if n.op != "output":
+            n.meta["rows"] = self._rows(self.few[n], value)
+        return value
+
+    def _rows(self, value: Any, more: Any) -> int:
+        if not isinstance(value, Tensor) or not value.dim() or not self.size or len(value) % self.size:
+            return 0
         doubles = more.shape == (2 * len(value), *value.shape[1:])
-        node.meta["rows"] = len(value) // size if doubles and _same(more[: len(value)], value) else 0
+        return len(value) // self.size if doubles and _same(more[: len(value)], value) else 0
 
 
 def _same(actual: Tensor, expected: Tensor) -> bool:
@@ -175,17 +177,6 @@ def _largest(value: Tensor, infinite: float) -> float:
     return (
         largest if math.isfinite(largest) else float(value.nan_to_num(0.0, infinite, -infinite).abs().amax())
     )
-
-
-def _values(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> dict[fx.Node, Any]:
-    """The values of a graph's nodes, its output's aside.
-
-    Raises:
-        TraceError: it does not run on these inputs.
-    """
-    runner = fx.Interpreter(graph, garbage_collect_values=False)
-    _tried(runner.run, inputs)
-    return {node: value for node, value in runner.env.items() if node.op != "output"}
 
 
 def _output(graph: fx.GraphModule, values: Values) -> Any:

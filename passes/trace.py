@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 
 from fxinvert.errors import TraceError
 from fxinvert.passes.capture import CaptureError, evaluating, hides_parameters, symbolic_graph, unchanged
-from fxinvert.passes.checks import batch_size, check_devices, check_reproduces, mark_rows, run
+from fxinvert.passes.checks import check_devices, check_reproduces, run
 from fxinvert.passes.exported import export_graph, exported_graph, is_exported
 from fxinvert.passes.inputs import Flat, Inputs
 from fxinvert.passes.leaves import copied
@@ -104,8 +104,7 @@ def _captured(
 
     def checked(raw: fx.GraphModule) -> fx.GraphModule:
         graph, few = normalize(raw, copied(values), rules)
-        many = check_reproduces(Flat(model, form, chosen), graph, few, values, expected)
-        mark_rows(few, many, batch_size(values))
+        check_reproduces(Flat(model, form, chosen), graph, few, values, expected)
         return graph
 
     def exported(reason: str) -> fx.GraphModule:
