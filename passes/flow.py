@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
-from torch import fx
+from torch import Tensor, fx
 from torch.fx.passes.shape_prop import TensorMetadata
 
 from fxinvert.errors import NoRuleError
@@ -123,3 +123,8 @@ def has_target(node: fx.Node) -> bool:
     """Whether a node's value can have a target: a single real floating-point tensor, samples along its first axis."""
     meta = node.meta.get("tensor_meta")
     return isinstance(meta, TensorMetadata) and meta.dtype.is_floating_point and node.meta["rows"] > 0
+
+
+def by_sample(node: fx.Node, value: Tensor) -> Tensor:
+    """A node's value, all that belongs to a sample in one row: `(B·k, …)` → `(B, n)`."""
+    return value.reshape(len(value) // int(node.meta["rows"]), -1)

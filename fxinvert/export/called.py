@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,7 +101,8 @@ def outputs_by_name(result: Any) -> dict[str, Tensor]:
     """The tensors in what a model returns, by name: keys and fields, and `output_0` for what has only a number.
 
     Args:
-        result: A tensor, or tuples, lists, mappings and dataclasses of tensors; `None` is skipped.
+        result: A tensor, or tuples, lists, mappings and dataclasses of tensors. `None` is skipped, and so is what a
+            dataclass holds beside tensors, such as the cache of a language model.
 
     Raises:
         DataError: Something else is among them, or two would have the same name.
@@ -137,8 +139,11 @@ def _named_tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
             "can be exported"
         )
     for key in keys:
-        own = isinstance(key, str) and name == "output"
-        yield from _named_tensors(item_of(value, key), str(key) if own else f"{name}_{key}")
+        own, item = isinstance(key, str) and name == "output", item_of(value, key)
+        beside = dataclasses.is_dataclass(value) and not isinstance(item, (Tensor, tuple, list, Mapping))
+        if beside and not dataclasses.is_dataclass(item):
+            continue
+        yield from _named_tensors(item, str(key) if own else f"{name}_{key}")
 
 
 def _named_axes(names: Sequence[str], values: Sequence[Tensor], given: Axes) -> tuple[dict[int, str], ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fxinvert.errors import DataError, ExportMismatchError, TraceError
 from fxinvert.export.annotate import SCOPES
@@ -40,7 +41,8 @@ def translate(
     name, kind = type(model).__name__, "in half precision " if half else ""
     flat, prefix = _flat(model, call, cases, half)
     inputs = _tracing_inputs(call, cases)
-    with quiet() as said:
+    # attention is taken apart for ONNX: its other kernels lay their results out in ways that no view of the parts has
+    with quiet() as said, sdpa_kernel(SDPBackend.MATH):
         try:
             program = torch.onnx.export(
                 flat,

@@ -18,7 +18,7 @@ from fxinvert.linalg import SolveSettings
 from fxinvert.output_target import OutputTarget, OutputTargetFunction, output_target
 from fxinvert.passes import trace
 from fxinvert.passes.capture import evaluating
-from fxinvert.passes.flow import Flow, has_target
+from fxinvert.passes.flow import Flow, by_sample, has_target
 from fxinvert.passes.inverse_op import InverseOp
 from fxinvert.passes.synthesize import ANCHOR_OF, TARGET_OF, inverse_op, synthesize
 from fxinvert.passes.trace import is_normalized
@@ -207,11 +207,11 @@ class InverseGraph:
         def measure() -> Certificate:
             with evaluating(self.graph):
                 output = output_given(self.graph, values, node, value)
-            residual = relative(output - target, target)
+            residual = relative(*(by_sample(self.output_node, v) for v in (output - target, target)))
             return Certificate(
                 status=Status.EXACT if bool((residual <= TOLERANCE).all()) else Status.DAMPED,
                 residual=residual,
-                distance=row_norms(value - values[node]),
+                distance=row_norms(by_sample(node, value - values[node])),
                 failed=torch.zeros_like(residual, dtype=torch.bool),
                 damping=(self._settings.condition_limit or LINEARIZED_LIMIT) ** -2,
             )
@@ -228,9 +228,12 @@ class InverseGraph:
                 return start
 
             def rest(value: Tensor) -> Tensor:
-                return output_given(self.graph, values, node, value)
+                output = output_given(self.graph, values, node, value.reshape(start.shape))
+                return by_sample(self.output_node, output)
 
-            return refine(rest, start, values[node], goal, self.refine)
+            first, anchor = (by_sample(node, value) for value in (start, values[node]))
+            found = refine(rest, first, anchor, by_sample(self.output_node, goal), self.refine)
+            return found.reshape(start.shape)
 
         return {node: refined(node, target) for node, target in targets.items()}
 

@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from fxinvert.inversion.replay import output_given
 from fxinvert.linalg.jacobian import Jacobian, differentiable
 from fxinvert.linalg.solvers import cgls
-from fxinvert.passes.flow import Flow
+from fxinvert.passes.flow import Flow, by_sample
 
 #: outputs of more numbers than this are not differentiated row by row, but by products, in so many steps
 ROWS, STEPS = 64, 4
@@ -44,7 +44,7 @@ def linearized_targets(
         condition_limit: κ.
     """
     flow = Flow(graph)
-    missing = target - values[flow.exit]
+    missing = by_sample(flow.exit, target - values[flow.exit])
     wanted = [node for node in nodes if node is not flow.exit]
     by_rows = missing[:1].numel() <= ROWS
     find = _from_rows if by_rows else _by_products
@@ -63,7 +63,7 @@ def _from_rows(
     """One backward pass per number of the output, for all nodes together."""
     with torch.enable_grad(), differentiable():
         tracked = _tracked(graph, flow, values)
-        output = tracked[flow.exit].flatten(1)
+        output = by_sample(flow.exit, tracked[flow.exit])
         points = [tracked[node] for node in nodes]
         rows = [
             torch.autograd.grad(column.sum(), points, retain_graph=True, materialize_grads=True)
@@ -72,7 +72,7 @@ def _from_rows(
     found = {}
     for node, gradients in zip(nodes, zip(*rows, strict=True), strict=True):
         jacobian = torch.stack([gradient.reshape(len(missing), -1) for gradient in gradients], 1)
-        correction = _correction(jacobian, missing.flatten(1), condition_limit)
+        correction = _correction(jacobian, missing, condition_limit)
         found[node] = values[node] + correction.reshape(values[node].shape)
     return found
 
@@ -90,14 +90,15 @@ def _by_products(
     for node in nodes:
 
         def rest(value: Tensor, node: fx.Node = node) -> Tensor:
-            return output_given(graph, values, node, value)
+            output = output_given(graph, values, node, value.reshape(values[node].shape))
+            return by_sample(flow.exit, output)
 
-        jacobian = Jacobian(rest, values[node])
+        jacobian = Jacobian(rest, by_sample(node, values[node]))
         nothing = torch.zeros(len(missing), dtype=missing.dtype, device=missing.device)
         solved = cgls(
             jacobian, missing, nothing, largest=nothing, tolerance=0.0, small_enough=nothing, limit=STEPS
         )
-        found[node] = values[node] + solved.correction
+        found[node] = values[node] + solved.correction.reshape(values[node].shape)
     return found
 
 
@@ -114,7 +115,7 @@ def _correction(jacobian: Tensor, missing: Tensor, condition_limit: float) -> Te
 def _tracked(graph: fx.GraphModule, flow: Flow, values: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:
     """The forward pass again, its values differentiable from the sources on."""
     runner = fx.Interpreter(graph, garbage_collect_values=False)
-    runner.env = {node: value for node, value in values.items() if not node.meta["active"]}
+    runner.env = dict(values)
     for node in flow.nodes:
         start = node in flow.sources
         runner.env[node] = values[node].detach().clone().requires_grad_() if start else runner.run_node(node)

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from fxinvert.inversion.replay import output_given
 from fxinvert.passes.capture import evaluating
+from fxinvert.passes.flow import by_sample
 from fxinvert.rules import Certificate
 from fxinvert.rules.certificate import passed_through, relative
 
@@ -89,7 +90,8 @@ class Reconstruction:
         start = next(n for path, n in self._nodes.items() if name in (path, n.name))
         with torch.no_grad(), evaluating(self._graph):
             output = output_given(self._graph, self._values, start, self.targets[name])
-        return relative(output - self.output_target, self.output_target)
+        exit_ = self._nodes[self.names[-1]]
+        return relative(*(by_sample(exit_, v) for v in (output - self.output_target, self.output_target)))
 
     def __repr__(self) -> str:
         rows = [f"Reconstruction of {len(self.output_target)} samples"]
