@@ -9,6 +9,7 @@ as a whole. Dominators, likewise, are the values that every path from input to o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -127,4 +128,5 @@ def has_target(node: fx.Node) -> bool:
 
 def by_sample(node: fx.Node, value: Tensor) -> Tensor:
     """A node's value, all that belongs to a sample in one row: `(B·k, …)` → `(B, n)`."""
-    return value.reshape(len(value) // int(node.meta["rows"]), -1)
+    rows, rest = int(node.meta["rows"]), math.prod(value.shape[1:])
+    return value.reshape(len(value) // rows, rows * rest)

@@ -156,7 +156,7 @@ class InverseOp(nn.Module):
 
 def _folded(value: Tensor, rows: int) -> Tensor:
     """`(B·k, …)` → `(B, k, …)`."""
-    return value if rows == 1 else value.reshape(-1, rows, *value.shape[1:])
+    return value if rows == 1 else value.reshape(len(value) // rows, rows, *value.shape[1:])
 
 
 def _unfolded(value: Tensor, rows: int) -> Tensor:
