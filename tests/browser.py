@@ -15,8 +15,10 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 
 @contextmanager
-def opened(path: Path, scheme: str = "light") -> Iterator[Any]:
+def opened(path: Path, scheme: str = "light", inside: Path | None = None) -> Iterator[Any]:
     """A page opened from disk; fails in the end if it complained, or asked for anything but itself.
+
+    What lies in the folder `inside`, if one is given, it may ask for too.
 
     Skips the test where Playwright or the system's Chromium is missing.
     """
@@ -24,6 +26,7 @@ def opened(path: Path, scheme: str = "light") -> Iterator[Any]:
     executable = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if executable is None:
         pytest.skip(f"no browser on the path: {', '.join(NAMES)}")
+    own = [] if inside is None else [inside.resolve().as_uri()]
     complaints: list[str] = []
     requests: list[str] = []
     with api.sync_playwright() as playwright:
@@ -36,4 +39,5 @@ def opened(path: Path, scheme: str = "light") -> Iterator[Any]:
         yield page
         browser.close()
     assert not complaints
-    assert [url for url in requests if not url.startswith("data:")] == [path.resolve().as_uri()]
+    assert requests[0] == path.resolve().as_uri()
+    assert not [url for url in requests[1:] if not url.startswith(("data:", *own))]
