@@ -8,10 +8,11 @@ from fxinvert.rules.choice import invert_branches
 from fxinvert.rules.keys import key_of
 from fxinvert.rules.op import Op
 from fxinvert.rules.registry import Kind, Rule, RuleSet, default_rules, inverse_rule
-from fxinvert.rules.trainable import Trainable
+from fxinvert.rules.trainable import ByPosition, Trainable
 
 __all__ = [
     "Branch",
+    "ByPosition",
     "Certificate",
     "FactorCache",
     "Inverse",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fxinvert.linalg import Function
 from fxinvert.rules.affine import channels, invert_affine
@@ -64,19 +64,17 @@ def invert_maximum(op: Op, target: Tensor, window: Sliding) -> Inverse:
 
 
 def _invert_tile_maxima(op: Op, target: Tensor, kernel: tuple[int, ...]) -> Inverse:
-    """The same for windows that are tiles: entries above the target come down to it, and the largest becomes it."""
+    """The same for windows that are tiles: entries above the target come down to it, and the first largest becomes it."""
     anchor, n = op.anchor, len(kernel)
-    x, t = (v.reshape(-1, *v.shape[v.dim() - n :]) for v in (anchor, target))
-    ceiling = t
-    for axis, k in enumerate(kernel, 1):
-        ceiling = ceiling.repeat_interleave(k, axis)
-    tiled = (slice(None), *(slice(size) for size in ceiling.shape[1:]))
-    value = x.clone()
-    value[tiled] = torch.minimum(x[tiled], ceiling)
-    pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[n - 1]
-    _, largest = pool(value[tiled].unsqueeze(1), kernel, return_indices=True)
-    whole = value[tiled].flatten(1).scatter(1, largest.flatten(1), t.flatten(1))
-    value[tiled] = whole.reshape(ceiling.shape)
+    x, t, largest = (v.reshape(-1, *v.shape[v.dim() - n :]) for v in (anchor, target, op.output))
+    value, missing = x.clone(), torch.ones_like(t, dtype=torch.bool)
+    # what is at the same place in every tile, at once
+    for place in itertools.product(*map(range, kernel)):
+        own = (slice(None), *(slice(i, k * m, k) for i, k, m in zip(place, kernel, t.shape[1:], strict=True)))
+        entries = x[own]
+        found = (entries == largest) & missing
+        value[own] = torch.where(found, t, torch.minimum(entries, t))
+        missing ^= found
     value = value.reshape(anchor.shape)
     return certified(op, target, value, lambda found: {"status": Status.NEAREST})
 

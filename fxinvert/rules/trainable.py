@@ -8,8 +8,9 @@ Groups are independent problems and come first: `(groups, rows, columns)`.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -48,29 +49,53 @@ class LinearWeights(Trainable):
         return _unpacked(parameters, matrix)
 
 
-class ConvolutionWeights(Trainable):
+class ByPosition(Trainable):
+    """The parameter side of an op whose output has many positions, each a row: some of them can be had alone."""
+
+    @abstractmethod
+    def windows(self, op: Op) -> Tensor:
+        """What the op sees at every position, as a view: `(B, C, *positions, *kernel)`."""
+
+    def features(self, op: Op, at: Tensor | None = None) -> Tensor:
+        """ã, as for every op, or only at the positions `at` `(B, p)`, counted in the order of the flattened map."""
+        windows = _by_group(self.windows(op), op.attributes["groups"])
+        n, bias = (windows.dim() - 3) // 2, op.parameters.get("bias") is not None
+        if at is None:
+            # a row of positions at a time is copied, which is many times faster than a window at a time
+            patches = windows.permute(1, 2, *range(3 + n, 3 + 2 * n), 0, *range(3, 3 + n))
+        else:
+            picked = windows.movedim((1, 2), (n + 1, n + 2))[_places(at, windows.shape[3 : 3 + n])]
+            patches = picked.flatten(0, 1).movedim(0, -1)
+        width, rows = math.prod(patches.shape[1 : 2 + n]), math.prod(patches.shape[2 + n :])
+        made = windows.new_empty(len(patches), width + bias, rows)
+        made[:, width:] = 1
+        made[:, :width].view(patches.shape).copy_(patches)
+        return made.mT
+
+    def outputs(self, op: Op, value: Tensor, at: Tensor | None = None) -> Tensor:
+        """An output-shaped value in the same rows."""
+        by_group = _by_group(value, op.attributes["groups"])
+        if at is None:
+            return by_group.movedim(0, 2).flatten(2).mT
+        picked = by_group.movedim((1, 2), (-2, -1))[_places(at, value.shape[2:])]
+        return picked.flatten(0, 1).movedim(1, 0)
+
+
+class ConvolutionWeights(ByPosition):
     """y = W ∗ a + b: the rows are the patches under the kernel (im2col)."""
 
-    def features(self, op: Op) -> Tensor:
-        weight, groups = op.parameters["weight"], op.attributes["groups"]
-        windows = sliding(weight.shape[2:], op.attributes).unfold(op.anchor)
-        # (B, C, *positions, *kernel) → (B·positions, groups, C/groups·∏kernel)
-        patches = windows.movedim(1, windows.dim() // 2)
-        rows = patches.reshape(-1, groups, weight[0].numel())
-        return _with_one(rows.transpose(0, 1), op)
-
-    def outputs(self, op: Op, value: Tensor) -> Tensor:
-        return _channel_groups(value, op.attributes["groups"])
+    def windows(self, op: Op) -> Tensor:
+        return sliding(op.parameters["weight"].shape[2:], op.attributes).unfold(op.anchor)
 
     def changes(self, parameters: Mapping[str, Tensor], matrix: Tensor) -> dict[str, Tensor]:
         return _unpacked(parameters, matrix)
 
 
-class TransposedConvolutionWeights(Trainable):
+class TransposedConvolutionWeights(ByPosition):
     """y = Wᵀ ∗ a + b: a convolution, by the flipped kernel, of the input with zeros between its entries."""
 
-    def features(self, op: Op) -> Tensor:
-        weight, groups = op.parameters["weight"], op.attributes["groups"]
+    def windows(self, op: Op) -> Tensor:
+        weight = op.parameters["weight"]
         window, n = sliding(weight.shape[2:], op.attributes), weight.dim() - 2
         anchor = op.anchor
         spread = [(size - 1) * s + 1 for size, s in zip(anchor.shape[2:], window.stride, strict=True)]
@@ -79,14 +104,8 @@ class TransposedConvolutionWeights(Trainable):
         reach = [d * (k - 1) for k, d in zip(window.kernel, window.dilation, strict=True)]
         before = tuple(r - p for r, p in zip(reach, window.before, strict=True))
         after = tuple(b + o for b, o in zip(before, each(op.attributes["output_padding"], n), strict=True))
-        flipped = Sliding(window.kernel, (1,) * n, window.dilation, before, after)
-        windows = flipped.unfold(spaced).flip(tuple(range(-n, 0)))
-        patches = windows.movedim(1, n + 1)
-        rows = patches.reshape(-1, groups, weight[:, 0].numel() // groups)
-        return _with_one(rows.transpose(0, 1), op)
-
-    def outputs(self, op: Op, value: Tensor) -> Tensor:
-        return _channel_groups(value, op.attributes["groups"])
+        apart = Sliding(window.kernel, (1,) * n, window.dilation, before, after)
+        return apart.unfold(spaced)
 
     def changes(self, parameters: Mapping[str, Tensor], matrix: Tensor) -> dict[str, Tensor]:
         weight, (groups, outputs) = parameters["weight"], matrix.shape[:2]
@@ -95,7 +114,8 @@ class TransposedConvolutionWeights(Trainable):
             "weight": weight.new_empty(groups, outputs, len(weight) // groups, *weight.shape[2:]),
         }
         found = _unpacked(like, matrix)
-        return found | {"weight": found["weight"].transpose(1, 2).reshape(weight.shape)}
+        flipped = found["weight"].transpose(1, 2).reshape(weight.shape)
+        return found | {"weight": flipped.flip(tuple(range(2, weight.dim())))}
 
 
 class MatrixWeights(Trainable):
@@ -191,10 +211,15 @@ def by_group(op: Op) -> Tensor:
     return F.group_norm(op.anchor, op.attributes["num_groups"], eps=op.attributes["eps"])
 
 
-def _channel_groups(value: Tensor, groups: int) -> Tensor:
-    """`(B, C, …)` → `(groups, B·…, C / groups)`."""
-    rows = value.movedim(1, -1).flatten(0, -2)
-    return rows.reshape(len(rows), groups, -1).transpose(0, 1)
+def _by_group(value: Tensor, groups: int) -> Tensor:
+    """`(B, C, …)` → `(B, groups, C / groups, …)`."""
+    return value.reshape(len(value), groups, value.shape[1] // groups, *value.shape[2:])
+
+
+def _places(at: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:
+    """Positions `(B, p)` of the maps of a batch as an index `(sample, *position)`."""
+    samples = torch.arange(len(at), device=at.device)[:, None].expand_as(at)
+    return (samples, *torch.unravel_index(at, tuple(shape)))
 
 
 def _with_one(rows: Tensor, op: Op) -> Tensor:

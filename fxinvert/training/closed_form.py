@@ -20,9 +20,10 @@ from fxinvert.output_target import OutputTarget
 from fxinvert.passes.capture import attribute, evaluating
 from fxinvert.passes.plan import Segment
 from fxinvert.passes.synthesize import parameters_of
-from fxinvert.rules import Op, Trainable
+from fxinvert.rules import ByPosition, Op, Trainable
 from fxinvert.training.batch import Batch
 from fxinvert.training.context import Context
+from fxinvert.training.positions import drawn_positions
 from fxinvert.training.sensitivity import sensitivities
 from fxinvert.training.statistics import NormalEquations
 from fxinvert.training.work import Proposal, Update, Work
@@ -42,6 +43,8 @@ class ClosedForm:
         satisfied_weight: weight of the samples whose output is its own target, the others weigh 1.
         error: how the error of a fit is measured: "plain", or "weighted" by how sensitive the output is to it.
         every: solve again after so many samples; None: once, after all of them.
+        position_fraction: the share of the positions of a convolution's map, drawn at random, that its sums are made of;
+            None: as many as make rows abundant, which is all of them in small maps (`fxinvert.training.positions`).
         ops: train the ops of the segments "together", all from one pass over the data, or "in_turn", each with its own.
     """
 
@@ -50,6 +53,7 @@ class ClosedForm:
     error: Literal["plain", "weighted"] = "plain"
     every: int | None = None
     ops: Literal["together", "in_turn"] = "together"
+    position_fraction: float | None = None
     name: str = "closed_form"
 
     def __post_init__(self) -> None:
@@ -65,6 +69,10 @@ class ClosedForm:
             )
         if self.every is not None and self.every < 1:
             raise DataError(f"every={self.every}; it is a number of samples, at least 1")
+        if self.position_fraction is not None and not 0 < self.position_fraction <= 1:
+            raise DataError(
+                f"position_fraction={self.position_fraction}; it is a share, above 0 and at most 1"
+            )
 
     def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal]]:
         """Yields the updates of all ops, or of one after the other, solved with each damping.
@@ -85,6 +93,7 @@ class ClosedForm:
             "paths": paths,
             "satisfied_weight": self.satisfied_weight,
             "weighted": self.error == "weighted",
+            "position_fraction": self.position_fraction,
         }
         known: Sums = {}
         for block in work.blocks(sums, arguments, self.every):
@@ -114,6 +123,7 @@ def sums(
     paths: Sequence[str],
     satisfied_weight: float,
     weighted: bool,
+    position_fraction: float | None = None,
 ) -> Sums:
     """G and C of some ops over batches, by the name of the op's weight; ops that share a weight are added.
 
@@ -124,43 +134,64 @@ def sums(
         paths: of the ops.
         satisfied_weight: weight of the samples whose output is its own target, the others weigh 1.
         weighted: whether errors are weighted by how sensitive the output is to them.
+        position_fraction: see `ClosedForm`.
     """
     inverse, total = context.inverse(output_target), Sums()
     nodes = [context.nodes[path] for path in paths]
     with torch.no_grad(), evaluating(context.graph):
-        for batch in batches:
-            for node, part in _batch_sums(inverse, nodes, batch, satisfied_weight, weighted):
+        for number, batch in enumerate(batches):
+            values = inverse.forward(batch.inputs)
+            last = inverse.output_node
+            targets = inverse.targets(values, batch.labels, [*nodes, last])
+            weights = sample_weights(values[last], targets[last], satisfied_weight)
+            felt = sensitivities(inverse, nodes, batch) if weighted else {}
+            for i, node in enumerate(nodes):
+                op, trainable = inverse.op(node, values), inverse.inverse_op(node).rule.trainable
+                assert trainable is not None, f"{node.name} cannot be trained. {REPORT}"
+                at = None
+                if isinstance(trainable, ByPosition):
+                    # the place in the piece of data, so that the same are drawn wherever it is worked on
+                    at = drawn_positions(op, position_fraction, seed=number * len(nodes) + i)
+                errors = targets[node] - values[node]
+                part = _sums_of(op, trainable, errors, weights, felt.get(node), at)
                 key = _owner(node)
                 total[key] = total[key] + part if key in total else part
     return total
 
 
-def _batch_sums(
-    inverse: InverseGraph, nodes: Sequence[fx.Node], batch: Batch, satisfied_weight: float, weighted: bool
-) -> Iterator[tuple[fx.Node, NormalEquations]]:
-    values = inverse.forward(batch.inputs)
-    last = inverse.output_node
-    targets = inverse.targets(values, batch.labels, [*nodes, last])
-    weights = sample_weights(values[last], targets[last], satisfied_weight)
-    felt: dict[fx.Node, Tensor] = sensitivities(inverse, nodes, batch) if weighted else {}
-    for node in nodes:
-        op, trainable = inverse.op(node, values), inverse.inverse_op(node).rule.trainable
-        assert trainable is not None, f"{node.name} cannot be trained. {REPORT}"
-        errors = trainable.outputs(op, targets[node] - values[node])
-        per_row = weights
-        if weighted:
-            rows = trainable.outputs(op, felt[node]).square().mean((0, 2))
-            per_row = rows * weights.repeat_interleave(len(rows) // len(weights))
-        if op.by_sample:
-            yield node, NormalEquations.of(trainable.features(op), errors, per_row)
-        else:
-            yield node, _sums_over(op, trainable, errors, per_row)
+def _sums_of(
+    op: Op, trainable: Trainable, errors: Tensor, weights: Tensor, felt: Tensor | None, at: Tensor | None
+) -> NormalEquations:
+    """The sums of one op over one batch.
 
+    Args:
+        op: the op.
+        trainable: its parameter side.
+        errors: t − y, of the op's output.
+        weights: of the samples, `(B,)`.
+        felt: how sensitive the output is to the op's, where errors are weighted by it.
+        at: the positions that are summed over, `(B, p)`; None: all.
+    """
 
-def _sums_over(op: Op, trainable: Trainable, errors: Tensor, weights: Tensor) -> NormalEquations:
-    return NormalEquations.over(
-        lambda rows: trainable.features(op.samples(rows)), errors, weights, len(op.output)
-    )
+    def features(samples: slice) -> Tensor:
+        part = op.samples(samples)
+        if at is not None and isinstance(trainable, ByPosition):
+            return trainable.features(part, at[samples])
+        return trainable.features(part)
+
+    def rows(value: Tensor) -> Tensor:
+        if at is not None and isinstance(trainable, ByPosition):
+            return trainable.outputs(op, value, at)
+        return trainable.outputs(op, value)
+
+    if at is not None:  # what is drawn stands for what is not
+        weights = weights * (op.output[0, 0].numel() / at.shape[1])
+    if felt is not None:
+        sensitive = rows(felt).square().mean((0, 2))
+        weights = sensitive * weights.repeat_interleave(len(sensitive) // len(weights))
+    if op.by_sample:
+        return NormalEquations.of(features(slice(None)), rows(errors), weights)
+    return NormalEquations.over(features, rows(errors), weights, len(op.output))
 
 
 def sample_weights(outputs: Tensor, targets: Tensor, satisfied: float) -> Tensor:
