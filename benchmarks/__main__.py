@@ -1,64 +1,99 @@
-"""`python -m benchmarks [NAME …]`: measure, print, and write `benchmarks/results.json`."""
+"""`python -m benchmarks`: measure what is claimed, and renew the page that claims it.
+
+```
+python -m benchmarks all --quick        # everything, in its quick form
+python -m benchmarks all                # everything; what is done already is not done again
+python -m benchmarks suite solvers      # ratios of times, side by side
+python -m benchmarks study repair --seeds 5
+python -m benchmarks document           # docs/results.md from the files alone
+```
+"""
 
 from __future__ import annotations
 
-import json
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: spinning threads measure the neighbours
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import (
-    consistency,
-    convolution,
-    document,
-    memory,
-    reconstruction,
-    regions,
-    rules,
-    solvers,
-    sweep,
-)
-from benchmarks.measure import environment
+from benchmarks import document
+from benchmarks.studies import STUDIES
+from benchmarks.studies.frame import perform, table
+from benchmarks.suites import SUITES, measured
+from fxinvert.errors import FxInvertError
 
-SUITES = {
-    "convolution": convolution.run,
-    "solvers": solvers.run,
-    "reconstruction": reconstruction.run,
-    "rules": rules.run,
-    "sweep": sweep.run,
-    "memory": memory.run,
-    "regions": regions.run,
-    "consistency": consistency.run,
-}
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+console = Console()
+
+RESULTS = Path(__file__).parent / "results"
+#: results of quick forms are no results: they show that everything runs
+QUICK = Path("runs") / "quick"
+
+Names = Annotated[list[str] | None, typer.Argument(help="Which; by default all.")]
+Quick = Annotated[bool, typer.Option("--quick", help="A small part, written to runs/quick.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Seeds of each run.")]
+Workers = Annotated[int, typer.Option(min=1, help="Processes, each with one thread.")]
+Only = Annotated[str, typer.Option(help="Only runs whose name contains this.")]
 
 
-def main(
-    names: Annotated[list[str] | None, typer.Argument(help=f"which: {', '.join(SUITES)}")] = None,
-    write: Annotated[bool, typer.Option(help="put the tables into docs/results.md, too")] = False,
+@app.command("all")
+def everything(quick: Quick = False, seeds: Seeds = 5, workers: Workers = 1) -> None:
+    """All suites and studies, and the page."""
+    suite(None, quick)
+    study(None, quick, seeds, workers)
+    document_page(quick)
+
+
+@app.command()
+def suite(names: Names = None, quick: Quick = False) -> None:
+    """Ratios of times and of memory, measured side by side."""
+    for name in _known(names, SUITES):
+        shown = Table("what", "compared with", "ratio", "aim", "note", title=name)
+        for r in measured(name, _folder(quick), quick):
+            shown.add_row(r.what, r.compared_with, f"{r.ratio:.2g}", f"{r.aim:g}" if r.aim else "", r.note)
+        console.print(shown)
+
+
+@app.command()
+def study(
+    names: Names = None, quick: Quick = False, seeds: Seeds = 5, workers: Workers = 1, only: Only = ""
 ) -> None:
-    """Measures ratios, side by side in one run."""
-    console = Console()
-    known = Path(__file__).with_name("results.json")
-    for name in names or list(SUITES):
-        table = Table("what", "compared with", "ratio", "aim", "note", title=name)
-        measured = list(SUITES[name]())
-        for r in measured:
-            table.add_row(r.what, r.compared_with, f"{r.ratio:.2g}", f"{r.aim:g}" if r.aim else "", r.note)
-        console.print(table)
-        # read anew: other runs may have written meanwhile
-        results: dict[str, Any] = json.loads(known.read_text()) if known.exists() else {}
-        results |= {"environment": environment(), name: [r.to_dict() for r in measured]}
-        known.write_text(json.dumps(results, indent=2) + "\n")
-        if write:
-            document.write(results)
+    """Studies on real data; a run that is done is not done again, unless its settings have changed."""
+    failed: list[str] = []
+    for name in _known(names, STUDIES):
+        lines = [run for run in table(STUDIES[name], seeds, quick) if only in run.name]
+        for run, outcome in perform(STUDIES[name], _folder(quick), lines, workers, fresh=quick):
+            if isinstance(outcome, FxInvertError):
+                failed.append(f"{name} {run.file}: {outcome}")
+                console.print(f"{name} {run.file} failed: {outcome}", style="red", markup=False)
+            else:
+                console.print(f"{name} {run.file}: {outcome.seconds:.1f} s", markup=False, highlight=False)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command("document")
+def document_page(quick: Quick = False) -> None:
+    """The page of results and its pictures, from the files of results alone."""
+    document.write(_folder(quick), QUICK / "results.md" if quick else document.PAGE)
+
+
+def _folder(quick: bool) -> Path:
+    return QUICK if quick else RESULTS
+
+
+def _known(names: list[str] | None, known: dict[str, object]) -> list[str]:
+    for name in names or ():
+        if name not in known:
+            raise typer.BadParameter(f"{name!r} is none of {', '.join(known)}")
+    return names or list(known)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

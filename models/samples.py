@@ -111,7 +111,7 @@ def scores(model: nn.Module, samples: Samples) -> dict[str, float]:
     parts = [by_name(model(*part.inputs)) for part in samples.split(256)]
     model.train(training)
     return {
-        name: _score(torch.cat([part[name] for part in parts]), wanted)
+        name: score(torch.cat([part[name] for part in parts]), wanted)
         for name, wanted in samples.labels.items()
     }
 
@@ -127,7 +127,8 @@ def _loss(outputs: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(outputs.movedim(class_axis(outputs, labels), 1), labels)
 
 
-def _score(outputs: Tensor, labels: Tensor) -> float:
+def score(outputs: Tensor, labels: Tensor) -> float:
+    """Accuracy for class numbers, over all positions; R² for values."""
     if labels.is_floating_point():
         missed = (outputs - labels).square().sum()
         return float(1 - missed / (labels - labels.mean(0)).square().sum())

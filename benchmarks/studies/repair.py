@@ -1,0 +1,99 @@
+"""Repair: what users need, against what they do today, on equal data and in equal time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from benchmarks.studies import baselines, ours, repair_page
+from benchmarks.studies.curve import Curve, follow
+from benchmarks.studies.frame import Run, Study
+from benchmarks.studies.tasks import Task, task
+
+#: network, repair, samples to repair with, whether it belongs to the quick form
+TASKS = [
+    ("digits_cnn", "under_trained", 1347, True),
+    *(("digits_cnn", "under_trained", count, True) for count in (100, 300)),
+    *(("digits_cnn", repair, 1000, True) for repair in ("noise", "missing_class", "pruned", "four_bit", "label_noise")),
+    ("mnist_cnn", "under_trained", 1000, True),
+    *(("mnist_cnn", "under_trained", count, False) for count in (100, 300, 3000)),
+    *(("mnist_cnn", repair, 1000, False) for repair in ("noise", "missing_class", "pruned", "four_bit", "label_noise")),
+    ("cifar_cnn", "under_trained", 1000, False),
+    *(("cifar_cnn", "under_trained", count, False) for count in (100, 300)),
+    *(("resnet20", repair, 500, False) for repair in ("noise", "missing_class", "pruned")),
+    ("resnet20", "noise", 100, False),
+    ("digits_resnet", "under_trained", 1347, False),
+    *(("digits_resnet", repair, 1000, False) for repair in ("noise", "missing_class", "pruned")),
+    *(("cifar_cnn", repair, 1000, False) for repair in ("noise", "missing_class", "pruned", "four_bit", "label_noise")),
+    *(("resnet20", repair, 500, False) for repair in ("blur", "contrast", "jpeg", "four_bit")),
+]  # fmt: skip
+
+#: networks that branch have batch norms, too
+RESIDUAL = ("digits_resnet", "resnet20")
+#: processor seconds that each learning rate of AdamW gets, at least and for every sample
+SECONDS = {
+    "digits_cnn": (1.5, 0.0),
+    "digits_resnet": (3.0, 0.008),
+    "mnist_cnn": (1.5, 0.002),
+    "cifar_cnn": (2.0, 0.008),
+    "resnet20": (5.0, 0.08),
+}
+
+
+def runs(seeds: int) -> Iterator[Run]:
+    """For each task every method; a method of the package knows its revision."""
+    for seed in range(seeds):
+        for network, repair, samples, quick in TASKS:
+            own = "recursive" if network in RESIDUAL else "closed_form"
+            others = ["last_layer", "batch_norm"] if network in RESIDUAL else ["last_layer"]
+            least, each = SECONDS[network]
+            for method in (own, repair_page.ADAMW, *others):
+                settings: dict[str, Any] = {
+                    "network": network,
+                    "repair": repair,
+                    "samples": samples,
+                    "method": method,
+                }
+                if method in ours.METHODS:
+                    settings["revision"] = ours.REVISION
+                elif method == repair_page.ADAMW:
+                    settings["seconds"] = least + each * samples
+                else:
+                    settings["held_out"] = 0.2
+                yield Run(f"{network}-{repair}-{samples}-{method}", settings, seed, quick)
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """The starting model, and the curve of the method; of AdamW one curve for each learning rate."""
+    given = run.settings
+    work = task(given["network"], given["repair"], given["samples"], run.seed)
+    (begun,) = follow([work.model], work.held_out, work.tests)
+    return {"start": {**begun, "seconds": 0.0}, "curves": dict(_curves(given, work, run.seed))}
+
+
+def _curves(given: Any, work: Task, seed: int) -> Iterator[tuple[str, Curve]]:
+    method = given["method"]
+    if method == repair_page.ADAMW:
+        baselines.warm_up(work.model, work.train)
+        for rate in baselines.LEARNING_RATES:
+            models = baselines.adamw(work.model, work.train, rate, seed, masks=work.masks)
+            yield f"{rate:g}", follow(models, work.held_out, work.tests, given["seconds"])
+    else:
+        yield method, follow(_models(method, work), work.held_out, work.tests)
+
+
+def _models(method: str, work: Task) -> Iterator[nn.Module]:
+    match method:
+        case "last_layer":
+            return baselines.last_layer(work.model, work.train, work.held_out)
+        case "batch_norm":
+            return baselines.batch_norm(work.model, work.train)
+        case _:
+            return ours.METHODS[method](work)
+
+
+STUDY = Study(
+    "repair", 1, lambda seeds: list(runs(seeds)), measure, repair_page.section, repair_page.pictures
+)
