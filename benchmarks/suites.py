@@ -14,6 +14,7 @@ from benchmarks import (
     reconstruction,
     regions,
     rules,
+    scaling,
     solvers,
     sweep,
 )
@@ -45,6 +46,7 @@ SUITES = {
     "memory": Suite(memory.run),
     "regions": Suite(regions.run),
     "consistency": Suite(consistency.run),
+    "scaling": Suite(scaling.run, lambda: scaling.run(samples=1000, rounds=1)),
 }
 
 

@@ -173,6 +173,7 @@ def post_train(
     threads: Annotated[int, _setting("threads", min=1)] = DEFAULT.threads,
     chunk: Annotated[int, _setting("chunk", min=1)] = DEFAULT.chunk,
     retries: Annotated[int, _setting("retries", min=0)] = DEFAULT.retries,
+    memory_limit: Annotated[int, _setting("memory_limit", min=1)] = DEFAULT.memory_limit,
     device: Device = DEFAULT.device,
     batch_size: BatchSize = DEFAULT.batch_size,
     mean: Mean = None,

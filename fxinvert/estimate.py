@@ -1,7 +1,8 @@
 """Estimates: what a sweep will cost, task by task, before any work; and how long it takes with more workers.
 
-Times are those of a few samples, measured here. A sweep's data passes are shared out by chunks; what is not shared is
-what one process does with what comes back: it adds the statistics up in the order of the chunks, and solves.
+Times are those of a few samples, measured here with the one thread that a task has by default. A sweep's data passes are shared out by
+chunks; what is not shared is what one process does with what comes back: it adds the statistics up in the order of the
+chunks, and solves.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from fxinvert.output_target import OutputTarget
 from fxinvert.passes.plan import Plan, Segment
 from fxinvert.scheduling import waves
+from fxinvert.scheduling.executor import torch_threads
 from fxinvert.training.batch import Batch, tensors_of
 from fxinvert.training.chunks import source_of
 from fxinvert.training.closed_form import DAMPINGS, Sums, sums
@@ -102,22 +104,24 @@ class Estimate:
     def tasks(self) -> Table:
         """The tasks of a sweep."""
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for header in ("task", ">how many", ">mult-adds each", ">memory", ">sent back", ">seconds each"):
+        for header in (">#", "task", ">after", ">how many", ">mult-adds each", ">memory", ">sent back", ">seconds each"):  # fmt: skip
             table.add_column(header.removeprefix(">"), justify="right" if header.startswith(">") else "left")
-        for wave in self.waves:
-            samples = self.chunk * (1 - 1 / HELD_OUT)
+        for i, wave in enumerate(self.waves):
+            samples, first = self.chunk * (1 - 1 / HELD_OUT), 3 * i + 1
             table.add_row(
+                f"{first}",
                 f"statistics of {', '.join(wave.segments)}",
+                f"{first - 1}" if i else "",
                 f"{self.chunks:,}",
                 f"{wave.operations * samples:.1e}",
                 _bytes(self.batch * wave.working + 2 * wave.statistics),
                 _bytes(wave.statistics),
                 f"{samples * wave.sample_seconds:.3g}",
             )
-            table.add_row("  add up and solve", "1", "", _bytes(4 * wave.statistics), "",
+            table.add_row(f"{first + 1}", "  add up and solve", f"{first}", "1", "", _bytes(4 * wave.statistics), "",
                           f"{self.chunks * wave.add_seconds + wave.solve_seconds:.3g}")  # fmt: skip
             tried = len(STEPS) * len(DAMPINGS)
-            table.add_row(f"  judge {tried} candidates", f"{self.chunks:,}", "", "", _bytes(32 * tried),
+            table.add_row(f"{first + 2}", f"  judge {tried} candidates", f"{first + 1}", f"{self.chunks:,}", "", "", _bytes(32 * tried),
                           f"{self.chunk / HELD_OUT * wave.forward_seconds * tried:.3g}")  # fmt: skip
         return table
 
@@ -162,8 +166,10 @@ def estimate(
     few = few.select(rows.to(tensors_of(few.inputs)[0].device))
     context = Context(copy.deepcopy(model), {"train": source_of([tuple(few)])}, output)
     ordered = waves(plan, schedule, context.graph.graph)
+    with torch_threads(1):
+        measured = tuple(_wave(context, few, segments, plan) for segments in ordered)
     return Estimate(
-        waves=tuple(_wave(context, few, segments, plan) for segments in ordered),
+        waves=measured,
         state=sum(value.nbytes for value in context.state().values()),
         samples=samples,
         chunk=batch * chunk,
@@ -182,18 +188,19 @@ def _wave(context: Context, batch: Batch, segments: Sequence[Segment], plan: Pla
         with torch.no_grad():
             return context.inverse(target).forward(batch.inputs)
 
-    found = statistics()
+    found, device = statistics(), context.device
     values = [value for value in forward().values() if isinstance(value, Tensor)]
     cost = sum(segment.cost for segment in plan.segments)
     gram = sum(value.rows // PROBE * value.gram.numel() for value in found.values())
     return Wave(
         segments=tuple(segment.name for segment in segments),
         operations=2 * cost + gram,
-        sample_seconds=_seconds(statistics) / PROBE,
-        forward_seconds=_seconds(forward) / PROBE,
+        sample_seconds=_seconds(statistics, device) / PROBE,
+        forward_seconds=_seconds(forward, device) / PROBE,
         statistics=sum(value.gram.nbytes + value.cross.nbytes for value in found.values()),
-        add_seconds=_seconds(lambda: [value + value for value in found.values()]),
-        solve_seconds=len(DAMPINGS) * _seconds(lambda: [value.solve(1e-2) for value in found.values()]),
+        add_seconds=_seconds(lambda: [value + value for value in found.values()], device),
+        solve_seconds=len(DAMPINGS)
+        * _seconds(lambda: [value.solve(1e-2) for value in found.values()], device),
         working=2 * sum(value.nbytes for value in values) // PROBE,
     )
 
@@ -202,15 +209,18 @@ def _smaller(outputs: Tensor, labels: Any) -> Tensor:
     return 0.9 * outputs
 
 
-def _seconds(function: Callable[[], Any]) -> float:
-    """The least time of a few calls, warm."""
-    function()
+def _seconds(function: Callable[[], Any], device: torch.device) -> float:
+    """The least time of a few calls, warm; on a CPU the processor's, which others who use it do not lengthen."""
+    on_cpu = device.type == "cpu"
+    clock = time.process_time if on_cpu else time.perf_counter
     times = []
-    for _ in range(3):
-        began = time.perf_counter()
+    for _ in range(4):
+        began = clock()
         function()
-        times.append(time.perf_counter() - began)
-    return min(times)
+        if not on_cpu:
+            torch.accelerator.synchronize(device)
+        times.append(clock() - began)
+    return min(times[1:])
 
 
 def _bytes(count: float) -> str:

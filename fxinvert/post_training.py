@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,11 +27,12 @@ from fxinvert.result import PostTrainingResult
 from fxinvert.rules import RuleSet
 from fxinvert.scheduling import Executor, executor_named, waves
 from fxinvert.scheduling.crew import Crew, Task
+from fxinvert.scheduling.executor import torch_threads
 from fxinvert.scheduling.journal import Journal
 from fxinvert.scheduling.keys import content_key
 from fxinvert.training import ClosedForm, Gradient, Joint, Method, NormalEquations
 from fxinvert.training.chunks import CHUNK, source_of
-from fxinvert.training.context import Context, digest_of
+from fxinvert.training.context import MEMORY_LIMIT, Context, digest_of
 from fxinvert.training.fingerprint import Fingerprint
 from fxinvert.training.judge import Share, check_share
 from fxinvert.training.metrics import Tally
@@ -67,6 +68,7 @@ def post_train(
     threads: int = 1,
     chunk: int = CHUNK,
     retries: int = 2,
+    memory_limit: int = MEMORY_LIMIT,
     run_directory: str | Path | Journal | None = None,
     damping: float = 1e-2,
     satisfied_weight: float = 0.1,
@@ -108,6 +110,8 @@ def post_train(
         threads: of torch, in every task: sums that more threads share are rounded differently.
         chunk: batches per task.
         retries: how often a task is tried again that failed or whose worker died.
+        memory_limit: bytes that a factorization, or the work on a batch, may take in every task; solvers are chosen among
+            those that fit.
         run_directory: where finished work is written; called again with the same arguments after a crash, the work
             goes on, and ends with the same result.
         damping: ρ of the closed form, relative to the mean of the Gram matrix's diagonal; half of it is tried too, and
@@ -128,7 +132,7 @@ def post_train(
         TaskError: a task failed as often as it may.
     """
     began = time.perf_counter()
-    _check_counts(sweeps=sweeps, patience=patience, threads=threads, chunk=chunk)
+    _check_counts(sweeps=sweeps, patience=patience, threads=threads, chunk=chunk, memory_limit=memory_limit)
     _check_counts(least=0, retries=retries)
     _check_named("inputs", inputs, INPUTS)
     check_share(share)
@@ -137,11 +141,11 @@ def post_train(
     hand = executor_named(executor, workers)
     updated = copy.deepcopy(model)
     with ExitStack() as stack:
-        stack.enter_context(_threads(threads))
+        stack.enter_context(torch_threads(threads))
         sources = {"train": source_of(train_data, "train_data", chunk)}
         if validation_data is not None:
             sources["validation"] = source_of(validation_data, "validation_data", chunk)
-        context = Context(updated, sources, output, rules, reconstruction)
+        context = Context(updated, sources, output, rules, reconstruction, memory_limit)
         plan = plan or partition(context.graph, rules=rules)
         check_plan(plan, context)
         ordered = waves(plan, schedule, context.graph.graph, only)
@@ -237,6 +241,7 @@ def identity(
             "output_target": [target.name for target in targets],
             "chunks": {name: len(feed.counts) for name, feed in feeds.items()},
             "threads": threads,
+            "memory_limit": context.memory_limit,
         },
     }
 
@@ -263,17 +268,6 @@ def _check_counts(least: int = 1, **settings: Any) -> None:
 def _check_named(setting: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise DataError(f"unknown {setting} {value!r}; known are {', '.join(known)}")
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Gives torch so many threads: how sums are split over threads decides how they are rounded."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _parts(surveyed: dict[str, Feed]) -> tuple[dict[str, Feed], list[str]]:

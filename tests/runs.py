@@ -11,9 +11,18 @@ from torch import Tensor, nn
 import fxinvert
 from fxinvert import PostTrainingResult
 from fxinvert.scheduling.journal import read_log
+from fxinvert.training import ClosedForm, Gradient, Joint, Optimizer
 from fxinvert.training.context import digest_of
 
 Data = list[tuple[Tensor, Tensor]]
+
+#: settings of runs that do all kinds of tasks
+KINDS: dict[str, dict[str, Any]] = {
+    "closed_form": {"schedule": "parallel"},
+    "recursive": {"method": ClosedForm(every=100)},
+    "gradient": {"method": Gradient(Optimizer(epochs=1)), "schedule": "parallel"},
+    "joint": {"method": Joint(optimizer=Optimizer(epochs=1)), "schedule": "single", "only": "2"},
+}
 
 
 def data(samples: int = 320, batch: int = 16, shift: float = 0.0) -> Data:

@@ -10,26 +10,36 @@ from typing import Any
 
 import pytest
 import torch
-from runs import data, network, train, weights
+from runs import KINDS, data, network, train, weights
 from torch import nn
 
 import fxinvert
 from fxinvert.errors import DataError, SolveError
+from fxinvert.linalg import anchored
 from fxinvert.scheduling.crew import Crew, Task, TaskError
 from fxinvert.scheduling.executor import SerialExecutor
 from fxinvert.scheduling.keys import content_key
 from fxinvert.scheduling.processes import ProcessExecutor
 from fxinvert.scheduling.store import TaskStore
-from fxinvert.training import ClosedForm, Gradient, Optimizer
-
-METHODS = [ClosedForm(), ClosedForm(every=100), Gradient(Optimizer(epochs=1))]
+from fxinvert.training import ClosedForm
 
 
-@pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_processes_give_the_same_bytes_as_one_after_the_other(workers: int) -> None:
-    for method in METHODS if workers > 2 else METHODS[:1]:
-        settings: dict[str, Any] = {"method": method, "schedule": "parallel", "sweeps": 1}
-        assert weights(train(**settings, executor="processes", workers=workers)) == weights(train(**settings))
+@pytest.mark.parametrize(
+    ("kind", "workers"),
+    [("closed_form", 2), *(pytest.param(kind, 4, marks=pytest.mark.slow) for kind in KINDS)],
+)
+def test_processes_give_the_same_bytes_as_one_after_the_other(kind: str, workers: int) -> None:
+    settings: dict[str, Any] = KINDS[kind] | {"sweeps": 1}
+    assert weights(train(**settings, executor="processes", workers=workers)) == weights(train(**settings))
+
+
+def test_how_much_memory_is_free_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(device: torch.device) -> int:
+        raise AssertionError("which solver is taken depends on the memory that is free at the moment")
+
+    expected = weights(train(sweeps=1))
+    monkeypatch.setattr(anchored, "free_memory", asked)
+    assert weights(train(sweeps=1)) == expected
 
 
 def test_without_ray_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,10 +167,25 @@ def test_errors_of_ours_are_not_tried_again() -> None:
     assert calls == [0]
 
 
-def test_out_of_memory_says_what_to_lower() -> None:
-    def greedy(i: int) -> int:
-        raise MemoryError
+def python_has_none_left(i: int) -> int:
+    raise MemoryError
 
+
+def torch_has_none_left(i: int) -> int:
+    return len(torch.empty(2**46))
+
+
+def torch_has_none_left_in_our_code(i: int) -> int:
+    try:
+        return torch_has_none_left(i)
+    except RuntimeError as error:
+        raise DataError("the model does not run on these inputs") from error
+
+
+@pytest.mark.parametrize(
+    "greedy", [python_has_none_left, torch_has_none_left, torch_has_none_left_in_our_code]
+)
+def test_out_of_memory_says_what_to_lower(greedy: Callable[[int], int]) -> None:
     with pytest.raises(TaskError, match="task 0 needs more memory than there is: lower the batch size"):
         list(Crew(SerialExecutor()).run(tasks(greedy)))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import data, events, network, train, weights
+from runs import KINDS, data, events, network, train, weights
 
 import fxinvert
 from fxinvert import PostTrainingResult
@@ -120,7 +120,9 @@ def test_workers_that_keep_dying_end_the_run_and_it_is_said_what_to_lower() -> N
         train(method=Deadly(), executor="processes", workers=1, retries=0)
 
 
-def interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch, after: int, error: BaseException) -> None:
+def interrupted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, after: int, error: BaseException, **settings: Any
+) -> None:
     """Begins a run that fails when the file after the first `after` ones is written."""
     from fxinvert.scheduling import store
 
@@ -136,7 +138,7 @@ def interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch, after: int, error
     with monkeypatch.context() as patch:
         patch.setattr(store, "write_durably", failing)
         with pytest.raises(type(error)):
-            train(run_directory=folder)
+            train(run_directory=folder, **settings)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "corrupt", "empty"])
@@ -187,6 +189,18 @@ def test_control_c_is_resumable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert done.isdisjoint(again)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_run_goes_on_elsewhere_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    interrupted(tmp_path, monkeypatch, 5, KeyboardInterrupt(), **KINDS[kind])
+    assert events(tmp_path, "task")
+    resumed = train(run_directory=tmp_path, executor="processes", workers=2, **KINDS[kind])
+    assert weights(resumed) == weights(train(**KINDS[kind]))
+    assert set(Counter(line["key"] for line in events(tmp_path, "task")).values()) == {1}
+
+
 def test_a_finished_run_is_not_done_again(tmp_path: Path) -> None:
     first = train(run_directory=tmp_path)
     count = len(events(tmp_path, "task"))
@@ -221,6 +235,7 @@ CHANGED: list[tuple[dict[str, Any], str]] = [
     ({"method": ClosedForm(damping=0.5)}, "settings: method"),
     ({"schedule": "parallel"}, "settings: waves"),
     ({"chunk": 2}, "settings: chunks"),
+    ({"memory_limit": 2**20}, "settings: memory_limit"),
     ({"given": data(shift=0.1)}, "data: train"),
     ({"given": data()[:-1]}, "data: train"),
 ]

@@ -8,16 +8,27 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from runs import data, events, train, weights
+from runs import KINDS, data, events, train, weights
 
 from fxinvert.errors import DataError
 from fxinvert.scheduling.executor import executor_named
 
-pytest.importorskip("ray", reason="Ray is not installed: pip install 'fxinvert[ray]'")
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'fxinvert[ray]'")
 
 
 def test_a_cluster_gives_the_same_bytes() -> None:
     assert weights(train(executor="ray", workers=2, sweeps=1)) == weights(train(sweeps=1))
+
+
+@pytest.mark.slow
+def test_every_kind_of_run_gives_the_same_bytes_on_a_cluster() -> None:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        for kind, settings in KINDS.items():
+            there = train(**settings, executor="ray", workers=2, sweeps=1)
+            assert weights(there) == weights(train(**settings, sweeps=1)), kind
+    finally:
+        ray.shutdown()
 
 
 def test_a_cluster_that_cannot_be_reached() -> None:

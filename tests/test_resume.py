@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import yaml
 from cli_folder import invoke, make_folder
 from runs import events
 
+import fxinvert
 from fxinvert import estimate as estimates
 from fxinvert.commands.config import PostTrainConfig
 from fxinvert.estimate import Estimate, Wave
@@ -101,6 +103,14 @@ def test_a_configuration_repeats_a_run(here: Path) -> None:
 def test_every_setting_survives_the_file() -> None:
     config = PostTrainConfig.of(model="m:f", data="d", cuts=["a"], mean=[0.5], resize=[4, 5], method="joint")
     assert PostTrainConfig.of(**yaml.safe_load(config.to_yaml())) == config
+
+
+def test_settings_are_the_same_by_default_on_the_command_line_and_in_python() -> None:
+    here = inspect.signature(fxinvert.post_train).parameters
+    there = PostTrainConfig(model="", data="").model_dump()
+    shared = here.keys() & there.keys() - {"model"}
+    assert len(shared) > 10
+    assert {name: here[name].default for name in shared} == {name: there[name] for name in shared}
 
 
 def older(here: Path) -> None:

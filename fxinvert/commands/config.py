@@ -119,6 +119,11 @@ class PostTrainConfig(BaseModel):
     retries: int = Field(
         default=2, ge=0, description="How often a task is tried again that failed or whose worker died."
     )
+    memory_limit: int = Field(
+        default=2**30,
+        ge=1,
+        description="Bytes that a factorization, or the work on a batch, may take in every task.",
+    )
     device: str = Field(default="cpu", description="Where to compute, as torch names it: cpu, cuda, cuda:1.")
     batch_size: int = Field(default=256, ge=1, description="Samples per batch, for files.")
     mean: tuple[float, ...] = Field(

@@ -107,6 +107,7 @@ def _execute(
             threads=config.threads,
             chunk=config.chunk,
             retries=config.retries,
+            memory_limit=config.memory_limit,
             run_directory=journal,
             output=inputs.supervised_output,
         )

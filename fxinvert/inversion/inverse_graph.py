@@ -259,6 +259,7 @@ def invert(
     condition_limit: float | None = None,
     refine: int = 0,
     reconstruction: Reconstructed = "nodewise",
+    memory_limit: int | None = None,
 ) -> InverseGraph:
     """Synthesizes the inverse of a model.
 
@@ -275,6 +276,8 @@ def invert(
         reconstruction: how targets are found: `"nodewise"`, op by op through the inverse graph, or `"linearized"`, all
             at once from the derivative of the output (see `fxinvert.inversion.linearized`): much faster where graphs
             branch, and right to first order.
+        memory_limit: bytes that a factorization, or the work on a batch, may take; by default a quarter of what is free.
+            Solvers are chosen among those that fit: for the same bits every time, set it.
 
     Raises:
         TraceError: the model cannot be captured.
@@ -288,7 +291,7 @@ def invert(
         raise DataError("invert() needs example_inputs, or a graph from fxinvert.trace")
     if refine < 0:
         raise DataError(f"refine={refine}; it is a number of steps, 0 for none")
-    settings = SolveSettings(condition_limit=condition_limit)
+    settings = SolveSettings(condition_limit=condition_limit, memory_limit=memory_limit)
     if reconstruction not in get_args(Reconstructed):
         raise DataError(
             f"unknown reconstruction {reconstruction!r}; known are {', '.join(get_args(Reconstructed))}"

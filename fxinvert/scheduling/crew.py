@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from fxinvert.errors import FxInvertError
 from fxinvert.scheduling.executor import Executor, WorkerDied
 from fxinvert.scheduling.store import Damaged, TaskStore
@@ -22,7 +24,9 @@ Note = Callable[..., None]
 #: is told how many tasks are done
 Progress = Callable[[int], None]
 
-OUT_OF_MEMORY = "needs more memory than there is: lower the batch size, `chunk`, or the number of workers"
+OUT_OF_MEMORY = (
+    "needs more memory than there is: lower the batch size, `chunk`, `memory_limit`, or the number of workers"
+)
 
 
 class TaskError(FxInvertError):
@@ -196,8 +200,18 @@ def perform(task: Task) -> Outcome:
     try:
         result = task.function(*task.arguments)
     except Exception as error:  # noqa: BLE001  a task runs anyone's code; the crew raises it
-        failed, trace = _sendable(error), traceback.format_exc()
+        failed = MemoryError(str(error)) if _out_of_memory(error) else _sendable(error)
+        trace = traceback.format_exc()
     return Outcome(task.index, result, failed, trace, time.perf_counter() - began, os.getpid())
+
+
+def _out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, is that memory ran out; torch has a class for that on a GPU only."""
+    while error is not None:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _sendable(error: Exception) -> Exception:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
+
+import torch
 
 from fxinvert.errors import DataError, FxInvertError
 
@@ -132,6 +135,17 @@ def executor_named(
             f"the serial executor has one worker, not {workers}; executor='processes' has several"
         )
     return SerialExecutor()
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Gives torch so many threads: how sums are split over threads decides how they are rounded."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def unpicklable(value: Any, error: Exception) -> DataError:

@@ -119,8 +119,8 @@ def source_of(data: Any, what: str = "train_data", size: int = CHUNK) -> Source:
     """Data as a user gives it, in chunks.
 
     Args:
-        data: an iterable of `(inputs, labels)` batches that can be iterated more than once; a factory of one; or a
-            list of factories, one for each shard.
+        data: an iterable of `(inputs, labels)` batches that can be iterated more than once; a factory of batches, which
+            may be a generator; or a list of factories, one for each shard.
         what: how messages call it.
         size: batches per chunk; shards are chunks as they are.
 
@@ -133,8 +133,21 @@ def source_of(data: Any, what: str = "train_data", size: int = CHUNK) -> Source:
         made = data()
         if hasattr(made, "__getitem__") and hasattr(made, "__len__"):
             return IndexedSource(data, made, what, size)
-        return LoaderSource(made, what, size)
+        return LoaderSource(_Anew(data, what), what, size)
     return LoaderSource(data, what, size)
+
+
+class _Anew:
+    """What a factory makes, made anew for every pass, so that it may be an iterator."""
+
+    def __init__(self, factory: Callable[[], Iterable[Any]], what: str) -> None:
+        self.factory, self.what = factory, what
+
+    def __iter__(self) -> Iterator[Any]:
+        made = self.factory()
+        if not isinstance(made, Iterable):
+            raise DataError(f"the factory of {self.what} made {type(made).__name__}; batches are needed")
+        return iter(made)
 
 
 def _same(items: list[Any]) -> list[Any]:

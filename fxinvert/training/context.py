@@ -29,6 +29,10 @@ from fxinvert.training.data import Batches
 
 State = dict[str, Tensor]
 
+#: bytes that a factorization, or the work on a batch, may take; the same everywhere and at any time, since which solver
+#: is taken, and so how its result is rounded, depends on it
+MEMORY_LIMIT = 2**30
+
 #: samples that a model is traced with
 _EXAMPLE = 2
 
@@ -43,6 +47,7 @@ class Context:
         rules: the rules in force.
         reconstruction: how targets are found, see `fxinvert.invert`; `"auto"`: node by node on chains, linearized
             where the graph branches.
+        memory_limit: bytes that a factorization, or the work on a batch, may take.
 
     Attributes:
         first: the first samples of the training data, which the model is traced with.
@@ -62,9 +67,11 @@ class Context:
         output: Key | tuple[Key, ...] | None = None,
         rules: RuleSet | None = None,
         reconstruction: Reconstructed | Literal["auto"] = "auto",
+        memory_limit: int = MEMORY_LIMIT,
     ) -> None:
         self.model, self.sources = model, dict(sources)
         self.output, self.rules, self.reconstruction = output, rules, reconstruction
+        self.memory_limit = memory_limit
         self.first = self._first()
         self._open()
 
@@ -100,7 +107,11 @@ class Context:
             if how == "auto":
                 how = "linearized" if Flow(self.graph).branches else "nodewise"
             self._inverses[output_target] = invert(
-                self.graph, output_target=output_target, rules=self.rules, reconstruction=how
+                self.graph,
+                output_target=output_target,
+                rules=self.rules,
+                reconstruction=how,
+                memory_limit=self.memory_limit,
             )
         return self._inverses[output_target]
 
@@ -123,8 +134,10 @@ class Context:
             raise DataError(
                 "the model is a traced graph, which other processes cannot be sent; give the module itself"
             )
-        kept = ("model", "first", "sources", "output", "rules", "reconstruction")
-        return {name: vars(self)[name] for name in kept}
+        kept = ("model", "first", "output", "rules", "reconstruction", "memory_limit")
+        # what only this process can read is sent chunk by chunk
+        sources = {name: source for name, source in self.sources.items() if not source.local}
+        return {name: vars(self)[name] for name in kept} | {"sources": sources}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
