@@ -94,7 +94,7 @@ def slices(size: int) -> Callable[[], Any]:
     return lambda: [data()[i : i + size] for i in range(0, 20, size)]
 
 
-@pytest.mark.parametrize("given", [data(), lambda: data(), lambda: iter_only(data())])
+@pytest.mark.parametrize("given", [data(), lambda: data(), lambda: iter_only(data()), lambda: iter(data())])
 def test_chunks_hold_all_batches_in_order(given: Any) -> None:
     source = source_of(given, size=3)
     for _ in range(2):
@@ -209,7 +209,7 @@ def test_processes_are_sent_what_was_read_first() -> None:
     assert result.final.loss < result.baseline.loss
 
 
-@pytest.mark.parametrize("given", [[], list, [list], 7])
+@pytest.mark.parametrize("given", [[], list, [list], 7, lambda: 7, lambda: iter(())])
 def test_no_data(given: Any) -> None:
-    with pytest.raises(DataError, match=r"no batches|an iterable of"):
+    with pytest.raises(DataError, match=r"no batches|an iterable of|factory of train_data made int"):
         train(given)

@@ -87,6 +87,27 @@ def test_what_cannot_be_sent_is_named() -> None:
     executor.close()
 
 
+class Guarded:
+    """Batches, whose loader cannot be sent; called, it gives them, too."""
+
+    def __init__(self) -> None:
+        self.guard = threading.Lock()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(data())
+
+    __call__ = __iter__
+
+
+def test_a_loader_is_read_here_and_need_not_be_sent() -> None:
+    assert weights(train(Guarded(), executor="processes", workers=1, sweeps=1)) == weights(train(sweeps=1))
+
+
+def test_a_factory_that_cannot_be_sent_is_named() -> None:
+    with pytest.raises(DataError, match=r"cannot be sent .*shards\[0\]\.guard, a lock"):
+        train([Guarded()], executor="processes", workers=1)
+
+
 def test_a_traced_graph_cannot_be_sent() -> None:
     graph = fxinvert.trace(network(), data()[0][0])
     with pytest.raises(DataError, match="a traced graph, which other processes cannot be sent"):
