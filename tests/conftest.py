@@ -1,6 +1,7 @@
 """What every test gets: torch that is polite to its neighbours, and the same random numbers on every run."""
 
 import os
+from collections.abc import Iterator
 
 # torch's OpenMP runtime reads this once, when it is loaded. Spinning threads make a shared machine ten times slower.
 os.environ["OMP_WAIT_POLICY"] = "passive"
@@ -29,6 +30,15 @@ hypothesis.settings.load_profile("fxinvert")
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def rules_as_found() -> Iterator[None]:
+    """Whatever a test adds to the default rules is gone afterwards."""
+    rules = fxinvert.default_rules()
+    before = dict(rules._rules), dict(rules._kept_whole)
+    yield
+    rules._rules, rules._kept_whole = before
 
 
 @pytest.fixture(scope="session")

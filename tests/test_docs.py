@@ -7,18 +7,14 @@ from pathlib import Path
 
 import pytest
 
-import fxinvert
-
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+@pytest.mark.usefixtures("rules_as_found")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    # rules that the pages register stay theirs
-    monkeypatch.setattr(fxinvert.default_rules(), "_rules", dict(fxinvert.default_rules()._rules))
-    monkeypatch.setattr(fxinvert.default_rules(), "_kept_whole", dict(fxinvert.default_rules()._kept_whole))
     script = "\n".join(re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE))
     exec(compile(script, page.name, "exec"), {"__name__": page.stem})  # noqa: S102 (our own documents)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -30,14 +30,7 @@ from fxinvert.rules import (
 )
 from fxinvert.testing import RuleReport, check_rule
 
-
-@pytest.fixture(autouse=True)
-def _rules_as_found() -> Iterator[None]:
-    """Whatever a test adds to the default set is gone afterwards."""
-    rules = fxinvert.default_rules()
-    before = dict(rules._rules), dict(rules._kept_whole)
-    yield
-    rules._rules, rules._kept_whole = before
+pytestmark = pytest.mark.usefixtures("rules_as_found")
 
 
 class Doubled(nn.Module):

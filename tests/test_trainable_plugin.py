@@ -34,10 +34,7 @@ class MixWeights(Trainable):
 
 
 @pytest.fixture
-def mix_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    rules = fxinvert.default_rules()
-    monkeypatch.setattr(rules, "_rules", dict(rules._rules))
-    monkeypatch.setattr(rules, "_kept_whole", dict(rules._kept_whole))
+def mix_rule(rules_as_found: None) -> None:
     fxinvert.inverse_rule(Mix, trainable=MixWeights())(invert_by_autograd)
 
 
