@@ -11,35 +11,82 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from fxinvert.commands.config import (
-    PLACE,
-    ExecutorName,
-    MethodName,
-    PostTrainConfig,
-    Schedule,
-    Share,
-    read_settings,
+from fxinvert.commands.arguments import (
+    DEFAULT,
+    Address,
+    AnyData,
+    AnyModel,
+    AsJson,
+    Atol,
+    Axis,
+    BatchSize,
+    BatchSizes,
+    Chunk,
+    Cuts,
+    Device,
+    Directory,
+    Example,
+    Executor,
+    File,
+    InputColumns,
+    LabelColumns,
+    Mean,
+    Model,
+    Pretrained,
+    Report,
+    Resize,
+    Rtol,
+    Run,
+    ScheduleName,
+    Seed,
+    Segments,
+    Shapes,
+    Std,
+    SupervisedOutput,
+    Weights,
+    Workers,
+    config_of,
+    given,
+    integers,
+    setting,
+    shapes_of,
 )
-from fxinvert.errors import DataError, FxInvertError
+from fxinvert.commands.config import PLACE, MethodName, PostTrainConfig, Share, read_settings
+from fxinvert.errors import REPORT, DataError, ExportMismatchError, FxInvertError
 
-FAILED, INTERRUPTED = 2, 130
+FAULT, FAILED, MISMATCH, INTERRUPTED = 1, 2, 3, 130
+EXIT_CODES = (
+    "Exit codes: 0 done; 2 something given does not fit; 3 an ONNX file is not valid, or does not compute what the model computes; "
+    "130 interrupted; 1 a fault of fxinvert."
+)
 
 
 class _Group(TyperGroup):
-    """Shows errors of ours as a panel; `--debug` lets them through."""
+    """Shows errors as a panel, whoever is to blame; `--debug` lets them through."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except FxInvertError as error:
-            if ctx.params.get("debug"):
+        except KeyboardInterrupt as error:
+            raise typer.Exit(INTERRUPTED) from error
+        except Exception as error:
+            # exits and complaints about usage know their exit code, and a pipe that closes is no error
+            known = hasattr(error, "exit_code") or isinstance(error, typer.Abort | BrokenPipeError)
+            if known or ctx.params.get("debug"):
                 raise
             from fxinvert.report.console import error_panel, make_console
 
+            code = _exit_code(error)
+            if code == FAULT:
+                error.add_note(f"{REPORT} fxinvert --debug … shows where it happened.")
             make_console(stderr=True).print(error_panel(error))
-            raise typer.Exit(FAILED) from error
-        except KeyboardInterrupt as error:
-            raise typer.Exit(INTERRUPTED) from error
+            raise typer.Exit(code) from error
+
+
+def _exit_code(error: Exception) -> int:
+    if isinstance(error, ExportMismatchError):
+        return MISMATCH
+    return FAILED if isinstance(error, FxInvertError | OSError) else FAULT
 
 
 app = typer.Typer(
@@ -47,41 +94,8 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
-    epilog="Begin with: [bold]fxinvert demo[/bold]",
+    epilog=f"Begin with: [bold]fxinvert demo[/bold]\n\n{EXIT_CODES}",
 )
-
-
-def _setting(name: str, *flags: str, **more: Any) -> Any:
-    """An option that sets a field of the configuration, described there."""
-    return typer.Option(*flags, help=PostTrainConfig.describe(name), **more)
-
-
-#: the settings by default
-DEFAULT = PostTrainConfig(model="", data="")
-
-Model = Annotated[str, typer.Argument(help=PostTrainConfig.describe("model"), metavar="MODEL")]
-Weights = Annotated[Path | None, _setting("weights", metavar="FILE")]
-Segments = Annotated[int | None, _setting("segments", min=1)]
-Cuts = Annotated[list[str] | None, _setting("cuts", metavar="NAME,…")]
-SupervisedOutput = Annotated[str | None, _setting("supervised_output", metavar="NAME|INDEX")]
-Device = Annotated[str, _setting("device")]
-BatchSize = Annotated[int, _setting("batch_size", min=1)]
-Mean = Annotated[str | None, _setting("mean", metavar="NUMBER,…")]
-Std = Annotated[str | None, _setting("std", metavar="NUMBER,…")]
-Resize = Annotated[str | None, _setting("resize", metavar="HEIGHT,WIDTH")]
-Seed = Annotated[int, _setting("seed", min=0)]
-Workers = Annotated[int | None, _setting("workers", min=1)]
-Address = Annotated[str | None, _setting("address", metavar="ADDRESS")]
-Run = Annotated[Path, typer.Argument(help="The run directory.", metavar="RUN")]
-Directory = Annotated[
-    Path | None,
-    typer.Option(
-        "--run-directory",
-        metavar="DIR",
-        show_default="runs/<time>",
-        help="Where to write: a new or empty folder.",
-    ),
-]
 
 
 def _show_version(wanted: bool) -> None:
@@ -103,7 +117,10 @@ def main(
     """Post-train pretrained PyTorch networks without back-propagation, and export proven ONNX."""
 
 
-@app.command(epilog="Example: [bold]fxinvert demo --model digits_mlp --run-directory my_run[/bold]")
+@app.command(
+    epilog="Examples:\n\n[bold]fxinvert demo[/bold]\n\n"
+    "[bold]fxinvert demo --model digits_mlp --run-directory my_run[/bold]"
+)
 def demo(
     model: Annotated[
         Literal["digits_cnn", "digits_mlp"], typer.Option(help="The reference network.")
@@ -111,12 +128,16 @@ def demo(
     state: Annotated[Literal["early", "converged"], typer.Option(help="The state of its weights.")] = "early",
     run_directory: Directory = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the order in which AdamW sees the samples.")] = 0,
+    report: Report = True,
+    as_json: AsJson = False,
 ) -> None:
     """Do everything on data and weights inside the package: plan, post-train, compare with AdamW, export, prove."""
     from fxinvert.commands.demo import demo as run_demo
+    from fxinvert.commands.report import conclude
     from fxinvert.report import make_console
 
-    run_demo(model, state, run_directory, seed, make_console())
+    console = make_console(stderr=as_json)
+    conclude(run_demo(model, state, run_directory, seed, console), report, console, as_json)
 
 
 @app.command(
@@ -125,17 +146,16 @@ def demo(
     "[bold]fxinvert post-train my_nets:small_cnn data.npz --weights small_cnn.pt[/bold]\n\n"
     "[bold]fxinvert post-train my_nets:resnet photos/train --test photos/test --resize 64,64 "
     "--cuts layer1,layer2[/bold]\n\n"
+    "[bold]fxinvert post-train timm:resnet18 photos --pretrained --resize 224 --mean 0.485,0.456,0.406 "
+    "--std 0.229,0.224,0.225[/bold]\n\n"
+    "[bold]fxinvert post-train drive.pt2 log.csv --input-columns center --label-columns steering[/bold]\n\n"
     "[bold]fxinvert post-train my_nets:small_cnn my_data:loader --schedule parallel --executor processes[/bold]\n\n"
     "[bold]fxinvert post-train --config runs/first/config.yaml --sweeps 5[/bold]",
 )
 def post_train(
     context: typer.Context,
-    model: Annotated[
-        str, typer.Argument(help=PostTrainConfig.describe("model"), metavar="[MODEL]", show_default=False)
-    ] = "",
-    data: Annotated[
-        str, typer.Argument(help=PostTrainConfig.describe("data"), metavar="[DATA]", show_default=False)
-    ] = "",
+    model: AnyModel = "",
+    data: AnyData = "",
     config: Annotated[
         Path | None,
         typer.Option(
@@ -143,137 +163,132 @@ def post_train(
         ),
     ] = None,
     weights: Weights = None,
-    validation: Annotated[str | None, _setting("validation", metavar="DATA")] = None,
-    test: Annotated[str | None, _setting("test", metavar="DATA")] = None,
+    pretrained: Pretrained = False,
+    validation: Annotated[str | None, setting("validation", metavar="DATA")] = None,
+    test: Annotated[str | None, setting("test", metavar="DATA")] = None,
     segments: Segments = None,
     cuts: Cuts = None,
-    only: Annotated[list[str] | None, _setting("only", metavar="NAME,…")] = None,
-    method: Annotated[MethodName, _setting("method")] = DEFAULT.method,
-    schedule: Annotated[Schedule, _setting("schedule")] = DEFAULT.schedule,
-    output_target: Annotated[str, _setting("output_target")] = DEFAULT.output_target,
+    only: Annotated[list[str] | None, setting("only", metavar="NAME,…")] = None,
+    method: Annotated[MethodName, setting("method")] = DEFAULT.method,
+    schedule: ScheduleName = DEFAULT.schedule,
+    output_target: Annotated[str, setting("output_target")] = DEFAULT.output_target,
     supervised_output: SupervisedOutput = None,
-    sweeps: Annotated[int, _setting("sweeps", min=1)] = DEFAULT.sweeps,
-    patience: Annotated[int, _setting("patience", min=1)] = DEFAULT.patience,
-    least_gain: Annotated[float, _setting("least_gain", min=0)] = DEFAULT.least_gain,
-    inputs: Annotated[Literal["updated", "original"], _setting("inputs")] = DEFAULT.inputs,
-    share: Annotated[Share, _setting("share")] = DEFAULT.share,
-    recalibrate: Annotated[bool, _setting("recalibrate", "--recalibrate/--no-recalibrate")] = False,
-    damping: Annotated[float, _setting("damping", min=0)] = DEFAULT.damping,
-    satisfied_weight: Annotated[float, _setting("satisfied_weight", min=0, max=1)] = DEFAULT.satisfied_weight,
-    error: Annotated[Literal["plain", "weighted"], _setting("error")] = DEFAULT.error,
-    every: Annotated[int | None, _setting("every", min=1)] = None,
-    ops: Annotated[Literal["together", "in_turn"], _setting("ops")] = DEFAULT.ops,
-    optimizer: Annotated[str, _setting("optimizer")] = DEFAULT.optimizer,
-    learning_rate: Annotated[float | None, _setting("learning_rate")] = None,
-    epochs: Annotated[int, _setting("epochs", min=1)] = DEFAULT.epochs,
-    alpha: Annotated[float, _setting("alpha", min=0)] = DEFAULT.alpha,
-    executor: Annotated[ExecutorName, _setting("executor")] = DEFAULT.executor,
+    sweeps: Annotated[int, setting("sweeps", min=1)] = DEFAULT.sweeps,
+    patience: Annotated[int, setting("patience", min=1)] = DEFAULT.patience,
+    least_gain: Annotated[float, setting("least_gain", min=0)] = DEFAULT.least_gain,
+    inputs: Annotated[Literal["updated", "original"], setting("inputs")] = DEFAULT.inputs,
+    share: Annotated[Share, setting("share")] = DEFAULT.share,
+    recalibrate: Annotated[bool, setting("recalibrate", "--recalibrate/--no-recalibrate")] = False,
+    damping: Annotated[float, setting("damping", min=0)] = DEFAULT.damping,
+    satisfied_weight: Annotated[float, setting("satisfied_weight", min=0, max=1)] = DEFAULT.satisfied_weight,
+    error: Annotated[Literal["plain", "weighted"], setting("error")] = DEFAULT.error,
+    every: Annotated[int | None, setting("every", min=1)] = None,
+    ops: Annotated[Literal["together", "in_turn"], setting("ops")] = DEFAULT.ops,
+    optimizer: Annotated[str, setting("optimizer")] = DEFAULT.optimizer,
+    learning_rate: Annotated[float | None, setting("learning_rate")] = None,
+    epochs: Annotated[int, setting("epochs", min=1)] = DEFAULT.epochs,
+    alpha: Annotated[float, setting("alpha", min=0)] = DEFAULT.alpha,
+    executor: Executor = DEFAULT.executor,
     workers: Workers = None,
     address: Address = None,
-    threads: Annotated[int, _setting("threads", min=1)] = DEFAULT.threads,
-    chunk: Annotated[int, _setting("chunk", min=1)] = DEFAULT.chunk,
-    retries: Annotated[int, _setting("retries", min=0)] = DEFAULT.retries,
-    memory_limit: Annotated[int, _setting("memory_limit", min=1)] = DEFAULT.memory_limit,
+    threads: Annotated[int, setting("threads", min=1)] = DEFAULT.threads,
+    chunk: Chunk = DEFAULT.chunk,
+    retries: Annotated[int, setting("retries", min=0)] = DEFAULT.retries,
+    memory_limit: Annotated[int, setting("memory_limit", min=1)] = DEFAULT.memory_limit,
     device: Device = DEFAULT.device,
     batch_size: BatchSize = DEFAULT.batch_size,
     mean: Mean = None,
     std: Std = None,
     resize: Resize = None,
+    input_columns: InputColumns = None,
+    label_columns: LabelColumns = None,
     seed: Seed = DEFAULT.seed,
-    export: Annotated[bool, _setting("export", "--export/--no-export")] = DEFAULT.export,
+    export: Annotated[bool, setting("export", "--export/--no-export")] = DEFAULT.export,
+    report: Report = DEFAULT.report,
     run_directory: Directory = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Post-train your model on your data; write weights, metrics and a proven ONNX file."""
-    settings = read_settings(config) if config is not None else {}
-    settings |= {name: _read(name, value) for name, value in _given(context).items()}
-    if not settings.get("model") or not settings.get("data"):
+    """Post-train your model on your data; write weights, metrics, a proven ONNX file and a report."""
+    settings = config_of(context, **(read_settings(config) if config is not None else {}))
+    if not settings.model or not settings.data:
         raise DataError("a model and data are needed: fxinvert post-train MODEL DATA, or --config FILE")
-    checked = PostTrainConfig.of(**settings)
+    from fxinvert.commands.report import conclude
     from fxinvert.commands.run import execute
     from fxinvert.report import make_console
 
-    execute(checked, run_directory, make_console())
+    console = make_console(stderr=as_json)
+    conclude(execute(settings, run_directory, console), settings.report, console, as_json)
 
 
-@app.command(epilog="Example: [bold]fxinvert resume runs/2026-01-31_12-00-00 --executor processes[/bold]")
+@app.command(
+    epilog="Examples:\n\n[bold]fxinvert resume runs/2026-01-31_12-00-00[/bold]\n\n"
+    "[bold]fxinvert resume runs/2026-01-31_12-00-00 --executor processes --workers 8[/bold]"
+)
 def resume(
     context: typer.Context,
     run: Run,
-    executor: Annotated[ExecutorName, _setting("executor")] = DEFAULT.executor,
+    executor: Executor = DEFAULT.executor,
     workers: Workers = None,
     address: Address = None,
+    as_json: AsJson = False,
 ) -> None:
     """Go on with a run that was interrupted; it ends as if it had not been."""
+    from fxinvert.commands.report import conclude
     from fxinvert.commands.run import resume as go_on
     from fxinvert.report import make_console
-    from fxinvert.scheduling.run_directory import is_finished
+    from fxinvert.scheduling.run_directory import CONFIG, is_finished
 
-    console = make_console()
+    console = make_console(stderr=as_json)
     if is_finished(run):
         console.print(f"The run in {run} is finished.", markup=False)
         return
-    given = _given(context)
-    go_on(run, {name: value for name, value in given.items() if name in PLACE}, console)
+    place = {name: value for name, value in given(context).items() if name in PLACE}
+    go_on(run, place, console)
+    conclude(run, PostTrainConfig.of(**read_settings(run / CONFIG)).report, console, as_json)
 
 
-@app.command(epilog="Example: [bold]fxinvert status runs/2026-01-31_12-00-00[/bold]")
-def status(run: Run) -> None:
+@app.command(epilog="Example: [bold]fxinvert status runs/2026-01-31_12-00-00 --json[/bold]")
+def status(run: Run, as_json: AsJson = False) -> None:
     """Tell how far a run is, who works on it, and what went wrong."""
     from fxinvert.commands.status import show_status
     from fxinvert.report import make_console
 
-    show_status(run, make_console())
+    show_status(run, make_console(), as_json)
 
 
 @app.command(
     epilog="Examples:\n\n[bold]fxinvert plan my_nets:small_cnn --shape 1,8,8[/bold]\n\n"
-    "[bold]fxinvert plan my_nets:small_cnn data.npz --segments 2[/bold]"
+    "[bold]fxinvert plan my_nets:small_cnn data.npz --segments 2[/bold]\n\n"
+    "[bold]fxinvert plan torchvision:resnet18 --shape 3,64,64 --json[/bold]"
 )
 def plan(
+    context: typer.Context,
     model: Model,
     data: Annotated[
         str | None,
         typer.Argument(help="Data, as for post-train; its first batch tells the shapes.", metavar="[DATA]"),
     ] = None,
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SIZE,…", help="Instead of data: shape of an input without the batch; once per input."
-        ),
-    ] = None,
+    shape: Shapes = None,
     weights: Weights = None,
+    pretrained: Pretrained = False,
     segments: Segments = None,
     cuts: Cuts = None,
     supervised_output: SupervisedOutput = None,
-    schedule: Annotated[Schedule, _setting("schedule")] = DEFAULT.schedule,
+    schedule: ScheduleName = DEFAULT.schedule,
     samples: Annotated[int, typer.Option(min=1, help="Samples to train on, for the estimates.")] = 10_000,
     batch_size: BatchSize = DEFAULT.batch_size,
-    chunk: Annotated[int, _setting("chunk", min=1)] = DEFAULT.chunk,
+    chunk: Chunk = DEFAULT.chunk,
     device: Device = DEFAULT.device,
     resize: Resize = None,
+    input_columns: InputColumns = None,
+    label_columns: LabelColumns = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show how a model would be split, which rule inverts each node, and what a sweep costs, without training."""
     from fxinvert.commands.look import show_plan
     from fxinvert.report import make_console
 
-    show_plan(
-        PostTrainConfig.of(
-            model=model,
-            data=data or "",
-            weights=weights,
-            segments=segments,
-            cuts=_names(cuts),
-            supervised_output=supervised_output,
-            schedule=schedule,
-            batch_size=batch_size,
-            chunk=chunk,
-            device=device,
-            resize=_size(resize),
-        ),
-        [tuple(_integers("--shape", text)) for text in shape or ()],
-        samples,
-        make_console(),
-    )
+    show_plan(config_of(context), shapes_of(shape), samples, make_console(), as_json)
 
 
 @app.command(
@@ -282,12 +297,9 @@ def plan(
     "[bold]fxinvert explain --run runs/2026-01-31_12-00-00 --sample 7 --mean-over 200[/bold]"
 )
 def explain(
-    model: Annotated[
-        str, typer.Argument(help=PostTrainConfig.describe("model"), metavar="[MODEL]", show_default=False)
-    ] = "",
-    data: Annotated[
-        str, typer.Argument(help="Data, as for post-train.", metavar="[DATA]", show_default=False)
-    ] = "",
+    context: typer.Context,
+    model: AnyModel = "",
+    data: AnyData = "",
     run: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Instead of a model and data: a finished run.")
     ] = None,
@@ -306,6 +318,7 @@ def explain(
         typer.Option(metavar="PATH", help="Where pictures go: a .png, .svg or .pdf file, or a folder."),
     ] = None,
     weights: Weights = None,
+    pretrained: Pretrained = False,
     segments: Segments = None,
     cuts: Cuts = None,
     output_target: Annotated[
@@ -316,7 +329,9 @@ def explain(
     mean: Mean = None,
     std: Std = None,
     resize: Resize = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    input_columns: InputColumns = None,
+    label_columns: LabelColumns = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show what every cut computed for a sample, what it should have computed, and where that would put it right."""
     if (run is None) == (not model or not data):
@@ -324,24 +339,8 @@ def explain(
     from fxinvert.commands import explain as command
     from fxinvert.report import make_console
 
-    if run is not None:
-        subject = command.subject_of_run(run, state)
-    else:
-        settings = {
-            "model": model,
-            "data": data,
-            "weights": weights,
-            "segments": segments,
-            "cuts": _names(cuts),
-            "supervised_output": supervised_output,
-            "device": device,
-            "mean": _numbers("--mean", mean),
-            "std": _numbers("--std", std),
-            "resize": _size(resize),
-        }
-        subject = command.subject_of(PostTrainConfig.of(**settings))
     command.explain(
-        subject,
+        command.subject_of(config_of(context)) if run is None else command.subject_of_run(run, state),
         sample or [],
         out or run or Path(),
         make_console(),
@@ -349,31 +348,6 @@ def explain(
         mean_over=mean_over,
         as_json=as_json,
     )
-
-
-File = Annotated[Path, typer.Argument(help="The ONNX file.", metavar="FILE")]
-Example = Annotated[
-    str | None,
-    typer.Option("--data", help="Data, as for post-train; its first batch is the example.", metavar="DATA"),
-]
-Shapes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--shape",
-        metavar="SIZE,…",
-        help="Instead of data: shape of an input without the batch; once per input.",
-    ),
-]
-BatchSizes = Annotated[str, typer.Option(metavar="SIZE,…", help="Batch sizes at which the file is proven.")]
-Axis = Annotated[
-    list[str] | None,
-    typer.Option(metavar="INPUT:DIM=NAME", help="Another dimension that may vary, e.g. tokens:1=length."),
-]
-Atol = Annotated[float | None, typer.Option(help="Absolute tolerance.", show_default="1e-5")]
-Rtol = Annotated[
-    float | None, typer.Option(help="Tolerance relative to each expected number.", show_default="1e-4")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
 
 
 @app.command(
@@ -384,11 +358,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
     "[bold]fxinvert export my_nets:small_cnn inverse.onnx --inverse --at conv1 --shape 1,8,8[/bold]"
 )
 def export(
+    context: typer.Context,
     model: Model,
     file: File,
     data: Example = None,
     shape: Shapes = None,
     weights: Weights = None,
+    pretrained: Pretrained = False,
     into: Annotated[
         Path | None,
         typer.Option(metavar="ONNX", help="Put the weights into a copy of this file of the original model."),
@@ -416,7 +392,11 @@ def export(
     batch_sizes: BatchSizes = "1,2,7",
     atol: Atol = None,
     rtol: Rtol = None,
+    mean: Mean = None,
+    std: Std = None,
     resize: Resize = None,
+    input_columns: InputColumns = None,
+    label_columns: LabelColumns = None,
     seed: Seed = DEFAULT.seed,
     as_json: AsJson = False,
 ) -> None:
@@ -426,7 +406,7 @@ def export(
     from fxinvert.report import make_console
 
     settings = ExportSettings(
-        batch_sizes=tuple(_integers("--batch-sizes", batch_sizes)),
+        batch_sizes=tuple(integers("--batch-sizes", batch_sizes)),
         axes=tuple(axis or ()),
         atol=atol,
         rtol=rtol,
@@ -439,26 +419,30 @@ def export(
         at=at,
         as_json=as_json,
     )
-    config = PostTrainConfig.of(
-        model=model, data=data or "", weights=weights, resize=_size(resize), seed=seed
-    )
-    write(config, [tuple(_integers("--shape", text)) for text in shape or ()], file, settings, make_console())
+    write(config_of(context), shapes_of(shape), file, settings, make_console())
 
 
 @app.command(
-    epilog="Example: [bold]fxinvert verify net.onnx --model my_nets:small_cnn --weights small_cnn.pt --data data.npz[/bold]"
+    epilog="Examples:\n\n[bold]fxinvert verify net.onnx --model my_nets:small_cnn --weights small_cnn.pt --data "
+    "data.npz[/bold]\n\n[bold]fxinvert verify net.onnx --model my_nets:small_cnn --shape 1,8,8 --json[/bold]"
 )
 def verify(
+    context: typer.Context,
     file: File,
     model: Annotated[str, typer.Option("--model", help=PostTrainConfig.describe("model"), metavar="MODEL")],
     data: Example = None,
     shape: Shapes = None,
     weights: Weights = None,
+    pretrained: Pretrained = False,
     axis: Axis = None,
     batch_sizes: BatchSizes = "1,2,7",
     atol: Atol = None,
     rtol: Rtol = None,
+    mean: Mean = None,
+    std: Std = None,
     resize: Resize = None,
+    input_columns: InputColumns = None,
+    label_columns: LabelColumns = None,
     seed: Seed = DEFAULT.seed,
     as_json: AsJson = False,
 ) -> None:
@@ -467,15 +451,15 @@ def verify(
     from fxinvert.commands.export import verify as prove
     from fxinvert.report import make_console
 
-    sizes = tuple(_integers("--batch-sizes", batch_sizes))
+    sizes = tuple(integers("--batch-sizes", batch_sizes))
     settings = ExportSettings(sizes, tuple(axis or ()), atol, rtol, as_json=as_json)
-    config = PostTrainConfig.of(
-        model=model, data=data or "", weights=weights, resize=_size(resize), seed=seed
-    )
-    prove(config, [tuple(_integers("--shape", text)) for text in shape or ()], file, settings, make_console())
+    prove(config_of(context), shapes_of(shape), file, settings, make_console())
 
 
-@app.command(epilog="Example: [bold]fxinvert report runs/2026-01-31_12-00-00[/bold]")
+@app.command(
+    epilog="Examples:\n\n[bold]fxinvert report runs/2026-01-31_12-00-00[/bold]\n\n"
+    "[bold]fxinvert report runs/2026-01-31_12-00-00 --out page --json[/bold]"
+)
 def report(
     run: Run,
     out: Annotated[
@@ -491,7 +475,9 @@ def report(
     write_report(run, out, make_console(), as_json)
 
 
-@app.command(epilog="Example: [bold]fxinvert rules --import my_package.rules[/bold]")
+@app.command(
+    epilog="Examples:\n\n[bold]fxinvert rules[/bold]\n\n[bold]fxinvert rules --import my_package.rules --json[/bold]"
+)
 def rules(
     modules: Annotated[
         list[str] | None,
@@ -500,6 +486,7 @@ def rules(
         ),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="As the page docs/rules.md.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the inverse rules: how each finds its answer, whether its op can be trained, where it is written."""
     from fxinvert.commands.look import rules_markdown, show_rules
@@ -508,57 +495,4 @@ def rules(
     if markdown:
         typer.echo(rules_markdown(modules or []), nl=False)
     else:
-        show_rules(modules or [], make_console())
-
-
-def _given(context: typer.Context) -> dict[str, Any]:
-    """The settings that the command line gives, without those that it leaves as they are."""
-    return {
-        name: value
-        for name, value in context.params.items()
-        if name in PostTrainConfig.model_fields
-        and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-    }
-
-
-def _read(name: str, value: Any) -> Any:
-    """A setting as it is meant, from how it is written."""
-    match name:
-        case "cuts" | "only":
-            return _names(value)
-        case "mean" | "std":
-            return _numbers(f"--{name}", value)
-        case "resize":
-            return _size(value)
-    return value
-
-
-def _names(given: list[str] | None) -> tuple[str, ...] | None:
-    return tuple(name for text in given for name in text.split(",") if name) if given else None
-
-
-def _numbers(option: str, text: str | None) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(",")) if text else ()
-    except ValueError as error:
-        raise DataError(
-            f"{option} {text!r}: numbers separated by commas are needed, e.g. 0.5,0.5,0.5"
-        ) from error
-
-
-def _integers(option: str, text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.replace("x", ",").split(",")]
-    except ValueError as error:
-        raise DataError(
-            f"{option} {text!r}: whole numbers separated by commas are needed, e.g. 3,32,32"
-        ) from error
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    sizes = _integers("--resize", text)
-    if len(sizes) > 2:
-        raise DataError(f"--resize {text!r}: a height and a width are needed, or one number for both")
-    return sizes[0], sizes[-1]
+        show_rules(modules or [], make_console(), as_json)

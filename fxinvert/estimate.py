@@ -11,7 +11,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -34,6 +34,10 @@ from fxinvert.training.judge import STEPS
 PROBE = 32
 #: bytes per second between machines that estimates assume: ten gigabit Ethernet
 BANDWIDTH = 1.25e9
+
+
+#: numbers of workers that times are told for
+WORKERS = (1, 2, 4, 8, 16, 64, 256, 1000)
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,11 @@ class Estimate:
             total += sending + max(working, reducing) + wave.solve_seconds + judging
         return total
 
+    def to_dict(self, workers: Sequence[int] = WORKERS) -> dict[str, Any]:
+        """JSON-ready; `seconds` by the number of workers."""
+        seconds = {str(count): self.seconds(count) for count in workers}
+        return asdict(self) | {"chunks": self.chunks, "seconds": seconds}
+
     def tasks(self) -> Table:
         """The tasks of a sweep."""
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -125,7 +134,7 @@ class Estimate:
                           f"{self.chunk / HELD_OUT * wave.forward_seconds * tried:.3g}")  # fmt: skip
         return table
 
-    def scaling(self, workers: Sequence[int] = (1, 2, 4, 8, 16, 64, 256, 1000)) -> Table:
+    def scaling(self, workers: Sequence[int] = WORKERS) -> Table:
         """How long a sweep takes with more workers."""
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for header in ("workers", "seconds per sweep", "speed-up", "efficiency"):

@@ -28,10 +28,13 @@ FILES = [
     "model.onnx",
     "plan.json",
     "plan.txt",
+    "report.html",
+    "report.json",
     "run.json",
     "timing.json",
     "weights.safetensors",
 ]
+WITHOUT_REPORT = [name for name in FILES if not name.startswith("report")]
 
 
 @pytest.fixture
@@ -49,10 +52,17 @@ def read(path: Path) -> Any:
 def test_help() -> None:
     result = invoke("--help")
     assert result.exit_code == 0
-    assert all(command in result.output for command in ("demo", "post-train", "plan", "rules"))
+    assert all(command in result.output for command in COMMANDS)
+    assert "Exit codes" in result.output
 
 
-@pytest.mark.parametrize("command", ["demo", "post-train", "plan", "rules"])
+COMMANDS = [
+    *("demo", "post-train", "resume", "status", "plan"),
+    *("explain", "export", "verify", "report", "rules"),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_commands_has_examples(command: str) -> None:
     result = invoke(command, "--help")
     assert result.exit_code == 0
@@ -141,6 +151,7 @@ def test_post_train_on_arrays(here: Path) -> None:
     assert names(here / "run") == FILES
     assert is_finished(here / "run")
     assert "ONNX proven" in result.output
+    assert "report.html (open it in a browser)" in result.output
 
     config = PostTrainConfig.of(**read_settings(here / "run" / "config.yaml"))
     assert config.mean == (0.5,)
@@ -184,6 +195,7 @@ def test_post_train_on_images(here: Path) -> None:
             "--test",
             "data.npz",
             "--no-export",
+            "--no-report",
         ),
         *(
             "--schedule",
@@ -198,7 +210,7 @@ def test_post_train_on_images(here: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     (run,) = (here / "runs").iterdir()
-    assert names(run) == [name for name in FILES if name != "model.onnx"]
+    assert names(run) == [name for name in WITHOUT_REPORT if name != "model.onnx"]
     metrics = read(run / "metrics.json")
     assert metrics["onnx"] is None
     assert metrics["metrics"]["held_out"]["after"]["samples"] == 45
@@ -220,6 +232,7 @@ def test_one_of_two_outputs(here: Path) -> None:
             "answer",
             "--run-directory",
             "run",
+            "--no-report",
         ),
     )
     assert result.exit_code == 0, result.output
@@ -228,8 +241,9 @@ def test_one_of_two_outputs(here: Path) -> None:
 
 def test_the_same_run_writes_the_same_files(here: Path) -> None:
     for name in ("a", "b"):
-        assert invoke("post-train", "cli_nets:Net", "data.npz", "--run-directory", name).exit_code == 0
-    for name in FILES:
+        command = ("post-train", "cli_nets:Net", "data.npz", "--no-report")
+        assert invoke(*command, "--run-directory", name).exit_code == 0
+    for name in WITHOUT_REPORT:
         if name not in ("finished", "log.jsonl", "timing.json"):
             assert (here / "a" / name).read_bytes() == (here / "b" / name).read_bytes(), name
 
@@ -247,11 +261,12 @@ def test_in_a_process_of_its_own_with_a_models_folder_of_the_users(here: Path) -
         "data.npz",
         "--run-directory",
         "run",
+        "--no-report",
     ]
     done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert names(here / "run") == FILES
+    assert names(here / "run") == WITHOUT_REPORT
 
 
 @pytest.mark.slow

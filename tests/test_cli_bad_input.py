@@ -124,7 +124,7 @@ def test_an_export_that_differs_keeps_the_weights_and_is_not_finished(
 
     monkeypatch.setattr(fxinvert.commands.run, "export_onnx", differ)
     result = invoke("post-train", "cli_nets:Net", "data.npz", "--run-directory", "run")
-    assert result.exit_code == 2
+    assert result.exit_code == 3
     assert "ExportMismatchError" in result.stderr
     own = [
         "config.yaml",

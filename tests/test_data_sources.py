@@ -117,12 +117,24 @@ def test_cut_off_npz(tmp_path: Path) -> None:
         ({"mean": (float("nan"),)}, "finite"),
         ({"batch_size": 0}, "at least 1"),
         ({"resize": (0, 3)}, "at least 1"),
-        ({"resize": (3, 3)}, "--resize is for image files"),
     ],
 )
 def test_options_that_do_not_fit(tmp_path: Path, options: dict[str, Any], said: str) -> None:
     with pytest.raises(DataError, match=said):
         load_data(npz(tmp_path / "d.npz", x=np.zeros((1, 2, 2, 3), np.uint8), y=[0]), DataOptions(**options))
+
+
+def test_arrays_of_images_are_resized_and_others_refuse_to_be(tmp_path: Path) -> None:
+    pixels = np.zeros((2, 4, 6, 3), np.uint8)
+    pixels[..., :3, :] = 255
+    options = DataOptions(resize=(2, 2), seed=None)
+    ((x, _),) = load_data(npz(tmp_path / "d.npz", x=pixels, y=[0, 1]), options).train
+    assert x.shape == (2, 3, 2, 2)
+    assert float(x[..., 0].mean()) > 0.8
+    assert float(x[..., 1].mean()) < 0.2
+    spec = npz(tmp_path / "n.npz", x=np.zeros((2, 4)), y=[0, 1])
+    with pytest.raises(DataError, match=r"--resize is for images; x in .*n.npz is float64 numbers"):
+        load_data(spec, options)
 
 
 # images

@@ -34,7 +34,7 @@ def test_export_and_verify(here: Path) -> None:
     assert result.exit_code == 0, result.output
     assert json.loads(result.output)["batch_sizes"] == [3]
     result = invoke(*common, "--weights", "new.pt")
-    assert result.exit_code == 2
+    assert result.exit_code == 3
     assert "ExportMismatchError" in result.output
     assert "The first node where the two differ" in result.output
 
@@ -60,9 +60,9 @@ def test_into(here: Path) -> None:
     assert result.exit_code == 0, result.output
     verified = ("verify", "new.onnx", "--model", "cli_nets:Net", *SHAPE, "--weights")
     assert invoke(*verified, "new.pt").exit_code == 0
-    assert invoke(*verified, "old.pt").exit_code == 2
+    assert invoke(*verified, "old.pt").exit_code == 3
     result = invoke(*given, "--seed", "5")  # the factory's own weights are not those of the file
-    assert result.exit_code == 2
+    assert result.exit_code == 3
     assert "is not a file of the original model" in result.output
 
 
@@ -111,13 +111,13 @@ def test_bad_files(here: Path) -> None:
     export_onnx(Net(), torch.rand(2, 1, 4, 4), here / "net.onnx", batch_sizes=(2,))
     (here / "cut.onnx").write_bytes((here / "net.onnx").read_bytes()[:500])
     (here / "folder.onnx").mkdir()
-    for name, says in (
-        ("cut.onnx", "not a valid ONNX file"),
-        ("folder.onnx", "no ONNX file"),
-        ("none.onnx", "no ONNX file"),
+    for name, says, code in (
+        ("cut.onnx", "not a valid ONNX file", 3),
+        ("folder.onnx", "no ONNX file", 2),
+        ("none.onnx", "no ONNX file", 2),
     ):
         result = invoke("verify", name, "--model", "cli_nets:Net", *SHAPE)
-        assert result.exit_code == 2
+        assert result.exit_code == code
         assert says in " ".join(result.output.split())
 
 

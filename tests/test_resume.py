@@ -26,7 +26,8 @@ from fxinvert.scheduling.run_directory import is_finished
 
 #: what a run writes that holds no times
 RESULTS = ("weights.safetensors", "metrics.json", "plan.json", "plan.txt", "run.json", "config.yaml")
-COMMAND = ("post-train", "cli_nets:Net", "data.npz", "--batch-size", "8", "--chunk", "2", "--no-export")
+WITHOUT = ("--no-export", "--no-report")
+COMMAND = ("post-train", "cli_nets:Net", "data.npz", "--batch-size", "8", "--chunk", "2", *WITHOUT)
 
 
 @pytest.fixture

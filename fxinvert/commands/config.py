@@ -27,13 +27,20 @@ class PostTrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     version: Literal[1] = Field(default=VERSION, description="Version of these settings.")
-    model: str = Field(description="The model: package.module:factory; the current folder is importable.")
+    model: str = Field(
+        description="The model: package.module:factory (the current folder is importable), a .pt2 file, timm:NAME, "
+        "torchvision:NAME or transformers:DIR."
+    )
     data: str = Field(
-        description="Training data: an .npz file with x and y, a folder of class folders of images, or "
-        "package.module:factory of a loader."
+        description="Training data: an .npz file with x and y, a .csv file of image paths and numbers, a folder of "
+        "class folders of images, of MNIST's or of CIFAR's files, datasets:DIR, or package.module:factory of a loader."
     )
     weights: Path | None = Field(
         default=None, description="Weights for the model: .safetensors, .pt or .pth."
+    )
+    pretrained: bool = Field(
+        default=False,
+        description="Use the own weights of a model of timm, torchvision or transformers, fetched where they are not here.",
     )
     validation: str | None = Field(
         default=None,
@@ -133,10 +140,18 @@ class PostTrainConfig(BaseModel):
         default=(), description="The inputs are divided by it, per channel or one for all."
     )
     resize: tuple[int, int] | None = Field(default=None, description="Height and width to bring images to.")
+    input_columns: tuple[str, ...] = Field(
+        default=(),
+        description="Of .csv and datasets: columns that are inputs; by default the first of images.",
+    )
+    label_columns: tuple[str, ...] = Field(
+        default=(), description="Of .csv and datasets: columns that are labels; by default all other numbers."
+    )
     seed: int = Field(
         default=0, ge=0, description="Seed of torch, while the model is made, and of the order of samples."
     )
     export: bool = Field(default=True, description="Whether to write and prove model.onnx.")
+    report: bool = Field(default=True, description="Whether to write report.html and report.json in the end.")
 
     @model_validator(mode="after")
     def _one_way_to_cut(self) -> Self:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +15,14 @@ from torch import nn
 import fxinvert
 from fxinvert.commands.config import PostTrainConfig
 from fxinvert.commands.finished import FinishedRun
-from fxinvert.commands.run import output_key
+from fxinvert.commands.run import options_of, output_key
 from fxinvert.errors import DataError
 from fxinvert.explanation import Explanation
 from fxinvert.passes.outputs import Key
 from fxinvert.passes.plan import Plan
+from fxinvert.report.console import print_json
 from fxinvert.report.samples import first, pick
-from fxinvert.sources import DataOptions, find_device, load_data, load_model
+from fxinvert.sources import find_device, load_data, load_model
 from fxinvert.training import Batches
 
 State = Literal["before", "after"]
@@ -85,7 +85,7 @@ def explain(
         if not as_json:
             console.print(_means(means))
     if as_json:
-        console.out(json.dumps(told, indent=2), highlight=False)
+        print_json(told)
 
 
 def subject_of_run(path: Path, state: State) -> Subject:
@@ -106,9 +106,8 @@ def subject_of(config: PostTrainConfig) -> Subject:
     """
     find_device(config.device)
     torch.manual_seed(config.seed)
-    options = DataOptions(config.batch_size, config.mean, config.std, config.resize, seed=None)
-    data = load_data(config.data, options)
-    model = load_model(config.model, config.weights, config.device)
+    data = load_data(config.data, options_of(config))
+    model = load_model(config.model, config.weights, config.device, config.pretrained)
     batches = Batches(data.train if data.test is None else data.test, torch.device(config.device), "the data")
     output = _outputs(config.supervised_output)
     plan = None

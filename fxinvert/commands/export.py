@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from fxinvert.errors import DataError
 from fxinvert.export import ExportReport, export_inverse, export_onnx, update_onnx, verify_onnx
 from fxinvert.export.called import Axes
 from fxinvert.export.proof import ATOL, RTOL
+from fxinvert.report.console import print_json
 from fxinvert.sources import load_model
 
 
@@ -85,7 +85,7 @@ def export(
         FxInvertError: something given does not fit, or the file is not right; it is not written then.
     """
     torch.manual_seed(config.seed)
-    model = load_model(config.model, config.weights)
+    model = load_model(config.model, config.weights, pretrained=config.pretrained)
     example = example_of(config, shapes)
     own = {
         name: value
@@ -105,7 +105,7 @@ def export(
         torch.manual_seed(config.seed)
         report = update_onnx(
             model,
-            load_model(config.model, settings.original_weights),
+            load_model(config.model, settings.original_weights, pretrained=config.pretrained),
             example,
             settings.into,
             path,
@@ -142,7 +142,7 @@ def verify(
     torch.manual_seed(config.seed)
     report = verify_onnx(
         path,
-        load_model(config.model, config.weights),
+        load_model(config.model, config.weights, pretrained=config.pretrained),
         example_of(config, shapes),
         batch_sizes=settings.batch_sizes,
         dynamic_axes=_axes(settings.axes),
@@ -153,8 +153,10 @@ def verify(
 
 
 def _show(report: ExportReport, as_json: bool, console: Console) -> None:
-    text = json.dumps(report.to_dict(), indent=2) if as_json else str(report)
-    console.print(text, markup=False, soft_wrap=True)
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        console.print(str(report), markup=False, soft_wrap=True)
 
 
 def _axes(texts: Sequence[str]) -> Axes:

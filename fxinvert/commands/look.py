@@ -10,17 +10,21 @@ from torch import Tensor
 
 import fxinvert
 from fxinvert.commands.config import PostTrainConfig
-from fxinvert.commands.run import EXAMPLE_ROWS, output_key
+from fxinvert.commands.run import EXAMPLE_ROWS, options_of, output_key
 from fxinvert.errors import DataError, NoRuleError
 from fxinvert.estimate import PROBE, estimate
-from fxinvert.report import nodes_table, rules_table
+from fxinvert.report import node_rows, nodes_table, print_json, rule_rows, rules_table
 from fxinvert.report.rules_page import rules_page
 from fxinvert.rules import RuleSet
-from fxinvert.sources import DataOptions, import_module, load_data, load_model
+from fxinvert.sources import import_module, load_data, load_model
 
 
 def show_plan(
-    config: PostTrainConfig, shapes: Sequence[tuple[int, ...]], samples: int, console: Console
+    config: PostTrainConfig,
+    shapes: Sequence[tuple[int, ...]],
+    samples: int,
+    console: Console,
+    as_json: bool = False,
 ) -> None:
     """Shows how a model would be split, the rule of every node, whether its inverse can be made, and what it costs.
 
@@ -29,33 +33,41 @@ def show_plan(
         shapes: of the model's inputs, without the batch.
         samples: how many there will be to train on.
         console: where to show it.
+        as_json: whether to print JSON instead.
 
     Raises:
         FxInvertError: something named is not there, or the model cannot be traced or cut so.
     """
     torch.manual_seed(config.seed)
-    model = load_model(config.model, config.weights, config.device)
+    model = load_model(config.model, config.weights, config.device, config.pretrained)
     rules = fxinvert.default_rules()
     example = tuple(value.to(config.device) for value in example_of(config, shapes))
     graph = fxinvert.trace(model, example, output=output_key(config.supervised_output))
-    console.print(nodes_table(graph, rules))
     plan = fxinvert.partition(graph, config.segments, cuts=config.cuts)
-    console.print(plan)
+    costs, problem = None, ""
     try:
         fxinvert.invert(graph)
+        costs = estimate(
+            model,
+            example,
+            plan,
+            samples=samples,
+            batch=config.batch_size,
+            chunk=config.chunk,
+            schedule=config.schedule,
+            output=output_key(config.supervised_output),
+        )
     except NoRuleError as error:
-        console.print(f"This model cannot be inverted yet: {error}", markup=False, style="red")
+        problem = str(error)
+    if as_json:
+        found = {"nodes": node_rows(graph, rules)} | plan.to_dict() | {"problem": problem}
+        print_json(found | {"sweep": None if costs is None else costs.to_dict()})
         return
-    costs = estimate(
-        model,
-        example,
-        plan,
-        samples=samples,
-        batch=config.batch_size,
-        chunk=config.chunk,
-        schedule=config.schedule,
-        output=output_key(config.supervised_output),
-    )
+    console.print(nodes_table(graph, rules))
+    console.print(plan)
+    if costs is None:
+        console.print(f"This model cannot be inverted yet: {problem}", markup=False, style="red")
+        return
     console.print(
         f"One closed-form sweep of {samples:,} samples, in {costs.chunks:,} chunks, as measured here on {PROBE}:"
     )
@@ -63,13 +75,16 @@ def show_plan(
     console.print(costs.scaling())
 
 
-def show_rules(modules: Sequence[str], console: Console) -> None:
+def show_rules(modules: Sequence[str], console: Console, as_json: bool = False) -> None:
     """Lists the rules, after importing modules that add some.
 
     Raises:
         DataError: a module cannot be imported.
     """
     rules = _rules_with(modules)
+    if as_json:
+        print_json(rule_rows(rules))
+        return
     console.print(rules_table(rules))
     console.print(f"{len(rules)} rules")
 
@@ -95,8 +110,8 @@ def example_of(config: PostTrainConfig, shapes: Sequence[tuple[int, ...]]) -> tu
             "give either data or, with --shape, the shape of each input without the batch; not both"
         )
     if not shapes:
-        options = DataOptions(config.batch_size, resize=config.resize)
-        return tuple(value[:EXAMPLE_ROWS] for value in load_data(config.data, options).example_inputs())
+        data = load_data(config.data, options_of(config))
+        return tuple(value[:EXAMPLE_ROWS] for value in data.example_inputs())
     wrong = next((shape for shape in shapes if min(shape) < 1), None)
     if wrong:
         raise DataError(f"--shape {','.join(map(str, wrong))}: every size must be at least 1")

@@ -8,6 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from fxinvert.commands.finished import FinishedRun, read_json
+from fxinvert.errors import FxInvertError
+from fxinvert.report.console import print_json
 from fxinvert.report.page import render
 from fxinvert.report.record import Subject, build
 from fxinvert.scheduling.run_directory import RunDirectory
@@ -47,9 +49,31 @@ def report(path: Path, out: Path | None, console: Console, as_json: bool = False
     facts = folder.write_json(FACTS, made.facts)
     page = folder.write_text(PAGE, render(made))
     if as_json:
-        console.out(json.dumps(json.loads(facts.read_text(encoding="utf-8")), indent=2), highlight=False)
+        print_json(json.loads(facts.read_text(encoding="utf-8")))
     else:
         console.print(
             f"Report: {page} (open it in a browser), {facts.name} beside it.", markup=False, soft_wrap=True
         )
     return page
+
+
+def conclude(run: Path, with_report: bool, console: Console, as_json: bool) -> None:
+    """What follows a finished run: its report, and its figures as JSON, if they are wanted.
+
+    Args:
+        run: its directory.
+        with_report: whether to write the report.
+        console: where to tell about it.
+        as_json: whether to print the figures on standard output.
+
+    Raises:
+        FxInvertError: the report cannot be written; the run is finished all the same.
+    """
+    if with_report:
+        try:
+            report(run, None, console)
+        except FxInvertError as error:
+            error.add_note(f"The run is finished. Its report can be tried again: fxinvert report {run}")
+            raise
+    if as_json:
+        print_json({"run": str(run)} | read_json(run, "metrics.json"))

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 import fxinvert
 from fxinvert.commands.config import PostTrainConfig, read_settings
+from fxinvert.commands.doubts import doubts
 from fxinvert.errors import DataError
 from fxinvert.export import ExportReport, export_onnx
 from fxinvert.output_target import OutputTargetFunction
 from fxinvert.passes.capture import evaluating
+from fxinvert.passes.outputs import Chosen
 from fxinvert.passes.plan import Plan
 from fxinvert.post_training import open_journal
 from fxinvert.report import history_table, metrics_record, metrics_table, timing_record
@@ -26,7 +28,15 @@ from fxinvert.report.metrics import Change
 from fxinvert.result import PostTrainingResult
 from fxinvert.scheduling import executor_named
 from fxinvert.scheduling.run_directory import CONFIG, ONNX, RunDirectory, is_resumable
-from fxinvert.sources import DataOptions, find_device, find_object, is_factory, load_data, load_model
+from fxinvert.sources import (
+    DataOptions,
+    Preprocessing,
+    find_device,
+    find_object,
+    is_factory,
+    load_data,
+    open_model,
+)
 from fxinvert.sources.data import Data, Loader
 from fxinvert.training import Batches, ClosedForm, Gradient, Joint, Method, Metrics, evaluate
 
@@ -45,6 +55,8 @@ class Inputs:
     example: tuple[Tensor, ...]
     output_target: str | OutputTargetFunction
     supervised_output: int | str | None
+    expected: Preprocessing | None
+    classes: tuple[str, ...] | None
 
 
 def execute(config: PostTrainConfig, directory: Path | None, console: Console) -> Path:
@@ -88,6 +100,15 @@ def _execute(
         plan = fxinvert.partition(graph, config.segments, cuts=config.cuts)
         write_plan(run, plan)
         console.print(plan)
+        warnings = doubts(
+            graph,
+            Batches(inputs.train, torch.device(config.device)),
+            options_of(config),
+            inputs.expected,
+            inputs.classes,
+        )
+        for warning in warnings:
+            console.print(f"Warning: {warning}.", markup=False, style="yellow", soft_wrap=True)
         result = fxinvert.post_train(
             inputs.model,
             inputs.train,
@@ -112,6 +133,7 @@ def _execute(
             output=inputs.supervised_output,
         )
         console.print(history_table(result.history))
+        result = replace(result, notes=(*warnings, *result.notes))
         measured: dict[str, Change] = {}
         if inputs.test is not None:
             before = measure(inputs.model, inputs.test, "test data", inputs.supervised_output)
@@ -164,9 +186,9 @@ def open_inputs(config: PostTrainConfig) -> Inputs:
     """
     find_device(config.device)
     torch.manual_seed(config.seed)
-    options = DataOptions(config.batch_size, config.mean, config.std, config.resize, config.seed)
+    options = options_of(config, config.seed)
     data = load_data(config.data, options)
-    model = load_model(config.model, config.weights, config.device)
+    model, expected = open_model(config.model, config.weights, config.device, config.pretrained)
     target: Any = config.output_target
     if is_factory(target):
         target = find_object(target, "output target")
@@ -182,6 +204,25 @@ def open_inputs(config: PostTrainConfig) -> Inputs:
         example=tuple(value[:EXAMPLE_ROWS].to(config.device) for value in data.example_inputs()),
         output_target=target,
         supervised_output=output_key(config.supervised_output),
+        expected=expected,
+        classes=data.classes,
+    )
+
+
+def options_of(config: PostTrainConfig, seed: int | None = None) -> DataOptions:
+    """How data is read; in its own order unless there is a seed.
+
+    Raises:
+        DataError: a setting does not fit.
+    """
+    return DataOptions(
+        batch_size=config.batch_size,
+        mean=config.mean,
+        std=config.std,
+        resize=config.resize,
+        input_columns=config.input_columns,
+        label_columns=config.label_columns,
+        seed=seed,
     )
 
 
@@ -200,7 +241,8 @@ def measure(model: nn.Module, data: Loader, what: str, output: int | str | None 
 
     def forward(*inputs: Tensor) -> Tensor:
         outputs: Any = model(*inputs)
-        return outputs if output is None else outputs[output]  # type: ignore[no-any-return]
+        chosen: Tensor = Chosen.of(outputs, output)(outputs)
+        return chosen
 
     with torch.no_grad(), evaluating(model):
         return evaluate(forward, Batches(data, device, what))

@@ -10,22 +10,27 @@ from rich.console import Console
 from rich.table import Table
 
 from fxinvert.errors import DataError
+from fxinvert.report.console import print_json
 from fxinvert.scheduling.journal import holder, is_held, read_about, read_log
 from fxinvert.scheduling.run_directory import CONFIG, is_finished, is_resumable
 
 
-def show_status(path: Path, console: Console) -> None:
+def show_status(path: Path, console: Console, as_json: bool = False) -> None:
     """Shows the status of a run.
 
     Args:
         path: of its directory.
         console: where to show it.
+        as_json: whether to print JSON instead.
 
     Raises:
         DataError: there is no run.
     """
     if not path.is_dir() or not (is_finished(path) or is_resumable(path) or (path / CONFIG).is_file()):
         raise DataError(f"there is no run in {path}")
+    if as_json:
+        print_json(facts(path))
+        return
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, text in facts(path).items():
         table.add_row(name, text)

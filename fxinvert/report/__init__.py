@@ -1,13 +1,15 @@
 """Reports: what is shown on the console, and the metrics that are written."""
 
-from fxinvert.report.console import error_panel, make_console
+from fxinvert.report.console import error_panel, make_console, print_json
 from fxinvert.report.metrics import metrics_record, timing_record
 from fxinvert.report.tables import (
     Contender,
     comparison_table,
     history_table,
     metrics_table,
+    node_rows,
     nodes_table,
+    rule_rows,
     rules_table,
 )
 
@@ -19,7 +21,10 @@ __all__ = [
     "make_console",
     "metrics_record",
     "metrics_table",
+    "node_rows",
     "nodes_table",
+    "print_json",
+    "rule_rows",
     "rules_table",
     "timing_record",
 ]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
+from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
@@ -26,3 +29,8 @@ def error_panel(error: Exception) -> Panel:
     for note in getattr(error, "__notes__", ()):
         text.append(f"\n\n{note}", style="dim")
     return Panel(text, title=type(error).__name__, title_align="left", border_style="red", expand=False)
+
+
+def print_json(content: Any) -> None:
+    """Prints JSON on standard output: ASCII, so that no name of a file can break it."""
+    sys.stdout.write(f"{json.dumps(content, indent=2)}\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -98,26 +99,50 @@ def history_table(history: Sequence[Record]) -> Table:
 def nodes_table(graph: fx.GraphModule, rules: RuleSet) -> Table:
     """The rule that inverts each node, in the order of the graph."""
     table = _table("node", "op", "output shape", "rule", "trained in closed form")
+    for row in node_rows(graph, rules):
+        table.add_row(
+            row["node"],
+            row["op"],
+            "x".join(map(str, row["shape"])) or "1",
+            row["rule"] or "[red]none[/red]",
+            "yes" if row["trained"] else "",
+        )
+    return table
+
+
+def node_rows(graph: fx.GraphModule, rules: RuleSet) -> list[dict[str, Any]]:
+    """What `nodes_table` shows, JSON-ready; the rule is None where there is none."""
+    rows = []
     for node in graph.graph.nodes:
         if node.op in ("placeholder", "get_attr", "output") or not node.meta.get("active"):
             continue
         rule = rules.lookup(node.meta["op"])
-        table.add_row(
-            node.meta["path"],
-            node.meta["op"],
-            "x".join(map(str, node.meta["tensor_meta"].shape[1:])) or "1",
-            rule.kind.value if rule else "[red]none[/red]",
-            "yes" if rule and rule.trainable else "",
+        rows.append(
+            {
+                "node": node.meta["path"],
+                "op": node.meta["op"],
+                "shape": list(node.meta["tensor_meta"].shape[1:]),
+                "rule": rule.kind.value if rule else None,
+                "trained": bool(rule and rule.trainable),
+            }
         )
-    return table
+    return rows
 
 
 def rules_table(rules: RuleSet) -> Table:
     """All rules: how each finds its answer, whether its op can be trained, where it is written."""
     table = _table("op", "rule", "trained in closed form", "written at")
-    for key, rule in rules.items():
-        table.add_row(key, rule.kind.value, "yes" if rule.trainable else "", origin_of(rule))
+    for row in rule_rows(rules):
+        table.add_row(row["op"], row["rule"], "yes" if row["trained"] else "", row["origin"])
     return table
+
+
+def rule_rows(rules: RuleSet) -> list[dict[str, Any]]:
+    """What `rules_table` shows, JSON-ready."""
+    return [
+        {"op": key, "rule": rule.kind.value, "trained": rule.trainable, "origin": origin_of(rule)}
+        for key, rule in rules.items()
+    ]
 
 
 def origin_of(rule: Rule) -> str:

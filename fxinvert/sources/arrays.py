@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fxinvert.errors import DataError
 from fxinvert.sources.options import DataOptions
@@ -37,12 +38,19 @@ class ArrayBatches:
     def __init__(self, x: Array, y: Array, options: DataOptions, name: str) -> None:
         self.x, self.y, self.options, self.name = x, y, options, name
         self._order = options.order(len(x))
-        options.normalized(inputs_of(x[:1]), name)  # what does not fit is refused at once
+        self._inputs(np.arange(1))  # what does not fit is refused at once
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for rows in torch.split(self._order, self.options.batch_size):
             index = rows.numpy()
-            yield self.options.normalized(inputs_of(self.x[index]), self.name), labels_of(self.y[index])
+            yield self._inputs(index), labels_of(self.y[index])
+
+    def _inputs(self, index: Array) -> Tensor:
+        inputs = inputs_of(self.x[index])
+        size = self.options.resize
+        if size is not None and size != tuple(inputs.shape[2:]):
+            inputs = F.interpolate(inputs, size, mode="bilinear", antialias=True)
+        return self.options.normalized(inputs, self.name)
 
     def __len__(self) -> int:
         return math.ceil(len(self.x) / self.options.batch_size)
@@ -66,7 +74,7 @@ def load_npz(path: Path, options: DataOptions) -> tuple[ArrayBatches, ArrayBatch
             "(with x_test and y_test for a test set)"
         )
     pairs = [train, TEST_PAIR] if arrays.keys() >= set(TEST_PAIR) else [train]
-    parts = [_part(arrays, pair, options, path) for pair in pairs]
+    parts = [array_batches(arrays[x], arrays[y], (x, y), options, path) for x, y in pairs]
     return parts[0], parts[1] if len(parts) > 1 else None
 
 
@@ -102,22 +110,36 @@ def _read(path: Path) -> dict[str, Array]:
         raise DataError(f"{path} cannot be read as an .npz file of numbers: {reason}") from error
 
 
-def _part(arrays: dict[str, Array], pair: tuple[str, str], options: DataOptions, path: Path) -> ArrayBatches:
-    x, y = (arrays[name] for name in pair)
-    for name, array in zip(pair, (x, y), strict=True):
+def array_batches(
+    x: Array, y: Array, names: tuple[str, str], options: DataOptions, path: Path
+) -> ArrayBatches:
+    """Batches of two arrays.
+
+    Args:
+        x: inputs (N, …).
+        y: labels (N, …).
+        names: how messages call the two.
+        options: how they are read.
+        path: where they are from.
+
+    Raises:
+        DataError: they are no numbers, empty, or do not fit each other or the options.
+    """
+    x_name, y_name = names
+    for name, array in zip(names, (x, y), strict=True):
         if array.dtype.kind not in "fiub":
             raise DataError(f"{name} in {path} has dtype {array.dtype}; numbers are needed")
         if array.ndim == 0 or not array.size:
             raise DataError(f"{name} in {path} has shape {array.shape}; it is empty")
     if len(x) != len(y):
         raise DataError(
-            f"{pair[0]} in {path} has shape {x.shape}, {pair[1]} {y.shape}; they must have the same number of samples"
+            f"{x_name} in {path} has shape {x.shape}, {y_name} {y.shape}; they must have the same number of samples"
         )
     if x.dtype == np.uint8 and x.ndim == 4 and x.shape[3] not in (1, 3, 4):
         raise DataError(
-            f"{pair[0]} in {path} has shape {x.shape}; uint8 images are (N, height, width, channels) with 1, 3 or 4 "
+            f"{x_name} in {path} has shape {x.shape}; uint8 images are (N, height, width, channels) with 1, 3 or 4 "
             "channels; store others as floats, (N, channels, height, width)"
         )
-    if options.resize is not None:
-        raise DataError(f"--resize is for image files, not for the arrays in {path}")
-    return ArrayBatches(x, y, options, f"{pair[0]} in {path}")
+    if options.resize is not None and not (x.dtype == np.uint8 and x.ndim in (3, 4)):
+        raise DataError(f"--resize is for images; {x_name} in {path} is {x.dtype} numbers of shape {x.shape}")
+    return ArrayBatches(x, y, options, f"{x_name} in {path}")

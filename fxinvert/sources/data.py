@@ -1,4 +1,4 @@
-"""Data named on the command line: an `.npz` file, a folder of images, or a factory."""
+"""Data named on the command line: files of arrays, a table, a folder of images, a dataset, or a factory."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from torch import Tensor
 
 from fxinvert.errors import DataError
 from fxinvert.sources.arrays import load_npz
+from fxinvert.sources.cifar import cifar_files, load_cifar
 from fxinvert.sources.factory import call_factory, is_factory
+from fxinvert.sources.idx import idx_files, load_idx
 from fxinvert.sources.images import ImageFolder
+from fxinvert.sources.libraries import from_datasets, library_of
 from fxinvert.sources.options import DataOptions
+from fxinvert.sources.tables import load_csv
 
 Loader = Iterable[tuple[Any, Tensor]]
 
@@ -56,8 +60,9 @@ def load_data(spec: str, options: DataOptions | None = None, classes: tuple[str,
     """Opens data; batches are read when they are iterated.
 
     Args:
-        spec: an `.npz` file with x and y arrays, a folder of class folders of images, or `package.module:factory` of
-            an iterable of (inputs, labels) batches that can be iterated more than once.
+        spec: an `.npz` file with x and y arrays; a `.csv` file of image paths and numbers; a folder of MNIST's IDX files,
+            of CIFAR's batches, or of class folders of images; `datasets:DIR`; or `package.module:factory` of an iterable
+            of (inputs, labels) batches that can be iterated more than once.
         options: how files are read; a factory's batches are taken as they are.
         classes: the class names in the order of their numbers, where other data has set it.
 
@@ -65,23 +70,41 @@ def load_data(spec: str, options: DataOptions | None = None, classes: tuple[str,
         DataError: it is not there, of no known kind, or damaged.
     """
     options = options or DataOptions()
+    if library_of(spec, ("datasets",)):
+        return Data(*from_datasets(spec, options))
     path = Path(spec)
-    if path.is_dir():
-        try:
-            folder = ImageFolder(path, options, classes)
-        except OSError as error:
-            raise DataError(f"the folder {path} cannot be read: {error}") from error
-        return Data(folder, None, folder.classes)
+    try:
+        if path.is_dir():
+            return _folder(path, options, classes)
+    except OSError as error:
+        raise DataError(f"the folder {path} cannot be read: {error}") from error
     if path.is_file():
-        if path.suffix.lower() != ".npz":
-            raise DataError(f"data is read from .npz files and folders of images; {path} is neither")
-        return Data(*load_npz(path, options))
+        return _file(path, options)
     if is_factory(spec):
         return Data(_loader(spec))
     raise DataError(
-        f"the data {spec!r} is not there; give an .npz file, a folder of class folders of images, or "
+        f"the data {spec!r} is not there; give an .npz or .csv file, a folder of images, datasets:DIR, or "
         "package.module:factory of a loader"
     )
+
+
+def _folder(path: Path, options: DataOptions, classes: tuple[str, ...] | None) -> Data:
+    if found := idx_files(path):
+        return Data(*load_idx(path, found, options))
+    batches = cifar_files(path)
+    if any(batches):
+        return Data(*load_cifar(path, batches, options))
+    folder = ImageFolder(path, options, classes)
+    return Data(folder, None, folder.classes)
+
+
+def _file(path: Path, options: DataOptions) -> Data:
+    match path.suffix.lower():
+        case ".npz":
+            return Data(*load_npz(path, options))
+        case ".csv":
+            return Data(load_csv(path, options))
+    raise DataError(f"data is read from .npz and .csv files and from folders; {path} is neither")
 
 
 def _loader(spec: str) -> Loader:

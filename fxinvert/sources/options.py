@@ -1,4 +1,4 @@
-"""How data is read: batches, normalization, size."""
+"""How data is read: batches, columns, normalization, size."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ class DataOptions:
         batch_size: samples per batch.
         mean, std: per channel, or one number for all; applied as (x − mean) / std after images are scaled to [0, 1].
         resize: (height, width) that images are brought to; None leaves them as they are.
+        input_columns: of a table: the columns that become inputs, those of numbers together one; none: the first
+            column of images.
+        label_columns: of a table: the columns that become labels; none: all columns of numbers that are no inputs.
         seed: of the order of the samples, which is shuffled once; None leaves it as it is.
     """
 
@@ -26,6 +29,8 @@ class DataOptions:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     resize: tuple[int, int] | None = None
+    input_columns: tuple[str, ...] = ()
+    label_columns: tuple[str, ...] = ()
     seed: int | None = 0
 
     def __post_init__(self) -> None:
