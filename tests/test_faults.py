@@ -19,6 +19,7 @@ from runs import KINDS, data, events, network, train, weights
 import fxinvert
 from fxinvert import PostTrainingResult
 from fxinvert.errors import DataError
+from fxinvert.post_training import open_journal
 from fxinvert.scheduling.crew import TaskError
 from fxinvert.scheduling.journal import TASKS
 from fxinvert.scheduling.processes import ProcessExecutor
@@ -173,10 +174,33 @@ def test_a_full_disk_ends_the_run_and_it_goes_on_when_there_is_room(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(DataError, match=r"cannot write .*: No space left on device"):
+        with pytest.raises(DataError, match=r"cannot write .*: No space left on device; make room"):
             train(run_directory=tmp_path)
     assert not list((tmp_path / TASKS).glob("*.part"))
     assert weights(train(run_directory=tmp_path)) == weights(train())
+
+
+def test_a_disk_that_is_full_from_the_beginning_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match=r"cannot write .*: No space left on device; make room"):
+        train(run_directory=tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_what_workers_are_sent_does_not_fit_on_the_disk() -> None:
+    executor = ProcessExecutor(1)
+    executor.open(1, None)
+    assert executor._folder is not None
+    (executor._folder / "0.pt").symlink_to("/dev/full")
+    with pytest.raises(DataError, match=r"cannot write .*: No space left on device; make room"):
+        executor.share(torch.rand(10**6))
+    executor.close()
 
 
 def test_control_c_is_resumable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,8 +244,6 @@ def test_a_failure_before_anything_is_done_leaves_nothing(tmp_path: Path) -> Non
 
 
 def test_two_processes_on_one_run_the_second_says_who_holds_it(tmp_path: Path) -> None:
-    from fxinvert.post_training import open_journal
-
     with (
         open_journal(tmp_path),
         pytest.raises(DataError, match=rf"in use by process {os.getpid()} of .* on .*, since"),

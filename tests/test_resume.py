@@ -21,6 +21,7 @@ import fxinvert
 from fxinvert import estimate as estimates
 from fxinvert.commands.config import PostTrainConfig
 from fxinvert.estimate import Estimate, Wave
+from fxinvert.post_training import open_journal
 from fxinvert.scheduling import store
 from fxinvert.scheduling.run_directory import is_finished
 
@@ -70,6 +71,20 @@ def test_a_run_that_was_interrupted_goes_on_and_ends_with_the_same_bytes(
     assert "finished" in invoke("status", "run").output
     assert "is finished" in invoke("resume", "run").output
     assert not (here / "run" / "tasks").exists()
+
+
+def test_a_second_process_leaves_the_run_of_the_first_alone(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(monkeypatch, 9, *COMMAND, "--run-directory", "run")
+    (here / "run" / "weights.safetensors").touch()  # the first is about to end
+    with open_journal(here / "run"):
+        before = sorted(path.name for path in (here / "run").iterdir())
+        second = invoke("resume", "run")
+        assert second.exit_code == 2
+        assert "in use by process" in second.stderr
+        assert "go on with" not in second.output
+        assert sorted(path.name for path in (here / "run").iterdir()) == before
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from fxinvert.post_training import open_journal
 from fxinvert.report import history_table, metrics_record, metrics_table, timing_record
 from fxinvert.report.metrics import Change
 from fxinvert.result import PostTrainingResult
-from fxinvert.scheduling import executor_named
+from fxinvert.scheduling import executor_named, journal
 from fxinvert.scheduling.run_directory import CONFIG, ONNX, RunDirectory, is_resumable
 from fxinvert.sources import (
     DataOptions,
@@ -93,7 +93,7 @@ def resume(path: Path, place: Mapping[str, Any], console: Console) -> Path:
 def _execute(
     config: PostTrainConfig, inputs: Inputs, directory: RunDirectory, console: Console, begun: bool = False
 ) -> Path:
-    with directory as run, _telling_how_to_go_on(run.path, console), open_journal(run.path) as journal:
+    with directory as run, _telling_how_to_go_on(run.path, console), open_journal(run.path) as kept:
         if not begun:
             run.write_text(CONFIG, config.to_yaml())
         graph = fxinvert.trace(inputs.model, inputs.example, output=inputs.supervised_output)
@@ -129,7 +129,7 @@ def _execute(
             chunk=config.chunk,
             retries=config.retries,
             memory_limit=config.memory_limit,
-            run_directory=journal,
+            run_directory=kept,
             output=inputs.supervised_output,
         )
         console.print(history_table(result.history))
@@ -171,7 +171,7 @@ def _telling_how_to_go_on(path: Path, console: Console) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if is_resumable(path):
+        if is_resumable(path) and not journal.is_held(path):
             console.print(
                 f"What is finished is kept; go on with: fxinvert resume {path}", markup=False, soft_wrap=True
             )
@@ -292,7 +292,7 @@ def finish(
             f"ONNX proven: at batch sizes {sizes} onnxruntime and torch differ by at most {exported.max_abs:.1e} "
             f"(allowed: {exported.atol:g} + {exported.rtol:g}·|expected|)."
         )
-    files = ", ".join(sorted(item.name for item in run.path.iterdir()))
+    files = ", ".join(sorted({item.name for item in run.path.iterdir()} - journal.TRANSIENT))
     console.print(f"Written to {run.path}: {files}.", markup=False, soft_wrap=True)
 
 

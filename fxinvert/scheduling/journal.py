@@ -22,11 +22,13 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from fxinvert.errors import DataError
-from fxinvert.scheduling.store import TaskStore, write_durably
+from fxinvert.scheduling.store import TaskStore, cannot_write, write_durably
 
 #: of the files of a run; a run of another format cannot go on
 FORMAT = 2
 ABOUT, LOCK, HOLDER, TASKS, LOG, SCRATCH = "run.json", "lock", "holder.json", "tasks", "log.jsonl", "scratch"
+#: what is there only while the run works
+TRANSIENT = {LOCK, HOLDER, TASKS, SCRATCH}
 
 
 class Journal:
@@ -51,14 +53,18 @@ class Journal:
         except Timeout as error:
             raise DataError(f"the run directory {folder} is in use by {holder(folder)}") from error
         except OSError as error:
-            raise DataError(
-                f"cannot write {folder}: {error.strerror or error}; choose a path that you may write to"
-            ) from error
-        who = {"process": os.getpid(), "host": socket.gethostname(), "user": _user(), "since": _now()}
-        write_durably(folder / HOLDER, json.dumps(who).encode())
-        shutil.rmtree(folder / SCRATCH, ignore_errors=True)
-        self.store = TaskStore(folder / TASKS, known)
-        self.note("begun" if self._fresh else "resumed", process=os.getpid())
+            raise cannot_write(folder, error) from error
+        try:
+            who = {"process": os.getpid(), "host": socket.gethostname(), "user": _user(), "since": _now()}
+            write_durably(folder / HOLDER, json.dumps(who).encode())
+            shutil.rmtree(folder / SCRATCH, ignore_errors=True)
+            self.store = TaskStore(folder / TASKS, known)
+            self.note("begun" if self._fresh else "resumed", process=os.getpid())
+        except DataError:
+            self._release()
+            if self._fresh:
+                self._discard()
+            raise
 
     @property
     def scratch(self) -> Path:
@@ -98,7 +104,7 @@ class Journal:
             with (self.folder / LOG).open("a", encoding="utf-8") as file:
                 file.write(f"{line}\n")
         except OSError as error:
-            raise DataError(f"cannot write {self.folder / LOG}: {error.strerror or error}") from error
+            raise cannot_write(self.folder / LOG, error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -118,11 +124,14 @@ class Journal:
             if error is not None:
                 error.add_note(str(full))
         finally:
-            (self.folder / HOLDER).unlink(missing_ok=True)
-            (self.folder / LOCK).unlink(missing_ok=True)  # while it is held: nobody else can have it
-            self._lock.release()
+            self._release()
         if not keep:
             self._discard()
+
+    def _release(self) -> None:
+        (self.folder / HOLDER).unlink(missing_ok=True)
+        (self.folder / LOCK).unlink(missing_ok=True)  # while it is held: nobody else can have it
+        self._lock.release()
 
     def _discard(self) -> None:
         """Leaves nothing of a run in which nothing was done."""

@@ -21,9 +21,16 @@ def write(value: Any, path: Path) -> None:
     """Writes a value for `read`.
 
     Raises:
+        OSError: it cannot be written.
         Exception: whatever pickling a part of the value raises.
     """
-    torch.save(value, path, pickle_module=cloudpickle)
+    try:
+        with path.open("wb") as file:
+            torch.save(value, file, pickle_module=cloudpickle)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # torch tells of a full disk in words of its own
+            raise error.__context__ from error
+        raise
 
 
 def read(path: Path) -> Any:

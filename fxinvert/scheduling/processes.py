@@ -19,9 +19,10 @@ from typing import Any, Generic, TypeVar
 import torch
 from loky import ProcessPoolExecutor
 
-from fxinvert.errors import DataError, FxInvertError
+from fxinvert.errors import FxInvertError
 from fxinvert.scheduling.executor import Shared, WorkerDied, unpicklable
 from fxinvert.scheduling.pickling import read_once, write
+from fxinvert.scheduling.store import cannot_write
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -57,10 +58,18 @@ class ProcessExecutor:
         self._numbers = itertools.count()
 
     def open(self, threads: int, scratch: Path | None) -> None:
-        if scratch is not None:
-            scratch.mkdir(parents=True, exist_ok=True)
+        """Gets ready.
+
+        Raises:
+            DataError: the folder for large things cannot be made.
+        """
         self._threads = threads
-        self._folder = Path(tempfile.mkdtemp(prefix="fxinvert-", dir=scratch))
+        try:
+            if scratch is not None:
+                scratch.mkdir(parents=True, exist_ok=True)
+            self._folder = Path(tempfile.mkdtemp(prefix="fxinvert-", dir=scratch))
+        except OSError as error:
+            raise cannot_write(scratch or Path(tempfile.gettempdir()), error) from error
 
     def share(self, value: B) -> Shared[B]:
         assert self._folder is not None, "the executor is not open"
@@ -70,9 +79,7 @@ class ProcessExecutor:
         except FxInvertError:
             raise
         except OSError as error:
-            raise DataError(
-                f"cannot write {path}: {error.strerror or error}; more free space is needed"
-            ) from error
+            raise cannot_write(path, error) from error
         except Exception as error:  # pickling runs anyone's code
             raise unpicklable(value, error) from error
         return Filed(path)

@@ -21,7 +21,7 @@ from torch import nn
 
 from fxinvert.errors import DataError
 from fxinvert.scheduling import journal
-from fxinvert.scheduling.store import write_durably
+from fxinvert.scheduling.store import cannot_write, write_durably
 
 FINISHED, FAILED, CONFIG = "finished", "failed", "config.yaml"
 WEIGHTS, ONNX = "weights.safetensors", "model.onnx"
@@ -63,7 +63,7 @@ class RunDirectory:
             run.write_text(".writable", "")
             (chosen / ".writable").unlink()
         except OSError as error:
-            raise _unwritable(chosen, error) from error
+            raise cannot_write(chosen, error) from error
         return run
 
     @classmethod
@@ -114,6 +114,8 @@ class RunDirectory:
             seconds = time.perf_counter() - self._began
             self.write_text(FINISHED, f"{time.strftime('%Y-%m-%d %H:%M:%S %z')}, after {seconds:.1f} s\n")
             journal.clear(self.path)
+        elif journal.is_held(self.path):  # the run is another process's
+            return
         elif (self.path / WEIGHTS).exists():
             with contextlib.suppress(DataError):  # what went wrong first is what is told
                 self.write_text(FAILED, f"{kind.__name__}: {error}\n")
@@ -149,10 +151,6 @@ def _by_time(parent: Path) -> Path:
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     names = (f"{stamp}_{i}" if i else stamp for i in range(10_000))
     return next(parent / name for name in names if not (parent / name).exists())
-
-
-def _unwritable(path: Path, error: OSError) -> DataError:
-    return DataError(f"cannot write {path}: {error.strerror or error}; choose a path that you may write to")
 
 
 def _finite(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -23,12 +24,18 @@ class TaskStore:
     Args:
         folder: where they are; made if need be.
         known: the classes that results are made of, besides tensors, containers and numbers.
+
+    Raises:
+        DataError: the folder cannot be made.
     """
 
     def __init__(self, folder: Path, known: Iterable[Callable[..., Any]] = ()) -> None:
         self.folder = folder
         self.known: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = list(known)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
         for part in folder.glob("*.part"):  # of a process that was killed while it wrote
             part.unlink()
 
@@ -99,6 +106,11 @@ def write_durably(path: Path, content: bytes) -> None:
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
-        raise DataError(
-            f"cannot write {path}: {error.strerror or error}; choose a path that you may write to"
-        ) from error
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> DataError:
+    """Says that a file cannot be written, and what helps."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    advice = "make room there" if full else "choose a path that you may write to"
+    return DataError(f"cannot write {path}: {error.strerror or error}; {advice}")
