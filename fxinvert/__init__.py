@@ -6,6 +6,7 @@ The names below are imported when they are first used, so that `fxinvert --help`
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from fxinvert.errors import (
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from fxinvert.rules import RuleSet, default_rules, inverse_rule
 
 __version__ = "0.1.0"
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent until the application says otherwise
 
 _HOMES = {
     "export": ("export_onnx",),

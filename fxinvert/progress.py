@@ -1,7 +1,8 @@
-"""Progress of long work: shown on a terminal, silent in a pipe, never in the way of results."""
+"""Progress of long work: logged, shown on a terminal, silent in a pipe, never in the way of results."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+log = logging.getLogger(__name__)
+
 
 class Display:
     """Two bars: one for the run, which advances by wave, and one for the tasks of what is being done."""
@@ -26,10 +29,12 @@ class Display:
 
     def advance(self, text: str) -> None:
         """A wave is done; the text says how it went."""
+        log.info(text)
         self._progress.update(self._run, advance=1, description=text)
 
     def begin(self, text: str, total: int | None) -> None:
         """Tasks begin: what they do, and how many they are, if that is known."""
+        log.debug(text)
         self._progress.reset(self._tasks, total=total, description=f"  {text}", visible=True)
 
     def done(self, count: int) -> None:

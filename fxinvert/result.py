@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from fxinvert.notebook import table
 from fxinvert.passes.plan import Plan
 from fxinvert.training.metrics import Metrics
 
@@ -41,6 +43,11 @@ class Record:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return asdict(self)
+
+    def _row(self) -> tuple[str | int | float, ...]:
+        accuracy = "" if self.after.accuracy is None else f"{100 * self.after.accuracy:.2f} %"
+        segments = ", ".join(self.segments)
+        return self.sweep, segments, self.output_target, self.step, self.after.loss, accuracy, self.seconds
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Record:
@@ -87,5 +94,27 @@ class PostTrainingResult:
             "history": [record.to_dict() for record in self.history],
         }
 
+    def to_tensorboard(self, folder: str | Path) -> None:
+        """Writes held-out loss and accuracy, steps, and what updates explain, update by update, for TensorBoard.
+
+        Args:
+            folder: where event files go, one for each output target that was tried.
+
+        Raises:
+            DataError: TensorBoard is not installed, or the folder cannot be written.
+        """
+        from fxinvert.report.tensorboard import write_history
+
+        write_history(self.history, Path(folder))
+
     def __repr__(self) -> str:
         return f"PostTrainingResult(held-out: {self.baseline} → {self.final}; {len(self.changed)} parameters changed)"
+
+    def _repr_html_(self) -> str:
+        notes = (
+            f"held out ({self.final.samples:,} samples): {self.baseline} → {self.final}",
+            f"{len(self.changed)} parameters changed, output target {self.output_target!r}, {self.seconds:.1f} s",
+            *self.notes,
+        )
+        header = ("sweep", "segments", "output target", "step", "loss", "accuracy", "seconds")
+        return table("PostTrainingResult", header, map(Record._row, self.history), notes)

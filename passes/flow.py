@@ -1,8 +1,8 @@
 """Flow: how values that depend on the model's input reach its output, and from where each gets its target.
 
 In the graph of the values that depend on the input, a value's target follows from that of its nearest *post-dominator*,
-the first value that every path from it to the output passes (Lengauer & Tarjan 1979, as in networkx). Where the two
-are one op apart, the op is inverted by its rule, its other operands held at their anchors. Where paths part and meet
+the first value that every path from it to the output passes (Cooper, Harvey & Kennedy 2001). Where the two are one op
+apart, the op is inverted by its rule, its other operands held at their anchors. Where paths part and meet
 again in between, they bound a *region*: single-entry, single-exit, the smallest that holds the branching, and inverted
 as a whole. Dominators, likewise, are the values that every path from input to output passes: the possible cuts.
 """
@@ -10,11 +10,10 @@ as a whole. Dominators, likewise, are the values that every path from input to o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import networkx as nx
 from torch import Tensor, fx
 from torch.fx.passes.shape_prop import TensorMetadata
 
@@ -70,17 +69,20 @@ class Flow:
                 needed.update(followed(node))
         self.nodes = [node for node in graph.graph.nodes if node in needed]
         self.sources: list[fx.Node] = []
-        self._edges = nx.DiGraph()
+        self._before: dict[fx.Node, list[Any]] = {}
+        self._after: dict[fx.Node, list[fx.Node]] = {node: [] for node in self.nodes}
         for node in self.nodes:
-            inputs: list[Any] = [*followed(node)]
+            inputs = [*followed(node)]
             if not inputs:
                 self.sources.append(node)
-            self._edges.add_edges_from((n, node) for n in inputs or [_SOURCE])
+            self._before[node] = inputs or [_SOURCE]
+            for n in inputs:
+                self._after[n].append(node)
 
     @property
     def line(self) -> list[fx.Node]:
         """The values that every path from input to output passes, input first."""
-        return list(self._chain(nx.immediate_dominators(self._edges, _SOURCE), self.exit))[::-1]
+        return list(self._chain(_dominators(self.nodes, self._before), self.exit))[::-1]
 
     @property
     def branches(self) -> bool:
@@ -90,7 +92,7 @@ class Flow:
     @property
     def stretches(self) -> list[Stretch]:
         """How every value but the output gets its target; those nearest the output first."""
-        after = nx.immediate_dominators(self._edges.reverse(copy=False), self.exit)
+        after = _dominators(self.nodes[-2::-1], self._after)
         found = []
         for i, node in reversed(list(enumerate(self.nodes))):
             if node is self.exit or not has_target(node):
@@ -118,6 +120,27 @@ class Flow:
             if not seen.isdisjoint(followed(node)):
                 seen.add(node)
                 yield node
+
+
+def _dominators(nodes: Iterable[fx.Node], before: Mapping[fx.Node, Sequence[Any]]) -> dict[Any, Any]:
+    """Each node's nearest dominator: of those that lead to it, the nearest dominator of all of them.
+
+    Args:
+        nodes: of an acyclic graph, in an order in which what leads to a node comes before it.
+        before: what leads to each node.
+    """
+    found: dict[Any, Any] = {}
+    depth: dict[Any, int] = {}
+    for node in nodes:
+        common, *others = before[node]
+        for other in others:
+            while common is not other:
+                if depth.get(common, 0) > depth.get(other, 0):
+                    common = found[common]
+                else:
+                    other = found[other]
+        found[node], depth[node] = common, depth.get(common, 0) + 1
+    return found
 
 
 def has_target(node: fx.Node) -> bool:

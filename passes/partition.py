@@ -1,8 +1,8 @@
 """Partition: split a graph into segments that can be trained apart.
 
 A segment lies between two cuts. A cut is a single value that every path from input to output passes: a dominator of
-the output (Lengauer & Tarjan 1979, as in networkx), so that a segment has one input and one target. Segments own
-their parameters: ops that share one are never separated.
+the output (see `flow`), so that a segment has one input and one target. Segments own their parameters: ops that share
+one are never separated.
 """
 
 from __future__ import annotations

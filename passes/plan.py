@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fxinvert.notebook import table as html_table
+
 Shape = tuple[int, ...]
+_HEADER = ("#", "segment", "from → to", "shape", "trained ops", "parameters", "mult-adds")
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Segment:
     cost: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """A partition and what it will cost, made before any work; `print(plan)` shows it.
 
@@ -55,36 +59,39 @@ class Plan:
 
     def __rich__(self) -> Table:
         table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
-        parameters, cost = (
-            sum(values) for values in zip(*((s.parameter_count, s.cost) for s in self.segments), strict=True)
-        )
-        for header, footer, right in (
-            ("#", "", True),
-            ("segment", "total", False),
-            ("from → to", "", False),
-            ("shape", "", False),
-            ("trained ops", "", False),
-            ("parameters", f"{parameters:,}", True),
-            ("mult-adds", f"{cost:,}", True),
-        ):
+        *_, parameters, cost = self._total()
+        footers = ("", "total", "", "", "", f"{parameters:,}", f"{cost:,}")
+        for header, footer in zip(_HEADER, footers, strict=True):
+            right = header in ("#", "parameters", "mult-adds")
             table.add_column(header, footer, justify="right" if right else "left")
-        for i, s in enumerate(self.segments, 1):
-            table.add_row(
-                str(i),
-                s.name,
-                f"{s.entry} → {s.exit}",
-                f"{_times(s.in_shape)} → {_times(s.out_shape)}",
-                ", ".join(s.trained) or "none",
-                f"{s.parameter_count:,}",
-                f"{s.cost:,}",
-            )
+        for row in self._rows():
+            table.add_row(*(cell if isinstance(cell, str) else f"{cell:,}" for cell in row))
         return table
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         console = Console(width=200, no_color=True)
         with console.capture() as captured:
             console.print(self)
         return "\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines())
+
+    def _repr_html_(self) -> str:
+        segments, parameters, cost = self._total()
+        title = f"Plan: {segments} segments, {parameters:,} parameters, {cost:,} multiply-adds per sample"
+        return html_table(title, _HEADER, self._rows())
+
+    def _total(self) -> tuple[int, int, int]:
+        """Segments, parameters, cost."""
+        return (
+            len(self.segments),
+            sum(s.parameter_count for s in self.segments),
+            sum(s.cost for s in self.segments),
+        )
+
+    def _rows(self) -> Iterator[tuple[str | int, ...]]:
+        for i, s in enumerate(self.segments, 1):
+            shapes = f"{_times(s.in_shape)} → {_times(s.out_shape)}"
+            trained = ", ".join(s.trained) or "none"
+            yield i, s.name, f"{s.entry} → {s.exit}", shapes, trained, s.parameter_count, s.cost
 
 
 def _times(shape: Shape) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from typing import Any
 
@@ -18,6 +19,8 @@ from fxinvert.passes.leaves import copied
 from fxinvert.passes.normalize import normalize
 from fxinvert.passes.outputs import Chosen, Key
 from fxinvert.rules import RuleSet, default_rules
+
+log = logging.getLogger(__name__)
 
 
 def trace(
@@ -110,6 +113,7 @@ def _captured(
     def exported(reason: str) -> fx.GraphModule:
         graph = checked(export_graph(model, form, values, chosen))
         graph.meta["captured"] = f"by torch.export, because {reason}"
+        log.info("%s captured by torch.export, because %s", type(model).__name__, reason)
         return graph
 
     if isinstance(model, fx.GraphModule) and is_exported(model):

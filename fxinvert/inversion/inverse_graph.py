@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,6 +15,7 @@ from fxinvert.inversion.reconstruction import ByName, Reconstruction
 from fxinvert.inversion.refinement import TOLERANCE, refine
 from fxinvert.inversion.replay import forward_values, output_given
 from fxinvert.linalg import SolveSettings
+from fxinvert.notebook import table
 from fxinvert.output_target import OutputTarget, OutputTargetFunction, output_target
 from fxinvert.passes import trace
 from fxinvert.passes.capture import evaluating
@@ -172,18 +173,31 @@ class InverseGraph:
         return self._ops[node.name]
 
     def __repr__(self) -> str:
-        rows = [f"InverseGraph, output target {self.output_target.name!r}"]
-        flow = Flow(self.graph)
-        for stretch in flow.stretches:
+        rows = [f"  {path}: {op}, {how}" for path, op, how in self._steps()]
+        return "\n".join([f"InverseGraph, {self._manner()}", *rows, *(f"  {stop}" for stop in self._stops())])
+
+    def _repr_html_(self) -> str:
+        return table(
+            "InverseGraph", ("target of → of", "op", "how"), self._steps(), [self._manner(), *self._stops()]
+        )
+
+    def _manner(self) -> str:
+        manner = f"output target {self.output_target.name!r}"
+        manner += ", linearized" if self.reconstruction == "linearized" else ""
+        return manner + (f", at most {self.refine} steps of refinement" if self.refine else "")
+
+    def _steps(self) -> Iterator[tuple[str, str, str]]:
+        """From the output back: whose target leads to whose, the op, and how it is inverted."""
+        for stretch in Flow(self.graph).stretches:
             rule = self.graph_module.get_submodule(self._inverses[stretch.entry.name]).rule
-            paths = (node.meta["path"] for node in (stretch.exit, stretch.entry))
-            rows.append(f"  {' → '.join(paths)}: {rule.key}, {rule.kind.value}")  # type: ignore[union-attr]
-        rows += [
-            f"  the target stops at {node.meta['path']!r}: the values of {node.meta['op']!r} do not follow its input"
-            for node in flow.sources
-            if node.op != "placeholder"
-        ]
-        return "\n".join(rows)
+            path = " → ".join(node.meta["path"] for node in (stretch.exit, stretch.entry))
+            yield path, rule.key, rule.kind.value  # type: ignore[union-attr,misc]
+
+    def _stops(self) -> Iterator[str]:
+        for node in Flow(self.graph).sources:
+            if node.op != "placeholder":
+                path, op = node.meta["path"], node.meta["op"]
+                yield f"the target stops at {path!r}: the values of {op!r} do not follow its input"
 
     def _linearized(
         self, values: Mapping[fx.Node, Any], nodes: Sequence[fx.Node], target: Tensor

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from fxinvert.inversion.replay import output_given
+from fxinvert.notebook import table
 from fxinvert.passes.capture import evaluating
 from fxinvert.passes.flow import by_sample
 from fxinvert.rules import Certificate
@@ -96,7 +97,15 @@ class Reconstruction:
     def __repr__(self) -> str:
         rows = [f"Reconstruction of {len(self.output_target)} samples"]
         width = max(map(len, self.names))
+        rows += [f"  {name:<{width}}  moved {moved:8.2e}  {how}" for name, moved, how in self._rows()]
+        return "\n".join(rows)
+
+    def _repr_html_(self) -> str:
+        title = f"Reconstruction of {len(self.output_target)} samples"
+        return table(title, ("value", "moved, relatively", "its target"), self._rows())
+
+    def _rows(self) -> Iterator[tuple[str, float, str]]:
+        """Of every node, how far its target is from its anchor, in the mean, and how that was found."""
         for name in self.names:
             moved = relative(self.targets[name] - self.anchors[name], self.anchors[name]).mean()
-            rows.append(f"  {name:<{width}}  moved {float(moved):8.2e}  {self.certificates[name]}")
-        return "\n".join(rows)
+            yield name, float(moved), str(self.certificates[name])

@@ -6,6 +6,7 @@ tasks. A task that fails, or whose worker dies, is tried again a few times.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import traceback
@@ -19,6 +20,8 @@ import torch
 from fxinvert.errors import FxInvertError
 from fxinvert.scheduling.executor import Executor, WorkerDied
 from fxinvert.scheduling.store import Damaged, TaskStore
+
+log = logging.getLogger(__name__)
 
 Note = Callable[..., None]
 #: is told how many tasks are done
@@ -147,6 +150,7 @@ class Crew:
                 deaths += 1
                 names = ", ".join(task.name for task in waiting.values())
                 self.note("worker died", tasks=names, deaths=deaths)
+                log.warning("a worker died while it did %s", names)
                 if deaths > self.retries:
                     raise TaskError(
                         f"workers died {deaths} times while they did: {names}. {error} If a task {OUT_OF_MEMORY}."
@@ -182,6 +186,7 @@ class Crew:
         error = outcome.error
         assert error is not None
         self.note("task failed", task=task.name, error=f"{type(error).__name__}: {error}", times=times)
+        log.warning("%s failed: %s: %s", task.name, type(error).__name__, error)
         if isinstance(error, FxInvertError):  # it will not be otherwise the next time
             raise error
         if isinstance(error, MemoryError):
