@@ -28,6 +28,7 @@ def follow(
     tests: Mapping[str, Samples],
     seconds: float = math.inf,
     patience: int = PATIENCE,
+    every: bool = False,
 ) -> Curve:
     """Measures the models that a method gives: `{"seconds": …, "held_out": {"loss": …, "score": …}, test: …, …}` for each.
 
@@ -37,9 +38,10 @@ def follow(
         tests: what is reported, by name: of the last model, and of those that are the best so far on held-out data.
         seconds: of processor time, after which it is not followed further.
         patience: after how many models in a row that are no better on held-out data it is not followed further.
+        every: whether all models are reported, and followed to the end.
     """
     curve, spent, least, idle, models = Curve(), 0.0, math.inf, 0, iter(snapshots)
-    while spent < seconds and idle < patience:
+    while spent < seconds and (every or idle < patience):
         began = time.process_time()
         model = next(models, None)
         spent += time.process_time() - began
@@ -48,12 +50,12 @@ def follow(
         last = model
         point: dict[str, Any] = {"seconds": spent, "held_out": metrics(model, held_out)}
         better = point["held_out"]["loss"] < least
-        if better:
-            least = point["held_out"]["loss"]
+        if better or every:
+            least = min(least, point["held_out"]["loss"])
             point |= {name: metrics(model, part) for name, part in tests.items()}
         idle = 0 if better else idle + 1
         curve.append(point)
-    if idle:
+    if idle and not every:
         curve[-1] |= {name: metrics(last, part) for name, part in tests.items()}
     return curve
 

@@ -91,6 +91,7 @@ def _models(method: str, work: Task) -> Iterator[nn.Module]:
         case "batch_norm":
             return baselines.batch_norm(work.model, work.train)
         case _:
+            ours.warm_up()
             return ours.METHODS[method](work)
 
 

@@ -37,7 +37,9 @@ class Interval:
     @property
     def verdict(self) -> str:
         """Whether a difference differs from 0."""
-        if math.isnan(self.half) or abs(self.mean) <= self.half:
+        if math.isnan(self.half):
+            return "one seed"
+        if abs(self.mean) <= self.half:
             return "level"
         return "better" if self.mean > 0 else "worse"
 
