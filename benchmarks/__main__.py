@@ -54,6 +54,8 @@ def everything(quick: Quick = False, seeds: Seeds = 5, workers: Workers = 1) -> 
 def suite(names: Names = None, quick: Quick = False) -> None:
     """Ratios of times and of memory, measured side by side."""
     for name in _known(names, SUITES):
+        if quick and not SUITES[name].quick:
+            continue
         shown = Table("what", "compared with", "ratio", "aim", "note", title=name)
         for r in measured(name, _folder(quick), quick):
             shown.add_row(r.what, r.compared_with, f"{r.ratio:.2g}", f"{r.aim:g}" if r.aim else "", r.note)

@@ -15,8 +15,8 @@ from benchmarks.studies.tasks import Task, task
 #: network, repair, samples to repair with, whether it belongs to the quick form
 TASKS = [
     ("digits_cnn", "under_trained", 1347, True),
-    *(("digits_cnn", "under_trained", count, True) for count in (100, 300)),
-    *(("digits_cnn", repair, 1000, True) for repair in ("noise", "missing_class", "pruned", "four_bit", "label_noise")),
+    *(("digits_cnn", "under_trained", count, count == 100) for count in (100, 300)),
+    *(("digits_cnn", repair, 1000, repair == "pruned") for repair in ("noise", "missing_class", "pruned", "four_bit", "label_noise")),
     ("mnist_cnn", "under_trained", 1000, True),
     *(("mnist_cnn", "under_trained", count, False) for count in (100, 300, 3000)),
     *(("mnist_cnn", repair, 1000, False) for repair in ("noise", "missing_class", "pruned", "four_bit", "label_noise")),
