@@ -59,17 +59,18 @@ def test_the_solver_can_be_asked_for(method: Method) -> None:
     choice, factor = choose(a, settings), factorize(a, settings)
     assert choice.chosen.method == method
     assert f"{method} (asked for)" in choice.explain()
-    expected = {"spectral": SpectralFactor, "iterative": IterativeFactor}.get(method, GramFactor)
+    iterate = dict.fromkeys(("circulant", "iterative"), IterativeFactor)
+    expected = {"spectral": SpectralFactor, **iterate}.get(method, GramFactor)
     assert isinstance(factor, expected)
     assert factor.explain()
 
 
 def test_what_cannot_be_had_is_refused_with_the_reason() -> None:
-    with pytest.raises(SolveError, match="no band"):
+    with pytest.raises(SolveError, match="is no convolution"):
         factorize(Dense(torch.randn(3, 3)), SolveSettings(method="banded"))
     with pytest.raises(SolveError, match="direct_limit=2048"):
         factorize(square(8, 32), SolveSettings(method="spectral"))
-    with pytest.raises(SolveError, match="there are spectral, cholesky, banded, iterative"):
+    with pytest.raises(SolveError, match="there are spectral, cholesky, banded, circulant, iterative"):
         factorize(square(2, 4), SolveSettings(method="magic"))  # type: ignore[arg-type]
 
 
@@ -80,6 +81,7 @@ def test_explain_tells_every_candidate() -> None:
         "spectral",
         "cholesky",
         "banded",
+        "circulant",
         "iterative",
     ]
     assert "exceeds direct_limit=2048" in lines[1]
@@ -91,7 +93,8 @@ def test_a_memory_limit_is_kept() -> None:
     a = square(8, 32)
     needed = {c.method: c.memory for c in choose(a, SolveSettings()).candidates}
     assert choose(a, SolveSettings(memory_limit=needed["banded"])).chosen.method == "banded"
-    assert choose(a, SolveSettings(memory_limit=needed["banded"] - 1)).chosen.method == "iterative"
+    assert choose(a, SolveSettings(memory_limit=needed["banded"] - 1)).chosen.method == "circulant"
+    assert choose(a, SolveSettings(memory_limit=needed["circulant"] - 1)).chosen.method == "iterative"
     factor = choose(a, SolveSettings()).chosen.make()
     factor.solve(torch.randn(1, *a.out_shape), 1e-3)
     assert 0 < factor.nbytes <= needed["banded"]

@@ -206,6 +206,7 @@ def of_weight(weight: Tensor) -> list[tuple[LinearOperator, Method]]:
         (Dense(weight), "cholesky"),
         (Dense(weight), "iterative"),
         (convolution, "banded"),
+        (convolution, "circulant"),
         (convolution, "iterative"),
     ]
 

@@ -3,9 +3,10 @@
 from fxinvert.linalg.anchored import Correction, SolveSettings, solve_anchored, solve_diagonal
 from fxinvert.linalg.choice import choose, factorize
 from fxinvert.linalg.convolution import Convolution, TransposedConvolution
+from fxinvert.linalg.iterative import IterativeFactor
 from fxinvert.linalg.memory import FactorCache
 from fxinvert.linalg.operators import Dense, Function, LinearOperator
-from fxinvert.linalg.solvers import Factor, IterativeFactor, Solution, SpectralFactor
+from fxinvert.linalg.solvers import Factor, Solution, SpectralFactor
 
 __all__ = [
     "Convolution",

@@ -17,7 +17,7 @@ from fxinvert.linalg.memory import SHARE, free_memory
 from fxinvert.linalg.operators import flat
 from fxinvert.linalg.solvers import Factor
 
-Method = Literal["spectral", "cholesky", "banded", "iterative"]
+Method = Literal["spectral", "cholesky", "banded", "circulant", "iterative"]
 
 
 @dataclass(frozen=True)

@@ -14,21 +14,24 @@ import torch
 from fxinvert.errors import SolveError
 from fxinvert.linalg.anchored import Method, SolveSettings
 from fxinvert.linalg.banded import BlockBanded, Gram, layout
+from fxinvert.linalg.circulant import Circulant, torus
 from fxinvert.linalg.convolution import Convolution
 from fxinvert.linalg.gram import DenseInverse, GramFactor
+from fxinvert.linalg.iterative import IterativeFactor
 from fxinvert.linalg.memory import human
 from fxinvert.linalg.operators import LinearOperator
-from fxinvert.linalg.solvers import WORK, Factor, IterativeFactor, SpectralFactor
+from fxinvert.linalg.solvers import WORK, Factor, SpectralFactor
 
 #: how much slower than a float32 matrix product: one in float64; a decomposition into singular values; a product with
 #: an operator that is not a matrix; a pass over a vector, by entry
 DOUBLE, DECOMPOSITION, PRODUCT, ENTRY = 2.0, 40.0, 2.0, 40.0
 #: operations of a factorization that nobody waits for; and what is counted for squaring the condition
 PATIENCE, SQUARED = 5e9, 1.5
-#: iterations that conjugate gradients are reckoned with
-ITERATIONS = 60
-#: vectors of either side that an iteration passes over
-VECTORS = 6
+#: iterations that conjugate gradients are reckoned with, and with a preconditioner; how small the frequencies that it
+#: amplifies may be, relative to the largest
+ITERATIONS, PRECONDITIONED, SHIFT = 60, 30, 1e-5
+#: vectors of either side that an iteration passes over, and of the smaller side for two Fourier transforms
+VECTORS, TRANSFORMS = 6, 16
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def choose(operator: LinearOperator, settings: SolveSettings) -> Choice:
         asked = next((c for c in found if c.method == settings.method), None)
         if asked is None:
             raise SolveError(
-                f"method={settings.method!r} cannot be taken: {type(operator).__name__} has no band"
+                f"method={settings.method!r} cannot be taken: {type(operator).__name__} is no convolution"
             )
         if asked.why_not:
             raise SolveError(f"method={settings.method!r} cannot be taken: {asked.why_not}")
@@ -145,6 +148,11 @@ def _candidates(operator: LinearOperator, settings: SolveSettings, limit: int) -
         name = f"block LDLᵀ ({gram.layout.blocks} blocks of {gram.layout.groups} × {gram.layout.block}²)"
         return GramFactor(operator, lambda shift: BlockBanded(gram, shift), name)
 
+    def circulant() -> Factor:
+        assert isinstance(operator, Convolution)
+        around = Circulant(operator, outputs=dual, shift=SHIFT)
+        return IterativeFactor(operator, settings.max_iterations, around)
+
     entries = 8 * (2 * m * n + side * (side + other))
     large = f"smaller side {side} exceeds direct_limit={settings.direct_limit}"
     found = [
@@ -179,6 +187,23 @@ def _candidates(operator: LinearOperator, settings: SolveSettings, limit: int) -
                 SQUARED * (DOUBLE * plan.solve_cost() + product),
                 entries,
                 banded,
+                fits(entries),
+            )
+        )
+        around = torus(operator, outputs=dual)
+        entries = 3 * 16 * around.entries + WORK * (m + n)
+        found.append(
+            Candidate(
+                "circulant",
+                DOUBLE * 8 * around.entries * around.channels,
+                PRECONDITIONED
+                * (
+                    2 * product
+                    + ENTRY * (VECTORS * (m + n) + TRANSFORMS * side)
+                    + PRODUCT * 8 * around.entries
+                ),
+                entries,
+                circulant,
                 fits(entries),
             )
         )

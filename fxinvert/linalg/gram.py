@@ -18,17 +18,14 @@ from torch import Tensor
 from fxinvert.errors import SolveError
 from fxinvert.linalg.definite import NotDefiniteError, definite_inverse, without_dead
 from fxinvert.linalg.operators import LinearOperator, Shape, flat
-from fxinvert.linalg.solvers import SINGLE, Factor, Solution, largest_singular_value
+from fxinvert.linalg.solvers import ARRIVED, REFINED, SINGLE, Factor, Solution, largest_singular_value
 
 #: condition from which the Gram matrix is shifted
 SHIFTED = 3e6
 #: the first shift, relative to σ_max², and the last
 FIRST_SHIFT, LAST_SHIFT = 1e-7, 1e-3
-#: relative error that an answer may have unrefined, to which it is refined, and with which it has arrived all the same,
-#: in single and double precision
+#: relative error that an answer may have unrefined, in single and double precision
 UNREFINED = {torch.float32: 1e-4, torch.float64: 1e-11}
-REFINED = {torch.float32: 1e-6, torch.float64: 1e-12}
-ARRIVED = {torch.float32: 3e-5, torch.float64: 1e-7}
 #: what a product of A with x may be off, relative to σ_max‖x‖
 ROUNDING = 32 * torch.finfo(torch.float64).eps
 #: relative error of unrefined answers from which singular values are the better way, if they can be had

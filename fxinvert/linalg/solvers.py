@@ -21,6 +21,9 @@ from fxinvert.linalg.operators import LinearOperator, flat
 
 #: condition up to which solves are made in float32: its square times 6e-8 is the worst that rounding does to an answer
 SINGLE = 32.0
+#: relative error to which an answer is refined, and with which it has arrived all the same, in single and double precision
+REFINED = {torch.float32: 1e-6, torch.float64: 1e-12}
+ARRIVED = {torch.float32: 3e-5, torch.float64: 1e-7}
 #: bytes of work for every number on either side: a few vectors in double precision
 WORK = 6 * 8
 
@@ -122,40 +125,6 @@ class SpectralFactor(Factor):
         return Solution(correction.reshape(len(r), *self.in_shape).to(r.dtype))
 
 
-class IterativeFactor(Factor):
-    """Batched conjugate gradients on the normal equations (CGLS, Björck 1996, §7.4), every sample on its own.
-
-    Started at zero it converges to the least-norm solution; each sample stops by itself when its residual or its
-    normal residual is small, so that a row never depends on its neighbours.
-    """
-
-    def __init__(self, operator: LinearOperator, iterations: int) -> None:
-        super().__init__(operator)
-        self.operator, self.limit = operator, iterations
-        self.largest = largest_singular_value(operator)
-
-    @property
-    def nbytes(self) -> int:
-        return 0
-
-    def explain(self) -> str:
-        return f"conjugate gradients on the normal equations, at most {self.limit} iterations"
-
-    def solve(self, r: Tensor, damping: float, limit: float = math.inf) -> Solution:
-        tolerance = 1e-12 if r.dtype == torch.float64 else 1e-6
-        found = cgls(
-            self.operator,
-            r,
-            r.new_full((len(r),), damping),
-            largest=r.new_full((len(r),), self.largest),
-            tolerance=tolerance,
-            small_enough=tolerance * _dot(r, r).sqrt(),
-            limit=self.limit,
-            amplified=limit,
-        )
-        return Solution(found.correction, int(found.iterations.max()) if len(r) else 0, found.converged)
-
-
 class Gradients(NamedTuple):
     """What conjugate gradients have found, row by row.
 
@@ -187,7 +156,6 @@ def cgls(
     limit: int | Tensor,
     slope: Tensor | float = 0.0,
     skip: Tensor | None = None,
-    amplified: float = math.inf,
 ) -> Gradients:
     """Batched conjugate gradients on the normal equations, started at zero (CGLS, Björck 1996, §7.4).
 
@@ -201,7 +169,6 @@ def cgls(
         limit: on the number of iterations; may be `(B,)`.
         slope: `(B,)`, or where ‖Aᵀ ρ − λ d‖ ≤ slope · ‖Aᵀ r‖.
         skip: `(B,)`, rows that are not solved; they get 0.
-        amplified: a row is done where σ_max‖d‖ > amplified · ‖r‖: a shorter correction is going to be asked for.
     """
     x = torch.zeros(len(r), *operator.in_shape, dtype=r.dtype, device=r.device)
     dual, residual, s = torch.zeros_like(r), r, operator.adjoint(r)
@@ -228,8 +195,6 @@ def cgls(
         converged = (
             converged | (renewed <= (tolerance * largest).square() * size) | (renewed <= start * slope**2)
         )
-        if amplified < math.inf:
-            converged = converged | (largest.square() * _dot(x, x) > amplified**2 * _dot(r, r))
         beta = torch.where(converged, 0, renewed / torch.where(converged, 1, gamma))
         p, u = s + _rows(beta, p) * p, residual - _rows(damping, dual) * dual + _rows(beta, u) * u
         gamma = renewed

@@ -1,0 +1,126 @@
+"""The Gram matrix of a convolution on a map without ends, which Fourier transforms take apart into small matrices.
+
+On a torus a convolution is, at every frequency ω, a matrix Ŵ(ω) from input to output channels, and AAᵀ or AᵀA is Ŵ Ŵᴴ or
+Ŵᴴ Ŵ there (the block circulant of Strang and T. Chan; R. Chan & Ng, SIAM Review 38, 1996). A map has ends, so that this is
+not the Gram matrix; but it differs from it there only, and so its inverse is a good preconditioner. A stride cuts the input
+into the maps of its phases, which become channels (polyphase decomposition; Vaidyanathan 1993, §4.3).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fxinvert.linalg.convolution import Convolution
+from fxinvert.linalg.operators import Shape
+
+
+class Torus(NamedTuple):
+    """How a map `(groups · c, *spatial)` is laid out for Fourier transforms.
+
+    Attributes:
+        shape: of the map.
+        groups: independent systems.
+        phases: the maps that every axis is cut into.
+        sizes: of these maps.
+    """
+
+    shape: Shape
+    groups: int
+    phases: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    @property
+    def channels(self) -> int:
+        """The unknowns at every frequency, of one group."""
+        return self.shape[0] // self.groups * math.prod(self.phases)
+
+    @property
+    def entries(self) -> int:
+        """Complex numbers in the matrices of all frequencies."""
+        *others, last = self.sizes
+        return self.groups * self.channels**2 * math.prod(others) * (last // 2 + 1)
+
+    def split(self, value: Tensor) -> Tensor:
+        """`(B, groups · c, *spatial)` → `(B, groups, c · phases, *sizes)`, the map filled up with zeros."""
+        n = len(self.sizes)
+        missing = [c * s - size for size, c, s in zip(self.shape[1:], self.sizes, self.phases, strict=True)]
+        ends = [end for more in reversed(missing) for end in (0, more)]
+        filled = torch.nn.functional.pad(value, ends) if any(ends) else value
+        tiles = [part for pair in zip(self.sizes, self.phases, strict=True) for part in pair]
+        parts = filled.reshape(len(value), self.groups, self.shape[0] // self.groups, *tiles)
+        return parts.permute(0, 1, 2, *range(4, 4 + 2 * n, 2), *range(3, 3 + 2 * n, 2)).flatten(2, 2 + n)
+
+    def join(self, value: Tensor) -> Tensor:
+        """The inverse of `split`."""
+        n = len(self.sizes)
+        parts = value.reshape(len(value), self.groups, -1, *self.phases, *self.sizes)
+        turned = parts.permute(0, 1, 2, *[axis for i in range(n) for axis in (3 + n + i, 3 + i)])
+        spatial = [count * s for count, s in zip(self.sizes, self.phases, strict=True)]
+        filled = turned.reshape(len(value), self.shape[0], *spatial)
+        return filled[(slice(None), slice(None), *(slice(size) for size in self.shape[1:]))]
+
+
+def torus(operator: Convolution, *, outputs: bool) -> Torus:
+    """The layout for AAᵀ (`outputs`) or AᵀA."""
+    shape = operator.out_shape if outputs else operator.in_shape
+    # what a convolution calls its inputs is cut into phases; for a transposed one that is its output
+    fine = outputs != operator.forward
+    phases = tuple(operator.options["stride"]) if fine else (1,) * (len(shape) - 1)
+    sizes = tuple(-(-size // s) for size, s in zip(shape[1:], phases, strict=True))
+    return Torus(shape, operator.options["groups"], phases, sizes)
+
+
+class Circulant:
+    """(K + μI)⁻¹ for the Gram matrix K of a convolution on a torus.
+
+    Args:
+        operator: the convolution, or the transpose of one.
+        outputs: whether K stands for AAᵀ, or else for AᵀA.
+        shift: μ relative to K (its largest Frobenius norm at a frequency); above 0.
+    """
+
+    def __init__(self, operator: Convolution, *, outputs: bool, shift: float) -> None:
+        self.torus = torus(operator, outputs=outputs)
+        symbol = self._symbol(operator)
+        gram = symbol.mH @ symbol if outputs != operator.forward else symbol @ symbol.mH
+        scale = float(torch.linalg.matrix_norm(gram).max())
+        #: μ
+        self.shift = shift * scale if scale else 1.0
+        gram.diagonal(dim1=-2, dim2=-1).add_(self.shift)
+        inverse = torch.linalg.inv(gram)
+        self._inverse = inverse.to(torch.complex64 if operator.dtype == torch.float32 else torch.complex128)
+
+    @property
+    def nbytes(self) -> int:
+        return int(self._inverse.nbytes)
+
+    def solve(self, value: Tensor) -> Tensor:
+        """`(B, *shape)` → the same."""
+        sizes = self.torus.sizes
+        n, axes = len(sizes), tuple(range(-len(sizes), 0))
+        spectrum = torch.fft.rfftn(self.torus.split(value), dim=axes)
+        # (B, groups, channels, *frequencies) → (groups, *frequencies, channels, B): a matrix product at every frequency
+        found = self._inverse @ spectrum.permute(1, *range(3, 3 + n), 2, 0)
+        turned = found.permute(2 + n, 0, 1 + n, *range(1, 1 + n))
+        return self.torus.join(torch.fft.irfftn(turned, s=sizes, dim=axes))
+
+    def _symbol(self, operator: Convolution) -> Tensor:
+        """Ŵ at every frequency, `(groups, *frequencies, outputs, inputs · phases)`."""
+        weight = operator.weight.to(torch.float64)
+        made = weight.reshape(self.torus.groups, -1, *weight.shape[1:]).to(torch.complex128)
+        n = len(self.torus.sizes)
+        for axis, size in enumerate(self.torus.sizes):
+            s, d = operator.options["stride"][axis], operator.options["dilation"][axis]
+            count = size if axis < n - 1 else size // 2 + 1
+            taps = d * torch.arange(weight.shape[2 + axis], device=weight.device) - operator.padding[axis]
+            angles = torch.arange(count, dtype=torch.float64, device=weight.device) * (2 * math.pi / size)
+            waves = torch.exp(1j * angles * (taps // s)[:, None])
+            phases = torch.nn.functional.one_hot(taps % s, s)
+            # the kernel's axis becomes one of frequencies and one of phases, behind the others
+            made = torch.tensordot(made, waves[:, :, None] * phases[:, None], dims=([3], [0]))
+        order = (0, *range(3, 3 + 2 * n, 2), 1, 2, *range(4, 4 + 2 * n, 2))
+        return made.permute(order).flatten(n + 2)

@@ -1,0 +1,200 @@
+"""Batched conjugate gradients for operators that no factorization fits, every sample on its own.
+
+Without a preconditioner they go by the normal equations (CGLS, Björck 1996, §7.4): started at zero they converge to the
+least-squares solution of least norm, whatever the rank. A preconditioner stands for the inverse of the smaller Gram matrix
+K, and the system is solved on that side, with x = Aᵀy where K = AAᵀ, so that x is the shortest solution there, too; where K
+is singular and no x reaches r, that diverges, which is noticed.
+
+The recurrences run in the operator's dtype. Their residual drifts from the true one, so that this is computed anew, in
+float64, when a sample seems to be done: it is then done indeed, or goes on from there (iterative refinement). Samples that
+the preconditioner brings no further go on without it, and those that nothing brings further have not converged.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from fxinvert.linalg.operators import LinearOperator, flat
+from fxinvert.linalg.solvers import ARRIVED, REFINED, Factor, Solution, largest_singular_value
+
+#: what a round has to bring the slope down to, for another one to be worth it
+WORTHWHILE = 0.5
+#: by how much a residual may exceed the least so far, before it is going to diverge
+DIVERGED = 1e3
+
+
+class Preconditioner(Protocol):
+    """M, a positive definite matrix near the inverse of AAᵀ or AᵀA, whichever is smaller."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def solve(self, value: Tensor) -> Tensor:
+        """M v for every row."""
+
+
+class IterativeFactor(Factor):
+    """Nothing is factorized: every solve iterates.
+
+    Args:
+        operator: A.
+        iterations: limit on the products with A, and on those with Aᵀ.
+        preconditioner: M; None for none.
+    """
+
+    def __init__(
+        self, operator: LinearOperator, iterations: int, preconditioner: Preconditioner | None = None
+    ) -> None:
+        super().__init__(operator)
+        self.operator, self.limit, self.preconditioner = operator, iterations, preconditioner
+        self.largest = largest_singular_value(operator)
+        self._exact = operator.to(torch.float64)
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self.preconditioner is None else self.preconditioner.nbytes
+
+    def explain(self) -> str:
+        name = type(self.preconditioner).__name__.lower()
+        by = "" if self.preconditioner is None else f", preconditioned by a {name}"
+        return f"conjugate gradients on the normal equations{by}, at most {self.limit} iterations"
+
+    def solve(self, r: Tensor, damping: float, limit: float = math.inf) -> Solution:
+        found = _Found(
+            torch.zeros(len(r), *self.operator.in_shape, dtype=torch.float64, device=r.device),
+            torch.zeros_like(r, dtype=torch.float64),
+            torch.zeros(len(r), dtype=torch.long, device=r.device),
+        )
+        converged = torch.zeros(len(r), dtype=torch.bool, device=r.device)
+        for preconditioner in dict.fromkeys((self.preconditioner, None)):
+            waiting = (~converged).nonzero()[:, 0]
+            converged[waiting] = self._refined(found, r, waiting, preconditioner, damping, limit)
+        return Solution(found.x.to(r.dtype), int(found.steps.max()) if len(r) else 0, converged)
+
+    def _refined(
+        self,
+        found: _Found,
+        r: Tensor,
+        rows: Tensor,
+        preconditioner: Preconditioner | None,
+        damping: float,
+        limit: float,
+    ) -> Tensor:
+        """Goes on with some rows from their true residuals as long as it is worth it; which of them converged."""
+        a, tolerance, arrived = self._exact, REFINED[r.dtype], ARRIVED[r.dtype]
+        converged = torch.zeros_like(rows, dtype=torch.bool)
+        active = torch.arange(len(rows), device=rows.device)
+        size, slope = (
+            _norm(r[rows].double()),
+            torch.full((len(rows),), torch.inf, dtype=torch.float64, device=r.device),
+        )
+        tried = found.of(rows)
+        while len(active):
+            rho = r[rows[active]].double() - a.apply(tried.x)
+            renewed, left = _norm(a.adjoint(rho) - damping * tried.x), _norm(rho)
+            better = ~(renewed >= slope)
+            found.put(rows[active], better, tried)
+            steep, far = renewed / (self.largest * left), left / size
+            # a row that is not finite has no solution
+            ended = ~((steep > tolerance) & (far > tolerance)) | (
+                self.largest * _norm(tried.x) > limit * size
+            )
+            converged[active] |= better & (ended | (steep <= arrived) | (far <= arrived))
+            going = better & ~ended & (renewed <= WORTHWHILE * slope) & (tried.steps < self.limit)
+            active, slope, rho, size = (v[going] for v in (active, renewed, rho, size))
+            if len(active):
+                task = _Task(rho, found.of(rows[active]), size, limit * size)
+                tried = self._descended(task, preconditioner, damping)
+        return converged
+
+    def _descended(self, task: _Task, preconditioner: Preconditioner | None, damping: float) -> _Found:
+        """Conjugate gradients on AAᵀ + λI or AᵀA + λI, each row until its own recurrence says that it is done."""
+        a, (m, n) = self.operator, self.operator.size
+        dual = preconditioner is not None and m <= n
+        enough = REFINED[a.dtype] / 2  # true residuals are a little larger
+
+        def missing(rho: Tensor, x: Tensor, y: Tensor) -> Tensor:
+            return rho - damping * y if dual else a.adjoint(rho) - damping * x
+
+        result = task.start
+        rows = torch.arange(len(task.rho), device=task.rho.device)
+        rho, x0, y0, size, longest = (
+            v.to(a.dtype) for v in (task.rho, result.x, result.y, task.size, task.longest)
+        )
+        x, y, steps, least = torch.zeros_like(x0), torch.zeros_like(y0), result.steps, _norm(rho)
+        g = missing(rho, x0, y0)
+        w = g if preconditioner is None else preconditioner.solve(g)
+        p, gamma = w, _dot(g, w)
+        while True:
+            error, left = _norm(g) / (1 if dual else self.largest), _norm(rho)
+            least = torch.minimum(least, left)
+            going = (error > enough * left) & (left > enough * size) & (left <= DIVERGED * least)
+            going &= (gamma > 0) & (steps < self.limit) & (self.largest * _norm(x0 + x) <= longest)
+            if not bool(going.all()):
+                result.add(rows, ~going, x, y, steps)
+                kept = (rows, rho, x0, y0, size, longest, x, y, steps, least, p, gamma)
+                rows, rho, x0, y0, size, longest, x, y, steps, least, p, gamma = (v[going] for v in kept)
+                if not len(rows):
+                    return result
+            steps = steps + 1
+            t = a.adjoint(p) if dual else p
+            q = a.apply(t)
+            alpha = gamma / ((_dot(t, t) if dual else _dot(q, q)) + damping * _dot(p, p))
+            x, rho = x + _rows(alpha, t) * t, rho - _rows(alpha, q) * q
+            y = y + _rows(alpha, p) * p if dual else y
+            g = missing(rho, x0 + x, y0 + y)
+            w = g if preconditioner is None else preconditioner.solve(g)
+            renewed = _dot(g, w)
+            p, gamma = w + _rows(renewed / gamma, p) * p, renewed
+
+
+class _Task(NamedTuple):
+    """Residuals r − A x to go on from, what has been found, the norms of r, and what σ_max‖x‖ may be."""
+
+    rho: Tensor
+    start: _Found
+    size: Tensor
+    longest: Tensor
+
+
+@dataclass
+class _Found:
+    """Corrections x in float64, what they are Aᵀy of where that is known, and iterations, row by row."""
+
+    x: Tensor
+    y: Tensor
+    steps: Tensor
+
+    def of(self, rows: Tensor) -> _Found:
+        """A copy of some rows."""
+        return _Found(self.x[rows], self.y[rows], self.steps[rows])
+
+    def put(self, rows: Tensor, better: Tensor, other: _Found) -> None:
+        """Takes over some rows where they are better; iterations are counted anyhow."""
+        self.x[rows[better]] = other.x[better]
+        self.y[rows[better]] = other.y[better]
+        self.steps[rows] = other.steps
+
+    def add(self, rows: Tensor, done: Tensor, x: Tensor, y: Tensor, steps: Tensor) -> None:
+        """Adds what was found for those rows that are done."""
+        self.x[rows[done]] += x[done]
+        self.y[rows[done]] += y[done]
+        self.steps[rows[done]] = steps[done]
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return flat(a * b).sum(1)
+
+
+def _rows(scalars: Tensor, like: Tensor) -> Tensor:
+    return scalars.reshape(-1, *[1] * (like.dim() - 1))
+
+
+def _norm(value: Tensor) -> Tensor:
+    sizes: Tensor = torch.linalg.vector_norm(flat(value), dim=1)
+    return sizes
