@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fxinvert.errors import DataError
@@ -12,7 +12,8 @@ from fxinvert.training.batch import Batch
 from fxinvert.training.chunks import Chunk, Source
 from fxinvert.training.context import Context
 from fxinvert.training.data import Batches, Part
-from fxinvert.training.fingerprint import Fingerprint
+from fxinvert.training.fingerprint import HELD_OUT, Fingerprint
+from fxinvert.training.held_out import HeldOutSample
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Feed:
         counts: what the survey found, by chunk.
         sent: the chunks, where they had to be sent.
         ordered: whether every pass must give the same chunks, not only the same samples.
+        sample: what is kept of the samples to judge by, if they were read here.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Feed:
     counts: Sequence[Count]
     sent: Sequence[Sent] | None
     ordered: bool
+    sample: HeldOutSample = field(default_factory=HeldOutSample)
 
     @property
     def total(self) -> Fingerprint:
@@ -76,7 +79,7 @@ class Feed:
 
     def of(self, part: Part) -> Feed:
         """The same data, another part."""
-        return Feed(self.name, self.source, part, self.counts, self.sent, self.ordered)
+        return replace(self, part=part)
 
     def wheres(self) -> Iterator[Where]:
         """Where the chunks are, in order.
@@ -136,7 +139,9 @@ class Feed:
         )
 
 
-def survey(name: str, context: Context, executor: Executor, ordered: bool, count_all: Any) -> Feed:
+def survey(
+    name: str, context: Context, executor: Executor, ordered: bool, judged: Part | None, count_all: Any
+) -> Feed:
     """Passes over some data once: counts, fingerprints, and chunks sent to where they will be needed.
 
     Args:
@@ -144,15 +149,17 @@ def survey(name: str, context: Context, executor: Executor, ordered: bool, count
         context: with the source.
         executor: who will work on it.
         ordered: whether later passes must give the same chunks.
+        judged: the part that steps are judged by, of which a sample is kept; None: other data are.
         count_all: counts the chunks with these numbers, anywhere.
 
     Raises:
         DataError: there are no batches, or one is not what it should be.
     """
     source, counts, sent = context.sources[name], list[Count](), list[Sent]()
+    sample = HeldOutSample(HELD_OUT if judged == "held_out" else 1)
     if source.local:
         for chunk in source.chunks():
-            counts.append(count(context, chunk))
+            counts.append(count(context, chunk, judged or "held_out", sample.add if judged else None))
             if executor.remote:
                 items = executor.share(list(chunk.read()))
                 sent.append(Sent(chunk.index, chunk.first, chunk.what, items))
@@ -161,14 +168,29 @@ def survey(name: str, context: Context, executor: Executor, ordered: bool, count
     if not counts:
         raise DataError(f"{name}_data has no batches; it is empty, or it can be iterated only once")
     remote_local = source.local and executor.remote
-    return Feed(name, source, "all", counts, sent if remote_local else None, ordered or not source.local)
+    return Feed(
+        name, source, "all", counts, sent if remote_local else None, ordered or not source.local, sample
+    )
 
 
-def count(context: Context, chunk: Chunk) -> Count:
-    """What a survey tells of a chunk."""
-    batches = Stream(context, [chunk], "train", "")
-    train = sum(map(len, batches))
-    return Count(batches.fingerprint, train, batches.fingerprint.samples - train)
+def count(
+    context: Context, chunk: Chunk, judged: Part = "held_out", see: Callable[[Batch], None] | None = None
+) -> Count:
+    """What a survey tells of a chunk.
+
+    Args:
+        context: the model.
+        chunk: the data.
+        judged: the part that steps are judged by.
+        see: is given the batches of that part.
+    """
+    batches = Stream(context, [chunk], judged, "")
+    held_out = 0
+    for batch in batches:
+        held_out += len(batch)
+        if see is not None:
+            see(batch)
+    return Count(batches.fingerprint, batches.fingerprint.samples - held_out, held_out)
 
 
 class Stream:

@@ -243,5 +243,5 @@ def automatic(labels: Any) -> list[OutputTarget]:
     """
     if all(own.dtype.is_floating_point for own in tree_leaves(labels)):
         return [output_target("regression")]
-    relaxed = [OutputTarget(f"cross_entropy ×{c}", partial(cross_entropy, step=2.0 * c)) for c in (2, 6)]
+    relaxed = [OutputTarget(f"cross_entropy ×{c}", partial(cross_entropy, step=2.0 * c)) for c in (6, 2)]
     return [*relaxed, output_target("margin")]

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,15 +34,18 @@ from fxinvert.scheduling.keys import content_key
 from fxinvert.training import ClosedForm, Gradient, Joint, Method, NormalEquations
 from fxinvert.training.chunks import CHUNK, source_of
 from fxinvert.training.context import MEMORY_LIMIT, Context, digest_of
+from fxinvert.training.data import Part
 from fxinvert.training.fingerprint import Fingerprint
+from fxinvert.training.held_out import HeldOutSample
 from fxinvert.training.judge import Share, check_share
 from fxinvert.training.metrics import Tally
 from fxinvert.training.recalibrate import Moments
+from fxinvert.training.sizes import Quadratic
 from fxinvert.training.sweeps import Settings, run_sweeps
 from fxinvert.workshop import Workshop, count_chunk
 
 #: what results of tasks are made of
-KNOWN: list[type] = [NormalEquations, Tally, Moments, Fingerprint]
+KNOWN: list[type] = [NormalEquations, Tally, Moments, Fingerprint, Quadratic]
 
 METHODS: dict[str, Callable[..., Method]] = {"closed_form": ClosedForm, "gradient": Gradient, "joint": Joint}
 INPUTS = ("updated", "original")
@@ -94,7 +98,7 @@ def post_train(
             snapshot), `"waves"` (those that do not feed one another together) or `"single"` (one segment).
         only: the names of the segments to train; by default all.
         output_target: what the output should have been, by name or a callable of outputs and labels; `"auto"` chooses
-            by held-out loss after the first sweep.
+            by held-out loss, after training the last segment with each.
         sweeps: how many at most; fewer if they bring nothing.
         patience: after how many sweeps in a row that bring too little to stop.
         least_gain: what a sweep must at least bring, as a share of the held-out loss.
@@ -167,13 +171,15 @@ def post_train(
 
             return count_all
 
+        judged: dict[str, Part] = {"validation": "all"} if "validation" in sources else {"train": "held_out"}
         surveyed = {
-            name: survey(name, context, hand, journal is not None, counted(name)) for name in context.sources
+            name: survey(name, context, hand, journal is not None, judged.get(name), counted(name))
+            for name in context.sources
         }
         feeds, notes = _parts(surveyed)
         if journal is not None:
             journal.is_about(identity(context, plan, feeds, (trainer, settings, ordered, targets, threads)))
-        total = len(ordered) * (sweeps + len(targets) - 1)
+        total = len(ordered) * sweeps + (len(targets) if len(targets) > 1 else 0)
         with progress_display(total, progress) as display:
             shop = Workshop(crew, shared, feeds, targets[0], display)
             best, records = run_sweeps(shop, trainer, ordered, targets, settings, display.advance)
@@ -278,7 +284,7 @@ def _parts(surveyed: dict[str, Feed]) -> tuple[dict[str, Feed], list[str]]:
     if all(any(getattr(count, part) for count in data.counts) for part in ("train", "held_out")):
         return {"train": data.of("train"), "held_out": data.of("held_out")}, []
     note = "too few samples to keep some aside: steps were judged on the training data"
-    return {"train": data, "held_out": data}, [note]
+    return {"train": data, "held_out": replace(data, sample=HeldOutSample())}, [note]
 
 
 def _changed(before: nn.Module, after: nn.Module) -> tuple[str, ...]:

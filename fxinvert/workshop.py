@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import reduce
 from itertools import chain
 from typing import Any
 
@@ -18,6 +19,7 @@ from fxinvert.training.data import Part
 from fxinvert.training.fingerprint import Fingerprint
 from fxinvert.training.judge import Candidate, tallies
 from fxinvert.training.metrics import Metrics, Tally
+from fxinvert.training.sizes import Quadratic, quadratic
 from fxinvert.training.work import Job, Proposal
 
 
@@ -44,6 +46,7 @@ class Workshop:
         self.output_target, self.display = output_target, display
         self._shared, self._what, self._digest = context, "", ""
         self._state: Shared[State] | None = None
+        self._sample = feeds["held_out"].sample.batches()
         self.use({})
 
     def begin(self, text: str) -> None:
@@ -62,13 +65,33 @@ class Workshop:
             self._state, self._digest = self.crew.executor.share(now), digest
         self.context.load(now, digest)
 
+    @property
+    def sampled(self) -> bool:
+        return not self.feeds["held_out"].sample.is_whole
+
+    def search(self, proposals: Sequence[Proposal], candidates: Sequence[Candidate]) -> list[Metrics]:
+        if not self._sample:  # data that are read elsewhere are measured there
+            return self.measure(proposals, candidates)
+        found = tallies(self.context, self._sample, proposals=proposals, candidates=candidates)
+        return [total.metrics for total in found]
+
     def measure(self, proposals: Sequence[Proposal], candidates: Sequence[Candidate]) -> list[Metrics]:
+        if self._sample and not self.sampled:
+            return self.search(proposals, candidates)
         arguments = {"proposals": proposals, "candidates": candidates}
         totals = [Tally() for _ in candidates]
         feed = self.feeds["held_out"]
         for part in self._over(feed, feed.wheres(), tallies, arguments, "measure"):
             totals = [total + own for total, own in zip(totals, part, strict=True)]
         return [total.metrics for total in totals]
+
+    def quadratic(self, proposal: Proposal) -> Quadratic:
+        if self._sample:
+            return quadratic(self.context, self._sample, proposal=proposal)
+        feed = self.feeds["held_out"]
+        parts = self._over(feed, feed.wheres(), quadratic, {"proposal": proposal}, "sizes")
+        total: Quadratic = reduce(Quadratic.__add__, parts)
+        return total
 
     def blocks(self, job: Job, arguments: Mapping[str, Any], every: int | None) -> Iterator[Iterator[Any]]:
         feed = self.feeds["train"]

@@ -56,7 +56,7 @@ def test_a_run_that_was_interrupted_goes_on_and_ends_with_the_same_bytes(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert invoke(*COMMAND, "--run-directory", "whole").exit_code == 0
-    stopped = interrupt(monkeypatch, 9, *COMMAND, "--run-directory", "run")
+    stopped = interrupt(monkeypatch, 10, *COMMAND, "--run-directory", "run")  # nine tasks and a wave
     assert stopped.exit_code == 130
     assert "fxinvert resume run" in stopped.output
     assert not is_finished(here / "run")
@@ -190,7 +190,7 @@ def test_bad_input(here: Path, prepare: Any, command: str, said: str) -> None:
 
 
 def test_a_run_with_other_data_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    interrupt(monkeypatch, 9, *COMMAND, "--run-directory", "run")
+    interrupt(monkeypatch, 10, *COMMAND, "--run-directory", "run")  # nine tasks and a wave
     (here / "data.npz").unlink()
     (here / "cli_nets.py").write_text((here / "cli_nets.py").read_text())
     import numpy as np

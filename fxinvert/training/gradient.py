@@ -16,7 +16,8 @@ from fxinvert.passes.plan import Segment
 from fxinvert.training.batch import Batch
 from fxinvert.training.closed_form import sample_weights
 from fxinvert.training.context import Context
-from fxinvert.training.replay import given_by, leaves_of, replay
+from fxinvert.training.replay import leaves_of, replay
+from fxinvert.training.variants import given_by
 from fxinvert.training.work import Proposal, Update, Work
 
 

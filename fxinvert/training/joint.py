@@ -23,7 +23,8 @@ from fxinvert.training.batch import Batch
 from fxinvert.training.context import Context
 from fxinvert.training.gradient import Optimizer
 from fxinvert.training.metrics import flat_classes, is_classification
-from fxinvert.training.replay import batch_norms, given_by, leaves_of, replay, statistics_of
+from fxinvert.training.replay import batch_norms, leaves_of, replay, statistics_of
+from fxinvert.training.variants import given_by
 from fxinvert.training.work import Proposal, Update, Work
 
 DECAY = 0.9

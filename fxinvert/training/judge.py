@@ -1,36 +1,37 @@
 """Judging proposals: how far to go along each update, measured on held-out data; never further than it helps.
 
 Updates of one proposal were found from one snapshot, each as if the others stayed. Taken together in full they may
-overshoot, so the correction is shared among them: in equal shares, in proportion to what each explains, or searched,
-one after the other, for the multiple of each that is best on held-out data.
+overshoot, so the correction is shared among them: in equal shares, in proportion to what each explains, or as a
+quadratic model of the held-out loss says. How far to go along the shares is measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Literal, Protocol, get_args
 
 import torch
-from torch import Tensor
 
 from fxinvert.errors import DataError
 from fxinvert.heads import Heads
 from fxinvert.passes.capture import evaluating
 from fxinvert.training.batch import Batch
-from fxinvert.training.context import Context, State
+from fxinvert.training.context import Context
 from fxinvert.training.metrics import Metrics, Tally
-from fxinvert.training.work import Proposal
+from fxinvert.training.sizes import Quadratic
+from fxinvert.training.variants import Variants
+from fxinvert.training.work import Proposal, Sizes, moved
 
-#: multiples of the full update that are tried; a linear model of the loss is only good nearby
-STEPS = (1.0, 0.5, 0.25, 0.1)
-#: batches that are read before all candidates are tried on them
-_AT_A_TIME = 8
+#: multiples of an update that are tried first; a parabola through their losses says which one is tried then
+TRIED = (1.0, 0.5)
+#: the least and the largest multiple that it may say
+LEAST, MOST = 0.05, 2.0
+#: multiples nearer than this share of one that was tried are not tried
+NEAR = 0.1
 
 Share = Literal["searched", "equal", "explained", "none"]
-#: the multiple of each update of a proposal
-Sizes = tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,30 @@ class Candidate:
     sizes: Sizes
 
 
-class Measure(Protocol):
-    """The held-out metrics of candidates."""
+Measure = Callable[[Sequence[Proposal], Sequence[Candidate]], list[Metrics]]
 
-    def __call__(self, proposals: Sequence[Proposal], candidates: Sequence[Candidate]) -> list[Metrics]: ...
+
+class HeldOut(Protocol):
+    """Held-out data, and a sample of them.
+
+    Attributes:
+        sampled: whether the sample is less than all of them.
+    """
+
+    @property
+    def sampled(self) -> bool: ...
+
+    def search(self, proposals: Sequence[Proposal], candidates: Sequence[Candidate]) -> list[Metrics]:
+        """The metrics, on the sample, of the state changed by each of the candidates."""
+        ...
+
+    def measure(self, proposals: Sequence[Proposal], candidates: Sequence[Candidate]) -> list[Metrics]:
+        """The same on all held-out data."""
+        ...
+
+    def quadratic(self, proposal: Proposal) -> Quadratic:
+        """The model of the loss, on the sample, in the sizes of the updates."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -61,26 +82,66 @@ def check_share(share: str) -> None:
         raise DataError(f"unknown share {share!r}; known are {', '.join(get_args(Share))}")
 
 
-def judge(proposals: Sequence[Proposal], share: Share, measure: Measure, start: Metrics) -> Judged:
-    """The candidate with the least held-out loss, or that which stays.
+def judge(proposals: Sequence[Proposal], share: Share, held_out: HeldOut, start: Metrics) -> Judged:
+    """The candidate with the least loss on a sample of held-out data, if it is better on all of them; else staying.
 
     Args:
         proposals: alternatives.
         share: how updates of one proposal share the correction.
-        measure: held-out metrics.
-        start: of the state as it is.
+        held_out: the data, and the state as it is.
+        start: metrics of that state on all held-out data.
     """
-    candidates = [
-        Candidate(i, tuple(step * size for size in _shares(proposal, share)))
-        for i, proposal in enumerate(proposals)
-        for step in STEPS
-    ]
-    stay = Judged(Candidate(0, (0.0,) * len(proposals[0])), start)
-    found = _best(proposals, candidates, measure, stay)
-    if share == "searched" and len(proposals[found.candidate.proposal]) > 1:
-        searched = _search(proposals, found.candidate.proposal, measure, start)
-        found = min(found, searched, key=lambda judged: judged.metrics.loss)
+    nothing = Candidate(0, (0.0,) * len(proposals[0]))
+    begun = held_out.search(proposals, [nothing])[0] if held_out.sampled else start
+    found = _searched(proposals, share, held_out, Judged(nothing, begun))
+    if not any(found.candidate.sizes):
+        return Judged(nothing, start)
+    if held_out.sampled:
+        (metrics,) = held_out.measure(proposals, [found.candidate])
+        found = Judged(found.candidate, metrics)
+    return found if found.metrics.loss < start.loss else Judged(nothing, start)
+
+
+def _searched(proposals: Sequence[Proposal], share: Share, held_out: HeldOut, stay: Judged) -> Judged:
+    """The best multiple of the shares of the first proposal's updates, and the best proposal for it."""
+    first, most = proposals[0], MOST
+    if share == "searched" and len(first) > 1:
+        shares = held_out.quadratic(first).least(MOST)
+        if not any(shares):
+            return stay
+    else:
+        shares, most = _shares(first, share), MOST if share in ("none", "searched") else 1.0
+    found = _along(shares, proposals, held_out.search, stay, most)
+    if len(proposals) > 1:
+        sizes = found.candidate.sizes if any(found.candidate.sizes) else _times(LEAST, shares)
+        others = [Candidate(i, sizes) for i in range(1, len(proposals))]
+        found = _best(proposals, others, held_out.search, found)
     return found
+
+
+def _along(
+    shares: Sizes, proposals: Sequence[Proposal], measure: Measure, stay: Judged, most: float
+) -> Judged:
+    """The best of a few multiples of some shares of the first proposal's updates."""
+    tried = [Candidate(0, _times(step, shares)) for step in TRIED]
+    whole, half = measure(proposals, tried)
+    step = min(interpolated(stay.metrics.loss, half.loss, whole.loss), most)
+    found = min([stay, *map(Judged, tried, (whole, half))], key=_loss)
+    if all(abs(step - other) > NEAR * other for other in TRIED):
+        found = _best(proposals, [Candidate(0, _times(step, shares))], measure, found)
+    return found
+
+
+def _times(step: float, shares: Sizes) -> Sizes:
+    return tuple(step * share for share in shares)
+
+
+def interpolated(at_0: float, at_half: float, at_1: float) -> float:
+    """Where a parabola through losses at 0, ½ and 1 is least, between `LEAST` and `MOST`; a short step without one."""
+    slope, curvature = 4 * at_half - 3 * at_0 - at_1, 4 * (at_0 - 2 * at_half + at_1)
+    if not math.isfinite(slope + curvature) or slope >= 0:
+        return LEAST
+    return min(max(-slope / curvature, LEAST), MOST) if curvature > 0 else MOST
 
 
 def _shares(proposal: Proposal, share: Share) -> Sizes:
@@ -94,39 +155,15 @@ def _shares(proposal: Proposal, share: Share) -> Sizes:
     return (1.0,) * len(proposal)
 
 
-def _search(proposals: Sequence[Proposal], index: int, measure: Measure, start: Metrics) -> Judged:
-    """Settles the size of one update after the other, those whose turn has not come yet 0.
-
-    The last comes first: nearest to the output an update does what it promises, and the earlier ones, whose promises
-    hold only nearby, then add what is left to gain.
-    """
-    count = len(proposals[index])
-    found = Judged(Candidate(index, (0.0,) * count), start)
-    for i in reversed(range(count)):
-        sizes = found.candidate.sizes
-        tried = [Candidate(index, (*sizes[:i], step, *sizes[i + 1 :])) for step in STEPS]
-        found = _best(proposals, tried, measure, found)
-    return found
-
-
 def _best(
     proposals: Sequence[Proposal], candidates: Sequence[Candidate], measure: Measure, best: Judged
 ) -> Judged:
-    for candidate, metrics in zip(candidates, measure(proposals, candidates), strict=True):
-        if metrics.loss < best.metrics.loss:
-            best = Judged(candidate, metrics)
-    return best
+    return min([best, *map(Judged, candidates, measure(proposals, candidates))], key=_loss)
 
 
-def moved(state: Mapping[str, Tensor], proposal: Proposal, sizes: Sizes) -> State:
-    """The tensors that a proposal changes, after some multiple of each of its updates."""
-    total: dict[str, Tensor] = {}
-    for update, size in zip(proposal, sizes, strict=True):
-        for name, change in update.changes.items():
-            # the sum is made in the solution's float64, so that rounding happens once
-            before = total[name] if name in total else state[name].double()
-            total[name] = before + size * change.double()
-    return {name: value.to(state[name].dtype) for name, value in total.items()}
+def _loss(judged: Judged) -> float:
+    """What counts; no number at all counts as infinitely bad."""
+    return math.inf if math.isnan(judged.metrics.loss) else judged.metrics.loss
 
 
 def tallies(
@@ -137,16 +174,11 @@ def tallies(
     candidates: Sequence[Candidate],
 ) -> list[Tally]:
     """The sums that metrics are made of, for the context's state changed by each of the candidates."""
-    base = context.state()
-    states = [moved(base, proposals[c.proposal], c.sizes) for c in candidates]
-    totals = [Tally() for _ in candidates]
-    stream = iter(batches)
+    states = [moved(context.tensors, proposals[c.proposal], c.sizes) for c in candidates]
+    totals, heads = [Tally() for _ in candidates], Heads.of(context.graph)
     with torch.no_grad(), evaluating(context.graph):
-        while piece := list(islice(stream, _AT_A_TIME)):
-            for i, state in enumerate(states):
-                context.load(base | state)
-                for batch in piece:
-                    outputs = context.graph(*context.graph.meta["inputs"].tensors(batch.inputs))
-                    totals[i] += Tally.of(outputs, batch, heads=Heads.of(context.graph))
-    context.load(base)
+        variants = Variants(context, states)
+        for batch in batches:
+            for i, outputs in enumerate(variants.outputs(batch.inputs)):
+                totals[i] += Tally.of(outputs, batch, heads=heads)
     return totals

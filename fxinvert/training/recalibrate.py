@@ -12,7 +12,8 @@ from fxinvert.inversion.replay import forward_values
 from fxinvert.passes.capture import evaluating
 from fxinvert.training.batch import Batch
 from fxinvert.training.context import Context
-from fxinvert.training.replay import batch_norms, given_by, replay, statistics_of
+from fxinvert.training.replay import batch_norms, replay, statistics_of
+from fxinvert.training.variants import given_by
 from fxinvert.training.work import Proposal, Update, Work
 
 #: what the update of all batch-norm statistics is called in results

@@ -20,16 +20,6 @@ def leaves_of(context: Context, names: Iterable[str]) -> dict[str, Tensor]:
     return {name: context.tensors[name].detach().clone().requires_grad_() for name in names}
 
 
-def given_by(context: Context, tensors: Mapping[str, Tensor]) -> dict[fx.Node, Tensor]:
-    """The nodes that read some parameters or buffers, with other values for them."""
-    others = {id(context.tensors[name]): value for name, value in tensors.items()}
-    read = {
-        node: id(attribute(context.graph, str(node.target)))
-        for node in context.graph.graph.find_nodes(op="get_attr")
-    }
-    return {node: others[own] for node, own in read.items() if own in others}
-
-
 def replay(
     context: Context,
     values: Mapping[fx.Node, Any],

@@ -11,15 +11,15 @@ from fxinvert.output_target import OutputTarget
 from fxinvert.passes.plan import Segment
 from fxinvert.result import Record
 from fxinvert.training.context import State
-from fxinvert.training.judge import Candidate, Judged, Share, judge, moved
+from fxinvert.training.judge import Candidate, HeldOut, Judged, Share, judge
 from fxinvert.training.metrics import Metrics
 from fxinvert.training.recalibrate import recalibrated
-from fxinvert.training.work import Method, Proposal, Work
+from fxinvert.training.work import Method, Proposal, Work, moved
 
 Wave = tuple[Segment, ...]
 
 
-class Place(Work, Protocol):
+class Place(Work, HeldOut, Protocol):
     """Work, and what judging it needs."""
 
     output_target: OutputTarget
@@ -34,10 +34,6 @@ class Place(Work, Protocol):
 
     def use(self, state: Mapping[str, Any]) -> None:
         """Jobs that begin from now on are done with these parameters and buffers."""
-        ...
-
-    def measure(self, proposals: Sequence[Proposal], candidates: Sequence[Candidate]) -> list[Metrics]:
-        """The held-out metrics of the state, changed by each of the candidates."""
         ...
 
     def remembered(self, about: Any, do: Callable[[], Any]) -> Any:
@@ -92,7 +88,10 @@ def run_sweeps(
     settings: Settings,
     advance: Callable[[str], None],
 ) -> tuple[Best, list[Record]]:
-    """Sweeps over the waves; with several output targets, sweeps once with each and goes on with the best.
+    """Sweeps over the waves.
+
+    Of several output targets the one is used with which training the last segment gives the least held-out loss: that
+    takes no inversion, and tells their kinds and scales apart.
 
     Args:
         place: where work is done.
@@ -106,11 +105,10 @@ def run_sweeps(
     place.begin("baseline")
     (baseline,) = place.measure([[]], [Candidate(0, ())])
     best, records = Best(baseline, begun), list[Record]()
-    tried: list[tuple[Metrics, State, OutputTarget]] = []
 
-    def sweep(number: int) -> None:
+    def sweep(number: int, ordered: Sequence[Wave]) -> None:
         snapshot = place.state()
-        for wave in waves:
+        for wave in ordered:
             began = time.perf_counter()
             steps = _wave(place, method, wave, settings, snapshot, best.latest, number)
             for record, changed in steps:
@@ -120,19 +118,22 @@ def run_sweeps(
             spent = time.perf_counter() - began
             advance(f"sweep {number}, {', '.join(s.name for s in wave)}: {best.latest} ({spent:.1f} s)")
 
-    for target in targets:
-        place.use(begun)
-        place.output_target, best.latest = target, baseline
-        sweep(1)
-        tried.append((best.latest, place.state(), target))
-    best.latest, state, place.output_target = min(tried, key=lambda result: result[0].loss)
-    place.use(state)
+    place.output_target = targets[0]
+    if len(targets) > 1:
+        tried: list[tuple[Metrics, State, OutputTarget]] = []
+        for place.output_target in targets:
+            place.use(begun)
+            best.latest = baseline
+            sweep(1, [waves[-1][-1:]])
+            tried.append((best.latest, place.state(), place.output_target))
+        best.latest, state, place.output_target = min(tried, key=lambda result: result[0].loss)
+        place.use(state)
     idle = 0
-    for number in range(2, settings.sweeps + 1):
+    for number in range(1, settings.sweeps + 1):
         before = best.latest.loss
-        sweep(number)
+        sweep(number, waves)
         gained = before - best.latest.loss
-        idle = idle + 1 if gained <= settings.least_gain * before else 0
+        idle = idle + 1 if number > 1 and gained <= settings.least_gain * before else 0
         if idle >= settings.patience or gained == 0:
             break
     return best, records
@@ -176,7 +177,7 @@ def _steps(
         """Judges proposals by what they do to the current state, and takes the best."""
         nonlocal latest
         place.use(current)
-        judged = judge(proposals, settings.share, place.measure, latest)
+        judged = judge(proposals, settings.share, place, latest)
         chosen = proposals[judged.candidate.proposal]
         changed = moved(current, chosen, judged.candidate.sizes) if any(judged.candidate.sizes) else {}
         record = Record(

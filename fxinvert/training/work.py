@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fxinvert.output_target import OutputTarget
 from fxinvert.passes.plan import Segment
-from fxinvert.training.context import Context
+from fxinvert.training.context import Context, State
 
 #: something done with a part of the data, `job(context, batches, **arguments)`: a function of a module, so that it can
 #: be sent by its name; what it returns is made of tensors, numbers, strings and containers, so that it can be stored
@@ -67,6 +67,19 @@ class Update:
 
 #: updates that were found together, each as if the others stayed
 Proposal = list[Update]
+#: the multiple of each update of a proposal
+Sizes = tuple[float, ...]
+
+
+def moved(state: Mapping[str, Tensor], proposal: Proposal, sizes: Sizes) -> State:
+    """The tensors that a proposal changes, after some multiple of each of its updates."""
+    total: dict[str, Tensor] = {}
+    for update, size in zip(proposal, sizes, strict=True):
+        for name, change in update.changes.items() if size else ():
+            # the sum is made in the solution's float64, so that rounding happens once
+            before = total[name] if name in total else state[name].double()
+            total[name] = before + size * change.double()
+    return {name: value.to(state[name].dtype) for name, value in total.items()}
 
 
 class Method(Protocol):
