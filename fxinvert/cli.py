@@ -5,6 +5,8 @@ torch is imported inside the commands, so that `--help` is quick.
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -115,6 +117,9 @@ def main(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.")] = False,
 ) -> None:
     """Post-train pretrained PyTorch networks without back-propagation, and export proven ONNX."""
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be UTF-8, nor terminals
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @app.command(
@@ -240,7 +245,7 @@ def resume(
 
     console = make_console(stderr=as_json)
     if is_finished(run):
-        console.print(f"The run in {run} is finished.", markup=False)
+        console.print(f"The run in {run} is finished.")
         return
     place = {name: value for name, value in given(context).items() if name in PLACE}
     go_on(run, place, console)

@@ -164,8 +164,8 @@ def test_answers_at_chance_are_flagged_before_training(
     assert done.exit_code == 0, done.output
     assert "Warning: before training" in done.stderr
     assert "the classes in another order; here it is class0, class1, class2" in done.stderr
-    notes = json.loads(done.stdout)["post_training"]["notes"]
-    assert any("no better than chance" in note for note in notes)
+    (warning,) = json.loads(done.stdout)["warnings"]
+    assert "no better than chance" in warning
     better = ("--weights", "a/weights.safetensors")
     done = invoke("post-train", "cli_nets:Net", "photos", *better, *run, "b")
     assert done.exit_code == 0, done.output

@@ -187,7 +187,10 @@ class PostTrainConfig(BaseModel):
 
     def to_yaml(self) -> str:
         """The settings as a file that `read_settings` reads."""
-        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        content = self.model_dump(mode="json")
+        text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        if any("\ud800" <= letter <= "\udfff" for letter in text):  # names of files that are not UTF-8
+            text = yaml.safe_dump(content, sort_keys=False)
         return text
 
 
@@ -201,7 +204,11 @@ def read_settings(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the configuration {path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # dates and numbers that are none, endless nesting
         raise DataError(f"the configuration {path} is no YAML: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise DataError(f"the configuration {path} holds no settings; `name: value` lines are needed")

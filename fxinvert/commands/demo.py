@@ -194,4 +194,4 @@ def _figures(row: Contender) -> dict[str, Any]:
 
 
 def _heading(console: Console, text: str) -> None:
-    console.print(f"\n[bold]{text}[/bold]")
+    console.print(f"\n{text}", style="bold")

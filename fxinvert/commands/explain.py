@@ -64,13 +64,14 @@ def explain(
     """
     if not samples and not mean_over:
         raise DataError("which samples? give --sample K (several times, if you like), or --mean-over COUNT")
-    if len(samples) > 1 and out.suffix:
+    one_file = out.suffix and not out.is_dir()
+    if len(samples) > 1 and one_file:
         raise DataError(f"--out {out}: several samples need a folder")
     told: dict[str, Any] = {}
     if samples:
         found = _explained(subject, samples, output_target)
         files = [
-            found.save(out if out.suffix else out / f"explain_{number}.png", place, number)
+            found.save(out if one_file else out / f"explain_{number}.png", place, number)
             for place, number in enumerate(samples)
         ]
         told["samples"] = [{"sample": n, "picture": str(f)} for n, f in zip(samples, files, strict=True)]
@@ -78,7 +79,7 @@ def explain(
         if not as_json:
             console.print(_table(found, samples))
             for file in files:
-                console.print(f"Picture: {file}", markup=False, soft_wrap=True)
+                console.print(f"Picture: {file}", soft_wrap=True)
     if mean_over:
         means = _explained(subject, mean_over, output_target)
         told["mean_over"] = {"samples": len(means), "by_class": means.by_class()}

@@ -156,7 +156,7 @@ def _show(report: ExportReport, as_json: bool, console: Console) -> None:
     if as_json:
         print_json(report.to_dict())
     else:
-        console.print(str(report), markup=False, soft_wrap=True)
+        console.print(str(report), soft_wrap=True)
 
 
 def _axes(texts: Sequence[str]) -> Axes:

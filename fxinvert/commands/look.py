@@ -66,7 +66,7 @@ def show_plan(
     console.print(nodes_table(graph, rules))
     console.print(plan)
     if costs is None:
-        console.print(f"This model cannot be inverted yet: {problem}", markup=False, style="red")
+        console.print(f"This model cannot be inverted yet: {problem}", style="red")
         return
     console.print(
         f"One closed-form sweep of {samples:,} samples, in {costs.chunks:,} chunks, as measured here on {PROBE}:"

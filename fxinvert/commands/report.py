@@ -51,9 +51,7 @@ def report(path: Path, out: Path | None, console: Console, as_json: bool = False
     if as_json:
         print_json(json.loads(facts.read_text(encoding="utf-8")))
     else:
-        console.print(
-            f"Report: {page} (open it in a browser), {facts.name} beside it.", markup=False, soft_wrap=True
-        )
+        console.print(f"Report: {page} (open it in a browser), {facts.name} beside it.", soft_wrap=True)
     return page
 
 

@@ -18,6 +18,7 @@ from fxinvert.commands.config import PostTrainConfig, read_settings
 from fxinvert.commands.doubts import doubts
 from fxinvert.errors import DataError
 from fxinvert.export import ExportReport, export_onnx
+from fxinvert.export.files import destination_of
 from fxinvert.output_target import OutputTargetFunction
 from fxinvert.passes.capture import evaluating
 from fxinvert.passes.outputs import Chosen
@@ -94,6 +95,8 @@ def _execute(
     config: PostTrainConfig, inputs: Inputs, directory: RunDirectory, console: Console, begun: bool = False
 ) -> Path:
     with directory as run, _telling_how_to_go_on(run.path, console), open_journal(run.path) as kept:
+        if config.export:
+            destination_of(run.path / ONNX)  # before anything slow
         if not begun:
             run.write_text(CONFIG, config.to_yaml())
         graph = fxinvert.trace(inputs.model, inputs.example, output=inputs.supervised_output)
@@ -108,7 +111,7 @@ def _execute(
             inputs.classes,
         )
         for warning in warnings:
-            console.print(f"Warning: {warning}.", markup=False, style="yellow", soft_wrap=True)
+            console.print(f"Warning: {warning}.", style="yellow", soft_wrap=True)
         result = fxinvert.post_train(
             inputs.model,
             inputs.train,
@@ -133,13 +136,12 @@ def _execute(
             output=inputs.supervised_output,
         )
         console.print(history_table(result.history))
-        result = replace(result, notes=(*warnings, *result.notes))
         measured: dict[str, Change] = {}
         if inputs.test is not None:
             before = measure(inputs.model, inputs.test, "test data", inputs.supervised_output)
             after = measure(result.model, inputs.test, "test data", inputs.supervised_output)
             measured["test"] = (before, after)
-        finish(run, config, result, measured, inputs.example, console)
+        finish(run, config, result, measured, inputs.example, console, {"warnings": warnings})
     return run.path
 
 
@@ -172,9 +174,7 @@ def _telling_how_to_go_on(path: Path, console: Console) -> Iterator[None]:
         yield
     except BaseException:
         if is_resumable(path) and not journal.is_held(path):
-            console.print(
-                f"What is finished is kept; go on with: fxinvert resume {path}", markup=False, soft_wrap=True
-            )
+            console.print(f"What is finished is kept; go on with: fxinvert resume {path}", soft_wrap=True)
         raise
 
 
@@ -283,7 +283,7 @@ def finish(
     run.write_json("metrics.json", metrics_record(result, measured, exported, **(figures or {})))
     console.print(metrics_table({"held-out": (result.baseline, result.final), **measured}))
     for note in result.notes:
-        console.print(f"Note: {note}.", markup=False)
+        console.print(f"Note: {note}.")
     if not result.changed:
         console.print("Nothing was found that is better on the held-out data; the weights are as they were.")
     if exported is not None:
@@ -293,7 +293,7 @@ def finish(
             f"(allowed: {exported.atol:g} + {exported.rtol:g}·|expected|)."
         )
     files = ", ".join(sorted({item.name for item in run.path.iterdir()} - journal.TRANSIENT))
-    console.print(f"Written to {run.path}: {files}.", markup=False, soft_wrap=True)
+    console.print(f"Written to {run.path}: {files}.", soft_wrap=True)
 
 
 def facts(config: PostTrainConfig, result: PostTrainingResult) -> dict[str, Any]:

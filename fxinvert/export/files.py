@@ -9,13 +9,28 @@ from pathlib import Path
 from fxinvert.errors import DataError
 
 
+def named(path: str | os.PathLike[str]) -> Path:
+    """The path of an ONNX file.
+
+    Raises:
+        DataError: onnx and onnxruntime cannot open files of that name.
+    """
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"the name of {path} is not UTF-8, and onnx opens no such file; choose another path"
+        ) from error
+    return Path(path)
+
+
 def destination_of(path: str | os.PathLike[str]) -> Path:
     """The path to write, refused before any work if it plainly cannot be written.
 
     Raises:
-        DataError: It is a folder, or its own folder is not there.
+        DataError: It is a folder, its own folder is not there, or its name is not UTF-8.
     """
-    destination = Path(path)
+    destination = named(path)
     parent = destination.parent
     try:
         if not destination.name or destination.is_dir():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fxinvert.errors import DataError, ExportMismatchError
 from fxinvert.export.called import Axes, Call
 from fxinvert.export.compare import Array, Comparison, compare
+from fxinvert.export.files import named
 from fxinvert.export.inputs import Case, case_sizes, check_settings, frozen_copy, make_cases, rng_kept
 from fxinvert.export.parting import first_difference
 from fxinvert.export.session import open_session, run_session
@@ -79,7 +80,7 @@ def verify_onnx(
         DataError: There is no such file, or the inputs or settings do not fit the model.
     """
     sizes = check_settings(batch_sizes, atol, rtol)
-    file = Path(path)
+    file = named(path)
     if not file.is_file():
         raise DataError(f"there is no ONNX file at {file}; export_onnx writes one")
     with rng_kept():

@@ -22,7 +22,7 @@ from fxinvert.export.annotate import PREFIX
 from fxinvert.export.called import Axes, Call
 from fxinvert.export.carriers import carriers_of, chosen, matches
 from fxinvert.export.facts import facts_of
-from fxinvert.export.files import destination_of, move, unwritable, workplace
+from fxinvert.export.files import destination_of, move, named, unwritable, workplace
 from fxinvert.export.forms import Form, forms_of, unused
 from fxinvert.export.inputs import case_sizes, check_settings, frozen_copy, make_cases, rng_kept
 from fxinvert.export.onnx_file import proven
@@ -73,7 +73,7 @@ def update_onnx(
             path cannot be written.
     """
     sizes = check_settings(batch_sizes, atol, rtol)
-    source, destination = Path(into), destination_of(path)
+    source, destination = named(into), destination_of(path)
     if not source.is_file():
         raise DataError(f"there is no ONNX file at {source} to put weights into")
     result = model if isinstance(model, PostTrainingResult) else None

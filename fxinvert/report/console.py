@@ -16,10 +16,14 @@ PIPE_WIDTH = 140
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A console on standard output or error; wide where that is no terminal, unless `COLUMNS` says otherwise."""
-    console = Console(stderr=stderr, highlight=False)
+    """A console on standard output or error; wide where that is no terminal, unless `COLUMNS` says otherwise.
+
+    Text is printed as it is: brackets in names are no markup, colons around words no pictures.
+    """
+    plain: dict[str, Any] = {"stderr": stderr, "highlight": False, "markup": False, "emoji": False}
+    console = Console(**plain)
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        return Console(stderr=stderr, highlight=False, width=PIPE_WIDTH)
+        return Console(**plain, width=PIPE_WIDTH)
     return console
 
 

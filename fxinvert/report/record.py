@@ -86,7 +86,7 @@ def build(subject: Subject) -> Report:
         "settings": dict(subject.settings),
         "headline": _headline(subject, before, after),
         "metrics": subject.metrics.get("metrics", {}),
-        "notes": list(_training(subject).get("notes", [])),
+        "notes": [*subject.metrics.get("warnings", []), *_training(subject).get("notes", [])],
         "segments": _segments(subject),
         "updates": _updates(subject),
         "graph": graph_facts(graph, first(subject.data, EXPLAINED), _target(before)),

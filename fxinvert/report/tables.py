@@ -9,6 +9,7 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 from torch import fx
 
 import fxinvert
@@ -104,7 +105,7 @@ def nodes_table(graph: fx.GraphModule, rules: RuleSet) -> Table:
             row["node"],
             row["op"],
             "x".join(map(str, row["shape"])) or "1",
-            row["rule"] or "[red]none[/red]",
+            row["rule"] or Text("none", style="red"),
             "yes" if row["trained"] else "",
         )
     return table

@@ -85,13 +85,13 @@ class RunDirectory:
         return cls(path)
 
     def write_text(self, name: str, text: str) -> Path:
-        """Writes a text file."""
-        return self._write(name, text.encode())
+        """Writes a text file in UTF-8; what that has no bytes for, as in names of files, is written `\\udc..`."""
+        return self._write(name, text.encode(errors="backslashreplace"))
 
     def write_json(self, name: str, content: Any) -> Path:
         """Writes a JSON file; numbers that JSON has no word for (NaN, infinity) become null."""
         text = json.dumps(_finite(content), indent=2, allow_nan=False, ensure_ascii=False)
-        return self._write(name, f"{text}\n".encode())
+        return self.write_text(name, f"{text}\n")  # in JSON, `\\udc..` is read back as it was
 
     def write_weights(self, model: nn.Module, about: dict[str, Any]) -> Path:
         """Writes `weights.safetensors`: every name of the model's state dict, and `about` as metadata."""

@@ -82,12 +82,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load, load_file
 
     try:
-        return dict(load_file(path))
+        # the library takes only names in UTF-8
+        return dict(load(path.read_bytes()) if is_raw(path) else load_file(path))
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path} is damaged or no safetensors file: {error}") from error
+
+
+def is_raw(path: Path) -> bool:
+    """Whether a path holds bytes that are not UTF-8."""
+    return any("\ud800" <= letter <= "\udfff" for letter in str(path))
 
 
 def _pickled(path: Path) -> dict[str, Tensor]:
