@@ -72,26 +72,36 @@ class Branch:
         )
         return self.least + self.open_least * least, self.most - self.open_most * most
 
-    def value(self, target: Tensor) -> Tensor:
-        """The value nearest to the target that is returned on this branch."""
-        value = within(target, self.least, self.most)
-        lowest, highest = self.last(value.dtype)
-        if self.open_least and not bool(value.amin() > self.least):
-            value = torch.where(value <= self.least, lowest, value)
-        if self.open_most and not bool(value.amax() < self.most):
-            value = torch.where(value >= self.most, highest, value)
+    def beyond(self, target: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """1 where a target lies at an end that is only approached, or beyond it, else 0: below, above; None for none."""
+        below = above = None
+        if self.open_least and not bool((target.amin() > self.least).all()):
+            below = torch.le(target, self.least, out=torch.empty_like(target))
+        if self.open_most and not bool((target.amax() < self.most).all()):
+            above = torch.ge(target, self.most, out=torch.empty_like(target))
+        return below, above
+
+    def value(self, target: Tensor, beyond: tuple[Tensor | None, Tensor | None] | None = None) -> Tensor:
+        """The value nearest to the target that is returned on this branch; `beyond` if it is known."""
+        below, above = beyond or self.beyond(target)
+        least = -math.inf if self.open_least and below is None else self.least
+        most = math.inf if self.open_most and above is None else self.most
+        value = within(target, least, most)
+        for replaced, last in zip((below, above), self.last(value.dtype), strict=True):
+            if replaced is not None:
+                value = torch.lerp(value, torch.as_tensor(last).to(value), replaced)
         return value
 
-    def input(self, value: Tensor, anchor: Tensor, dtype: torch.dtype) -> Tensor:
-        """The pre-image of a value of the image, for an answer in `dtype`; finite."""
+    def input(self, value: Tensor, anchor: Tensor, dtype: torch.dtype, bounded: bool = True) -> Tensor:
+        """The pre-image of a value of the image, for an answer in `dtype`; finite unless `bounded` is False."""
         found = self.inverse(value, anchor)
         if self.plain and not (self.open_low or self.open_high):
             return found  # it lies in the interval as the value lies in the image
         low = _off(self.low, 1, dtype) if self.open_low else self.low
         high = _off(self.high, -1, dtype) if self.open_high else self.high
-        bound = min(torch.finfo(found.dtype).max / 4, torch.finfo(dtype).max)
-        if found is anchor or isinstance(low, Tensor) or isinstance(high, Tensor):
+        if found is anchor or not bounded or isinstance(low, Tensor) or isinstance(high, Tensor):
             return within(found, low, high)
+        bound = torch.finfo(dtype).max
         return found.clamp(max(low, -bound), min(high, bound))
 
 

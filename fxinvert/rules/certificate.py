@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -191,7 +192,7 @@ def certified(
     target: Tensor,
     value: Tensor,
     facts: Callable[[Tensor], dict[str, Any]] | Status,
-    total: Tensor | None = None,
+    total: float | None = None,
 ) -> Inverse:
     """An answer with its certificate, which is measured on it when somebody looks.
 
@@ -201,7 +202,7 @@ def certified(
         value: the answer.
         facts: what else the certificate says (its status at least), from f(x*); or the status where the target is
             reached, which is least squares where it is not.
-        total: the sum of all entries of target and answer, if it is known: finite only if they all are.
+        total: a number that is finite only if all entries of target and answer are, if one is known.
     """
 
     def measure() -> Certificate:
@@ -240,8 +241,8 @@ def keep_failed_at_anchor(inverse: Inverse, anchor: Tensor, target: Tensor) -> I
     # a sum is finite only if all it sums is; one that is not is looked at more closely
     total = certificate.__dict__.pop("_total", None)
     if total is None:
-        total = value.sum() if value.data_ptr() == target.data_ptr() else value.sum() + target.sum()
-    if bool(torch.isfinite(total)) and not (told and bool(certificate.failed.any())):
+        total = float(value.sum() if value.data_ptr() == target.data_ptr() else value.sum() + target.sum())
+    if math.isfinite(total) and not (told and bool(certificate.failed.any())):
         return inverse
     failed = ~(flat(torch.isfinite(value)).all(1) & flat(torch.isfinite(target)).all(1))
     failed = failed | certificate.failed if told else failed

@@ -17,19 +17,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fxinvert.rules.branches import Branch, Number, within
 from fxinvert.rules.certificate import Inverse, Status, certified, reached, relative
 from fxinvert.rules.op import Op
 
-#: values that are worked on at once
+#: values that are worked on at once: what an op reads and writes of them stays in the cache
 BLOCK = 1 << 17
 #: makes any difference in the distance from the target count for more than the distance from the anchor
 FIRST = 1e30
 
-#: (anchor, target, output, dtype of the answer, where to write it) -> the answer
-Choice = Callable[[Tensor, Tensor, Tensor, torch.dtype, Tensor], Tensor]
+#: (anchor, target, output, dtype of the answer, where to write it, whether it may not overflow) -> the answer
+Choice = Callable[[Tensor, Tensor, Tensor, torch.dtype, Tensor, bool], Tensor]
 
 
 def invert_branches(op: Op, target: Tensor, branches: tuple[Branch, ...]) -> Inverse:
@@ -37,17 +36,14 @@ def invert_branches(op: Op, target: Tensor, branches: tuple[Branch, ...]) -> Inv
 
     An entry stays at its anchor unless it can come closer to the target.
     """
-    value = torch.empty_like(op.anchor)
-    choose = _choice(branches)
-    totals = []
-    for own, x, t, y in _blocks(op, value, op.anchor, target, op.output):
-        # half precisions cannot tell 1 from 1 − MARGIN
-        working = torch.promote_types(t.dtype, torch.float32)
-        x, t, y = x.to(working), t.to(working), y.to(working)
-        found = choose(x, t, y, own.dtype, own if own.dtype == working else torch.empty_like(x))
-        if found is not own:
-            own.copy_(found)
-        totals += [own.sum(), t.sum()]  # while they are in the cache
+    value, choose = torch.empty_like(op.anchor), _choice(branches)
+    # half precisions cannot tell 1 from 1 − MARGIN
+    working = torch.promote_types(target.dtype, torch.float32)
+    # that nothing overflows is looked at afterwards, which costs less than to prevent it; not so where digits are cut off
+    bounded = value.dtype != working
+    total = _fill(value, op, target, choose, working, bounded)
+    if not math.isfinite(total) and not bounded:
+        total = _fill(value, op, target, choose, working, bounded=True)
 
     def facts(found: Tensor) -> dict[str, Any]:
         outside = _outside(op, target, branches)
@@ -56,7 +52,21 @@ def invert_branches(op: Op, target: Tensor, branches: tuple[Branch, ...]) -> Inv
         status = Status.PROJECTED if outside else best if hit else Status.LEAST_SQUARES
         return {"status": status, "projected": outside}
 
-    return certified(op, target, value, facts, total=sum(totals, torch.zeros(())))
+    return certified(op, target, value, facts, total=total)
+
+
+def _fill(value: Tensor, op: Op, target: Tensor, choose: Choice, working: torch.dtype, bounded: bool) -> float:
+    """Writes the answer, block by block; returns a sum over products of answers and targets, finite only if all are."""
+    totals = []
+    for own, x, t, y in _blocks(op, value, op.anchor, target, op.output):
+        if own.dtype != working:
+            x, t, y = x.to(working), t.to(working), y.to(working)
+        found = choose(x, t, y, own.dtype, own if own.dtype == working else torch.empty_like(x), bounded)
+        if found is not own:
+            own.copy_(found)
+        # while they are in the cache
+        totals.append(torch.dot(found.reshape(-1), t.reshape(-1)))
+    return float(torch.stack(totals).sum()) if totals else 0.0
 
 
 def _blocks(op: Op, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -64,17 +74,17 @@ def _blocks(op: Op, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     first = tensors[0]
     if not first.numel():
         return
-    if first.device.type != "cpu":
+    parts = -(-first.numel() // BLOCK)
+    if first.device.type != "cpu" or parts == 1:
         yield tensors
     elif all(p.numel() == 1 and p.dim() < 2 for p in op.parameters.values()) and all(
         v.is_contiguous() for v in tensors
     ):
-        yield from zip(*(torch.split(v.view(-1), BLOCK) for v in tensors), strict=True)
+        yield from zip(*(v.view(-1).chunk(parts) for v in tensors), strict=True)
     elif any(p.dim() == first.dim() and len(p) > 1 for p in op.parameters.values()):
         yield tensors  # parameters that are the samples' own
     else:
-        rows = max(1, BLOCK * len(first) // first.numel())
-        yield from zip(*(torch.split(v, rows) for v in tensors), strict=True)
+        yield from zip(*(v.chunk(parts) for v in tensors), strict=True)
 
 
 def _outside(op: Op, target: Tensor, branches: tuple[Branch, ...]) -> int:
@@ -157,7 +167,9 @@ class _Direct:
     ceiling: Number
     other: Branch | None = None
 
-    def __call__(self, x: Tensor, t: Tensor, y: Tensor, dtype: torch.dtype, out: Tensor) -> Tensor:
+    def __call__(
+        self, x: Tensor, t: Tensor, y: Tensor, dtype: torch.dtype, out: Tensor, bounded: bool
+    ) -> Tensor:
         main = self.main
         if (
             main.plain
@@ -166,24 +178,40 @@ class _Direct:
             and _is(main.most, math.inf)
         ):
             # y = x above a constant: the target if it is larger, else the constant's nearest point
-            return torch.maximum(F.threshold(t, self.floor, -math.inf), x.clamp(max=self.floor), out=out)
-        wanted = within(t, self.floor, self.ceiling)
-        value = within(wanted, main.least, main.most)
-        lowest, highest = main.last(t.dtype)
-        if main.open_least and not bool(value.amin() > main.least):
-            wanted, value = _attainable(wanted, value, value <= main.least, lowest, y.clamp(max=lowest))
-        if main.open_most and not bool(value.amax() < main.most):
-            wanted, value = _attainable(wanted, value, value >= main.most, highest, y.clamp(min=highest))
-        found = main.input(value, x, dtype)
+            torch.clamp(x, max=self.floor, out=out)
+            return torch.maximum(out, torch.threshold(t, self.floor, -math.inf), out=out)
+        wanted, value = self._attainable(t, y)
+        found = main.input(value, x, dtype, bounded)
         if self.other is not None:
-            found = self._nearer(self.other, found, value, x, dtype)
+            found = self._nearer(self.other, found, value, x, dtype, bounded)
         # a choice by weights 0 and 1, which is exact between finite numbers and several times as fast as one by masks
         return torch.lerp(x, found, torch.ne(wanted, y, out=out), out=out)
 
-    def _nearer(self, other: Branch, found: Tensor, value: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    def _attainable(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """What is wanted, an entry staying at its anchor where that is the output; and the value to invert.
+
+        A target beyond an end that is only approached becomes the last value that is returned; or the output, if
+        rounding has brought that even nearer to the end, which keeps the anchor.
+        """
+        main = self.main
+        wanted = within(t, self.floor, self.ceiling)
+        if _is(main.least, self.floor) and _is(main.most, self.ceiling):
+            return wanted, wanted
+        below, above = main.beyond(t)
+        value = main.value(wanted, (below, above))
+        lowest, highest = main.last(t.dtype)
+        if below is not None:
+            wanted = torch.lerp(wanted, y.clamp(max=lowest), below)
+        if above is not None:
+            wanted = torch.lerp(wanted, y.clamp(min=highest), above)
+        return wanted, value
+
+    def _nearer(
+        self, other: Branch, found: Tensor, value: Tensor, x: Tensor, dtype: torch.dtype, bounded: bool
+    ) -> Tensor:
         """The main branch's pre-image, or the other's where that is nearer."""
         main = self.main
-        second = other.input(other.value(value), x, dtype)
+        second = other.input(other.value(value), x, dtype, bounded)
         middle, weight = torch.lerp(found, second, 0.5), torch.empty_like(x)
         (torch.gt if other.high <= main.low else torch.lt)(middle, x, out=weight)
         if other.most < main.most:
@@ -193,19 +221,14 @@ class _Direct:
         return torch.lerp(found, second, weight)
 
 
-def _attainable(
-    wanted: Tensor, value: Tensor, beyond: Tensor, last: Number, saturated: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What is wanted, and the value to invert, at an end of the image that is only approached.
-
-    A target beyond the end becomes the last value that is returned; or the output, if rounding has brought that even
-    nearer to the end, which keeps the anchor.
-    """
-    return torch.where(beyond, saturated, wanted), torch.where(beyond, last, value)
-
-
 def _compared(
-    branches: tuple[Branch, ...], x: Tensor, t: Tensor, y: Tensor, dtype: torch.dtype, out: Tensor
+    branches: tuple[Branch, ...],
+    x: Tensor,
+    t: Tensor,
+    y: Tensor,
+    dtype: torch.dtype,
+    out: Tensor,
+    bounded: bool,
 ) -> Tensor:
     """The best of all candidates, the anchor first: an entry moves only if that brings the output closer."""
     errors, found = [(y - t).abs_()], []

@@ -44,9 +44,10 @@ class Tabulated:
 
     def __call__(self, value: Tensor) -> Tensor:
         at = self.coordinate(value).flatten().abs_()
-        constant, slope = _lines(self, value.device, value.dtype)
-        index = torch.bitwise_right_shift(at.float().view(torch.int32), SHIFT).long()
-        x = torch.addcmul(constant.index_select(0, index), slope.index_select(0, index), at)
+        index = torch.bitwise_right_shift(at.float().view(torch.int32), SHIFT)
+        # one look-up for both numbers of a line
+        line = _lines(self, value.device, value.dtype).index_select(0, index)
+        x = torch.addcmul(line.real, line.imag, at)
         if value.dtype == torch.float64:
             x = self.newton(x, value.flatten())
         return x.view_as(value)
@@ -81,8 +82,11 @@ class Tabulated:
 
 
 @functools.cache
-def _lines(inverse: Tabulated, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The lines x = constant + slope · coordinate between nodes; an entry for every upper half of a float32's bits."""
+def _lines(inverse: Tabulated, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The lines x = constant + slope · coordinate between nodes, as complex numbers constant + i slope.
+
+    There is an entry for every upper half of a float32's bits.
+    """
     with torch.inference_mode(False), torch.no_grad():
         grid = (torch.arange(1 << (31 - SHIFT), dtype=torch.int32) << SHIFT).view(torch.float32).double()
         end = inverse.function(torch.tensor(inverse.ends[1], dtype=torch.float64))
@@ -97,4 +101,4 @@ def _lines(inverse: Tabulated, device: torch.device, dtype: torch.dtype) -> tupl
         constant = nodes - slope * grid
         last = int(inside.nonzero()[-1])
         constant[last + 1 :], slope[last + 1 :] = constant[last], slope[last]
-        return constant.to(device, dtype), slope.to(device, dtype)
+        return torch.complex(constant.to(dtype), slope.to(dtype)).to(device)
