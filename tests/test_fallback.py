@@ -102,6 +102,27 @@ def test_ill_conditioned_smooth_ops_reach_a_small_target_in_thirty_products(name
     assert certificate.status in (Status.NEAREST, Status.EXACT)
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.softmax(1),
+        lambda x: x.logcumsumexp(1),
+        lambda x: (1 + x / 10).cumprod(1),
+        lambda x: (x[:, :, None] * x[:, None]).softmax(-1) @ x[..., None],
+        lambda x: x * x.roll(1, 1).sigmoid(),
+        lambda x: torch.tanh(x @ torch.arange(64.0).sin().reshape(8, 8)) + x,
+    ],
+    ids=["softmax", "logcumsumexp", "cumprod", "attention", "gated", "mixed"],
+)
+def test_small_smooth_ops_reach_a_large_target_in_thirty_products(function: Function) -> None:
+    """Their Jacobian is written out, and kept as long as steps by it lessen the error."""
+    x = torch.randn(32, 8)
+    _, certificate = answer(function, x, function(x + 0.3 * torch.randn_like(x).tanh()))
+    assert float(certificate.residual.max()) <= 1e-5
+    assert certificate.iterations <= 30
+    assert certificate.status in (Status.NEAREST, Status.EXACT)
+
+
 @pytest.mark.parametrize("name", [n for n in SMOOTH if n != "layer_norm"])
 def test_reachable_targets_are_reached_in_double_precision(name: str) -> None:
     x = torch.randn(8, WIDTH, dtype=torch.float64)

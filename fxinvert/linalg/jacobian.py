@@ -6,6 +6,7 @@ the derivative of the linear map u ↦ Jᵀ u, by reverse mode twice (Griewank &
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -85,6 +86,47 @@ class Jacobian(LinearOperator):
         if gradient is None:
             raise SolveError("the output does not depend on the input in a way that can be differentiated")
         return gradient if create_graph else gradient.detach()
+
+
+class Explicit(LinearOperator):
+    """The same as a matrix for every row, made by as many products as its smaller side has entries.
+
+    Attributes:
+        matrix: `(B, m, n)`.
+        pairs: how many pairs of products with J and Jᵀ that was worth.
+    """
+
+    def __init__(self, jacobian: Jacobian) -> None:
+        super().__init__(jacobian.in_shape, jacobian.out_shape, jacobian.point)
+        (m, n), rows = self.size, len(jacobian.point)
+        side, act, shape = (
+            (n, jacobian.apply, self.in_shape) if n < m else (m, jacobian.adjoint, self.out_shape)
+        )
+        units = torch.eye(side, dtype=self.dtype, device=self.device).reshape(side, 1, *shape)
+        lines = [flat(act(unit.expand(rows, *shape).contiguous())) for unit in units]
+        self.matrix, self.pairs = torch.stack(lines, 2 if n < m else 1), -(-side // 2)
+
+    def apply(self, x: Tensor) -> Tensor:
+        return (self.matrix @ flat(x)[..., None]).reshape(-1, *self.out_shape)
+
+    def adjoint(self, r: Tensor) -> Tensor:
+        return (self.matrix.mT @ flat(r)[..., None]).reshape(-1, *self.in_shape)
+
+    def learn(self, step: Tensor, change: Tensor) -> None:
+        """The least change that makes it map a step to the change of the output (Broyden, Math. Comp. 19, 1965).
+
+        Args:
+            step: `(B, *in_shape)`; zero where nothing is learnt.
+            change: `(B, *out_shape)`.
+        """
+        square = flat(step).square().sum(1)
+        missing = flat(change - self.apply(step)) / torch.where(square > 0, square, 1)[:, None]
+        self.matrix = self.matrix + missing[..., None] * flat(step)[:, None]
+
+    def to(self, dtype: torch.dtype) -> Explicit:
+        made = copy.copy(self)
+        made.matrix = self.matrix.to(dtype)
+        return made
 
 
 def acts_on_values(jacobian: Jacobian) -> Tensor:

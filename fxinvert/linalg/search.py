@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxinvert.linalg.jacobian import Jacobian
+from fxinvert.linalg.jacobian import Explicit, Jacobian
 from fxinvert.linalg.operators import flat
 from fxinvert.linalg.recycled import Recycled
 from fxinvert.linalg.solvers import Gradients, cgls
@@ -25,6 +25,10 @@ FIRST, DROPPED, LAST = 1e-3, 1e-9, 1e6
 #: how exactly the inner systems are solved, relative to their right-hand side: at first and at least; the slope
 #: matters more than the residual, which need not vanish
 INNER, INNER_SLOPE = 0.1, 0.01
+#: a Jacobian with so many rows or columns, or fewer, is written out, if it has no more entries than these
+EXPLICIT, ENTRIES = 12, 2**16
+#: how exactly systems with it are solved, which costs nothing; rounding would be all that more of it brings
+EXPLICIT_INNER = 1e-3
 #: of a step that does not lessen the error, before it is refused
 HALVINGS = 3
 #: part of the error that a step may leave before the directions of the steps before are given up
@@ -91,6 +95,8 @@ class Search:
         self.damping, self.largest_damping, self.least_damping = zero, zero, zero
         self.sigma = zero if sigma is None else sigma
         self.recycled = Recycled(zero)
+        self.explicit: Explicit | None = None
+        self.renewed = zero == 0
         self.inner, self.drifted = zero + INNER, zero + torch.inf
         self.products = torch.zeros(len(anchor), dtype=torch.long, device=anchor.device)
         self.refused = torch.zeros_like(self.products)
@@ -131,35 +137,56 @@ class Search:
         near = (self.damping <= self.least_damping) | reached
         drift = drift * by_sample(torch.where(near, 0.25**self.refused, 0), drift)
         missing = self.target - self.output
+        known, stale = self._known(jacobian)
         if bool(drift.any()):
-            missing = missing - jacobian.apply(drift)
+            missing = missing - known.apply(drift)
         missing = torch.where(by_sample(self.done, missing), 0, missing)
         size = norm(missing)
-        stale = self.recycled.known & (self.damping == 0)
-        tried = self._solved(jacobian, missing, size, reached)
+        tried = self._solved(known, missing, size, reached)
         self.sigma = tried.largest
         self._judge(drift, tried, size, reached, stale)
 
-    def _solved(self, jacobian: Jacobian, missing: Tensor, size: Tensor, reached: Tensor) -> Gradients:
-        """The inner systems: with the directions of the steps before, or damped, from nothing."""
+    def _known(self, jacobian: Jacobian) -> tuple[Jacobian | Explicit, Tensor]:
+        """The Jacobian, written out where it is small; the samples that solve with what is known of earlier ones."""
+        m, n = jacobian.size
+        if self.scalar or min(m, n) > EXPLICIT or m * n > ENTRIES:
+            return jacobian, self.recycled.known & (self.damping == 0)
+        anew = self.renewed & ~self.done
+        if self.explicit is None or bool(anew.any()):
+            made = Explicit(jacobian)
+            if self.explicit is not None:
+                made.matrix = torch.where(anew[:, None, None], made.matrix, self.explicit.matrix)
+            self.explicit = made
+            self.products += torch.where(anew, made.pairs, 0)
+        return self.explicit, ~anew
+
+    def _solved(
+        self, jacobian: Jacobian | Explicit, missing: Tensor, size: Tensor, reached: Tensor
+    ) -> Gradients:
+        """The inner systems: with the directions of the steps before, or damped, from nothing.
+
+        Where the Jacobian is written out, products cost nothing and the systems are solved as they are.
+        """
         damped = (self.damping > 0) | self.scalar
-        small_enough = torch.where(
-            reached, 0.1 * self.goal, torch.maximum(self.inner * size, 0.3 * self.goal)
-        )
+        left, inner = self.settings.limit - self.products, self.inner
+        if explicit := isinstance(jacobian, Explicit):
+            self.recycled.forget(torch.ones_like(self.done))
+            left, inner = torch.full_like(left, 2 * EXPLICIT), torch.full_like(inner, EXPLICIT_INNER)
+        small_enough = torch.where(reached, 0.1 * self.goal, torch.maximum(inner * size, 0.3 * self.goal))
         known: dict[str, Any] = {
             "tolerance": 0.1 * self.settings.tolerance,
             "small_enough": small_enough,
-            "limit": (self.settings.limit - self.products).clamp(min=1),
-            "slope": INNER_SLOPE * self.inner,
+            "limit": left.clamp(min=1),
+            "slope": INNER_SLOPE * inner,
         }
         free = self.done | damped
         found = self.recycled.solve(jacobian, missing, largest=self.sigma, skip=free, **known)
-        self.products += torch.where(free, 0, found.iterations)
+        self.products += torch.where(free | explicit, 0, found.iterations)
         if bool((damped & ~self.done).any()):
             again = cgls(
                 jacobian, missing, self.damping, largest=self.sigma, skip=self.done | ~damped, **known
             )
-            self.products += torch.where(damped & ~self.done, again.iterations + 1, 0)
+            self.products += torch.where(damped & ~self.done & (not explicit), again.iterations + 1, 0)
             found = Gradients(
                 *(torch.where(by_sample(damped, b), b, a) for a, b in zip(found, again, strict=True))
             )
@@ -219,6 +246,10 @@ class Search:
         # directions of a Jacobian that has changed too much
         self.recycled.forget(~taken | (~reached & (ratio > STALE)))
         self.inner = torch.where(taken, ratio.square().clamp(self.settings.tolerance, INNER), self.inner)
+        if self.explicit is not None:
+            moved, change = trial - self.x, output - self.output
+            self.explicit.learn(torch.where(by_sample(taken, moved), moved, 0), change)
+            self.renewed = ~taken | (~reached & (ratio > STALE))
         largest = torch.maximum(self.largest_damping, self.damping)
         self.largest_damping = torch.where(taken, largest, self.largest_damping)
         dual = self.multipliers + by_sample(part, tried.dual) * tried.dual

@@ -55,7 +55,9 @@ def invert_branches(op: Op, target: Tensor, branches: tuple[Branch, ...]) -> Inv
     return certified(op, target, value, facts, total=total)
 
 
-def _fill(value: Tensor, op: Op, target: Tensor, choose: Choice, working: torch.dtype, bounded: bool) -> float:
+def _fill(
+    value: Tensor, op: Op, target: Tensor, choose: Choice, working: torch.dtype, bounded: bool
+) -> float:
     """Writes the answer, block by block; returns a sum over products of answers and targets, finite only if all are."""
     totals = []
     for own, x, t, y in _blocks(op, value, op.anchor, target, op.output):
