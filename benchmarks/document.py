@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks.studies import STUDIES
+from benchmarks.studies import STUDIES, claims
 from benchmarks.studies.frame import outcomes
 from benchmarks.studies.pages import save, table_of
 from benchmarks.suites import FOLDER, SUITES
@@ -48,7 +48,8 @@ def write(folder: Path, page: Path) -> None:
 def text(folder: Path) -> str:
     """The page."""
     studies = [(study, outcomes(study, folder)) for study in STUDIES.values()]
-    return "\n".join([HEAD, *(s.section(found) for s, found in studies if found), suites(folder)])
+    shown = claims.section({study.name: found for study, found in studies})
+    return "\n".join([HEAD, shown, *(s.section(found) for s, found in studies if found), suites(folder)])
 
 
 def suites(folder: Path) -> str:

@@ -99,55 +99,83 @@ def _gains(joint: Joint) -> Iterator[list[str]]:
         yield [f"`{cut}`", f"{alpha:g}", str(len(joint[cut, alpha])), *cells, *held]
 
 
-def _verdict(network: str, joint: Joint) -> str:
-    """What the choice on held-out data gives on test data."""
+def chosen_gain(joint: Joint) -> tuple[str, float, list[Interval]] | None:
+    """The cut and α that are best on held-out data, and their gains on test data; None: nothing was measured."""
     tried = [
         (fmean(p[0] for p in paired), cut, alpha)
         for cut, alpha in joint
         if alpha and (paired := _paired(joint, cut, alpha, "held_out"))
     ]
     if not tried:
-        return ""
+        return None
     _, cut, alpha = max(tried)
-    intervals = [Interval.of(list(v)) for v in zip(*_paired(joint, cut, alpha), strict=True)]
-    reached = [
+    return cut, alpha, [Interval.of(values) for values in zip(*_paired(joint, cut, alpha), strict=True)]
+
+
+def reached(network: str, intervals: Sequence[Interval]) -> list[bool]:
+    """Of epoch 5, mean and best epoch: whether there is a gain, and the paper's is within its interval or below."""
+    return [
         interval.verdict == "better" and interval.mean + interval.half >= gain
         for interval, gain in zip(intervals, PUBLISHED[network], strict=True)
     ]
-    found = "reproduced" if all(reached) else "not reproduced" if not any(reached) else "reproduced in part"
+
+
+def _verdict(network: str, joint: Joint) -> str:
+    """What the choice on held-out data gives on test data."""
+    found = chosen_gain(joint)
+    if found is None:
+        return ""
+    cut, alpha, intervals = found
+    hits = reached(network, intervals)
+    verdict = "reproduced" if all(hits) else "reproduced in part" if any(hits) else "not reproduced"
     gains = " / ".join(interval.percent(sign=True) for interval in intervals)
     theirs = " / ".join(f"{100 * gain:+.2f}" for gain in PUBLISHED[network])
     return (
         f"Chosen on held-out data: cut after `{cut}`, α = {alpha:g}. Its gain over α = 0 on test data (epoch 5 / mean / best "
-        f"epoch): {gains} points; the paper reports {theirs}. **The gain is {found}** (it is, where the interval is above 0 "
+        f"epoch): {gains} points; the paper reports {theirs}. **The gain is {verdict}** (it is, where the interval is above 0 "
         "and reaches the paper's).\n"
     )
 
 
+def gains_at_equal_passes(found: Outcomes, joint: Joint) -> list[float]:
+    """Over fine-tuning after as many passes over the data; one a seed."""
+    gains = []
+    for outcome in found:
+        plain = _plain(joint, outcome.seed)
+        if plain:
+            passes = _passes(outcome.settings["method"], outcome.result["curve"])
+            gains.append(_kept(outcome) - _chosen(plain, passes, float("inf")))
+    return gains
+
+
+def _gains_in_equal_time(found: Outcomes, joint: Joint) -> list[float]:
+    pairs = [(o, _plain(joint, o.seed), o.result["curve"][-1]["seconds"]) for o in found]
+    return [_kept(outcome) - _chosen(plain, None, seconds) for outcome, plain, seconds in pairs if plain]
+
+
+def _plain(joint: Joint, seed: int) -> list[Outcome]:
+    """Fine-tuning at every cut."""
+    return [o for (_, alpha), found in joint.items() if alpha == 0 for o in found if o.seed == seed]
+
+
+def _kept(outcome: Outcome) -> float:
+    """Test accuracy of the model that was best on held-out data, the start included."""
+    return float(best([outcome.result["start"], *outcome.result["curve"]])["test"]["score"])
+
+
 def _own(own: dict[tuple[Any, ...], list[Outcome]], joint: Joint) -> Iterator[list[str]]:
     for (method,), found in own.items():
-        ends = [best([o.result["start"], *o.result["curve"]]) for o in found]
-        scores = [point["test"]["score"] for point in ends]
+        scores = [_kept(o) for o in found]
         starts = [o.result["start"]["test"]["score"] for o in found]
-        passes = _passes(method, found[0].result["curve"])
-        times = [o.result["curve"][-1]["seconds"] for o in found]
-        same_passes, same_time = [], []
-        for outcome, score, seconds in zip(found, scores, times, strict=True):
-            plain = [o for (_, a), os in joint.items() if a == 0 for o in os if o.seed == outcome.seed]
-            if plain:
-                same_passes.append(score - _chosen(plain, passes, float("inf")))
-                same_time.append(score - _chosen(plain, None, seconds))
+        comparisons = gains_at_equal_passes(found, joint), _gains_in_equal_time(found, joint)
         yield [
             METHODS[method],
             str(len(found)),
-            f"{fmean(times):.1f}",
-            str(passes),
+            f"{fmean(o.result['curve'][-1]['seconds'] for o in found):.1f}",
+            str(_passes(method, found[0].result["curve"])),
             Interval.of(scores).percent(),
             Interval.of([a - b for a, b in zip(scores, starts, strict=True)]).percent(sign=True),
-            *(
-                Interval.of(values).percent(sign=True) if values else ""
-                for values in (same_passes, same_time)
-            ),
+            *(Interval.of(values).percent(sign=True) if values else "" for values in comparisons),
         ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.studies import harm
 from benchmarks.studies.curve import Curve, best, running
 from benchmarks.studies.frame import Outcome, Outcomes, by
 from benchmarks.studies.pages import grid, table_of
@@ -143,7 +144,7 @@ def section(outcomes: Outcomes) -> str:
             parts += [f"### {title}\n", _accuracies(here), _comparison(here)]
             parts += [f"![Accuracy over time](pictures/repair-{network}.svg)\n"]
     parts += ["### The class that was missing\n", _missing(found)] if _missing(found) else []
-    parts += ["### Harm\n", HARM, _harm(outcomes)]
+    parts += [harm.section(outcomes, TITLES)]
     return "\n".join(parts)
 
 
@@ -202,32 +203,6 @@ def _missing(found: Sequence[Line]) -> str:
             ]
             rows.append([NETWORKS[line.network], TITLES[method], *changes])
     return table_of(["network", "method", "points on the class", "points elsewhere"], rows) if rows else ""
-
-
-HARM = """\
-Runs whose model, chosen on held-out data, ends below the starting model: by held-out loss, and by test accuracy. AdamW's is the
-model that it would have without looking at held-out data, after its last epoch, at the best of its learning rates.
-"""
-
-
-def _harm(outcomes: Outcomes) -> str:
-    rows = []
-    for method, title in TITLES.items():
-        runs = [o for o in outcomes if o.settings["method"] == method]
-        if not runs:
-            continue
-        ends = [_last(o) if method == ADAMW else chosen(o) for o in runs]
-        starts = [o.result["start"] for o in runs]
-        pairs = list(zip(ends, starts, strict=True))
-        worse = sum(e["held_out"]["loss"] > s["held_out"]["loss"] for e, s in pairs)
-        below = sum(e["test"]["score"] < s["test"]["score"] for e, s in pairs)
-        rows.append([title, str(len(runs)), str(worse), f"{below} ({100 * below / len(runs):.0f} %)"])
-    return table_of(["method", "runs", "worse on held-out data", "worse on test data"], rows)
-
-
-def _last(outcome: Outcome) -> dict[str, Any]:
-    ends: list[dict[str, Any]] = [curve[-1] for curve in outcome.result["curves"].values()]
-    return min(ends, key=lambda point: point["held_out"]["loss"])
 
 
 def pictures(outcomes: Outcomes) -> dict[str, Figure]:

@@ -44,8 +44,8 @@ def section(outcomes: Outcomes) -> str:
 def _rows(outcomes: Outcomes) -> Iterator[list[str]]:
     for (network, state), group in by(outcomes, "network", "state").items():
         ways = by(group, "refine")
-        plain = _cuts([o for (refine,), found in ways.items() if refine == 0 for o in found])
-        refined = _cuts([o for (refine,), found in ways.items() if refine > 0 for o in found])
+        plain = cuts_of([o for (refine,), found in ways.items() if refine == 0 for o in found])
+        refined = cuts_of([o for (refine,), found in ways.items() if refine > 0 for o in found])
         count = sum(o.result["samples"] for o in next(iter(ways.values())))
         before = sum(o.result["right_before"] for o in next(iter(ways.values())))
         worst = min((hits / count for hits, count, _ in refined.values()), default=None)
@@ -64,7 +64,7 @@ def _rows(outcomes: Outcomes) -> Iterator[list[str]]:
 Cuts = dict[str, tuple[int, int, list[float]]]
 
 
-def _cuts(found: Outcomes) -> Cuts:
+def cuts_of(found: Outcomes) -> Cuts:
     """Hits, samples and distances of each cut, over all seeds."""
     total: Cuts = {}
     for outcome in found:

@@ -1,0 +1,133 @@
+"""What was to be shown, and whether it was: a row for each claim, from the results alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean, median
+
+from benchmarks.studies import harm, paper_page, repair_page, targets_page
+from benchmarks.studies.frame import Outcomes, by
+from benchmarks.studies.pages import table_of
+from benchmarks.studies.repair_page import ADAMW, NETWORKS, OWN, Line
+
+#: claim, what was measured, whether it holds; None: nothing was measured
+Claim = tuple[str, str, bool | None]
+
+CHAINS = ("digits_cnn", "mnist_cnn", "cifar_cnn")
+#: AdamW's time to its accuracy after five epochs, that ours may take at most
+SHARES = {"digits_cnn": 1 / 3, "mnist_cnn": 1 / 3, "cifar_cnn": 1.0}
+#: of runs, that may end below their start on test data
+HARMED = 0.05
+TIMES_THE_PAPER = 3.0
+
+TEXT = """\
+## What was to be shown
+
+Set before anything was measured; *ours* is the package's method that was run on this task, the automatic choice where it was.
+"""
+
+
+def section(found: Mapping[str, Outcomes]) -> str:
+    """The table of all claims."""
+    claims = [
+        *_repairs(repair_page.lines(found.get("repair", []))),
+        *_harm([outcome for outcomes in found.values() for outcome in outcomes]),
+        *_paper(found.get("paper", [])),
+        *_targets(found.get("targets", [])),
+    ]
+    verdicts = {True: "met", False: "**not met**", None: "not measured"}
+    return (
+        TEXT
+        + "\n"
+        + table_of(
+            ["claim", "measured", "verdict"], [(claim, said, verdicts[met]) for claim, said, met in claims]
+        )
+    )
+
+
+def _ours(line: Line) -> str:
+    """The automatic choice, or the method that was run."""
+    return line.own[-1]
+
+
+def _repairs(lines: Sequence[Line]) -> Iterator[Claim]:
+    for network in CHAINS:
+        here = [line for line in lines if line.network == network and line.repair == "under_trained"]
+        claim = f"{NETWORKS[network]}, under-trained and few samples: better than AdamW in equal time"
+        yield _gains(claim, here, least=0.0, strictly=True)
+        claim = (
+            f"{NETWORKS[network]}: AdamW's five-epoch accuracy in at most {SHARES[network]:.2g} of its time"
+        )
+        shares = {_name(line): line.time_to_five_epochs(_ours(line)) for line in here}
+        medians = {name: median(values) for name, values in shares.items() if values}
+        said = "; ".join(f"{n}: {'never' if math.isinf(s) else f'{s:.2g}'}" for n, s in medians.items())
+        yield claim, said, all(s <= SHARES[network] for s in medians.values()) if medians else None
+    for network in ("resnet20", "digits_resnet"):
+        here = [line for line in lines if line.network == network]
+        claim = f"{NETWORKS[network]}: the automatic choice at least matches AdamW in equal time"
+        yield _gains(claim, [line for line in here if "auto" in line.own], least=0.0, strictly=False)
+
+
+def _gains(claim: str, lines: Sequence[Line], least: float, strictly: bool) -> Claim:
+    gains = {_name(line): line.gain(_ours(line)) for line in lines}
+    means = {name: fmean(values) for name, values in gains.items() if values}
+    said = "; ".join(f"{name}: {100 * mean:+.2f} points" for name, mean in means.items())
+    held = all(mean > least if strictly else mean >= least for mean in means.values())
+    return claim, said, held if means else None
+
+
+def _name(line: Line) -> str:
+    return f"{line.repair} {line.samples} ({OWN[_ours(line)]})"
+
+
+def _harm(outcomes: Outcomes) -> Iterator[Claim]:
+    own, theirs = (harm.of_methods(outcomes, which) for which in (harm.OWN.__contains__, ADAMW.__eq__))
+    (worse, below), (_, others) = harm.harmed(own), harm.harmed(theirs)
+    measured = bool(own)
+    claim = "No run of ours, in any study, ends below its start on held-out data"
+    yield claim, f"{worse} of {len(own)} runs", worse == 0 if measured else None
+    yield (
+        "At most 1 in 20 of ours ends below its start on test data",
+        f"{below} of {len(own)} runs; AdamW: {others} of {len(theirs)}",
+        below <= HARMED * len(own) if measured else None,
+    )
+
+
+def _paper(outcomes: Outcomes) -> Iterator[Claim]:
+    for network, title in paper_page.TITLES.items():
+        group = [o for o in outcomes if o.settings["network"] == network]
+        joint = by((o for o in group if o.settings["method"] == "joint"), "cut", "alpha")
+        found = paper_page.chosen_gain(joint)
+        said = "" if found is None else f"{found[2][0].percent(sign=True)} points after epoch 5"
+        met = None if found is None else all(paper_page.reached(network, found[2]))
+        yield f"{title}: the paper's gain over α = 0 is reproduced", said, met
+    cifar = [o for o in outcomes if o.settings["network"] == "cifar_cnn"]
+    joint = by((o for o in cifar if o.settings["method"] == "joint"), "cut", "alpha")
+    own = by((o for o in cifar if o.settings["method"] in paper_page.METHODS), "method")
+    gains = {key[0]: paper_page.gains_at_equal_passes(found, joint) for key, found in own.items()}
+    means = {method: fmean(values) for method, values in gains.items() if values}
+    aim = TIMES_THE_PAPER * paper_page.PUBLISHED["cifar_cnn"][0]
+    yield (
+        f"CIFAR-10 SimpleCNN: ours gains three times the paper's ({100 * aim:.2f} points) at equal passes",
+        "; ".join(f"{paper_page.METHODS[m]}: {100 * mean:+.2f} points" for m, mean in means.items()),
+        max(means.values()) >= aim if means else None,
+    )
+
+
+def _targets(outcomes: Outcomes) -> Iterator[Claim]:
+    refined = [o for o in outcomes if o.settings["refine"] and o.settings["state"] == "converged"]
+    worst = {
+        network: min(hits / count for hits, count, _ in cuts.values())
+        for (network,), group in by(refined, "network").items()
+        if (cuts := targets_page.cuts_of(group))
+    }
+    short = {network: share for network, share in worst.items() if share < targets_page.AIM}
+    said = f"{len(worst) - len(short)} of {len(worst)} networks" + "".join(
+        f"; {network}: {share:.1%}" for network, share in short.items()
+    )
+    yield (
+        "Targets of trained networks, refined, give the label for 99 % of samples at every cut",
+        said,
+        not short if worst else None,
+    )
