@@ -33,10 +33,10 @@ console = Console()
 
 RESULTS = Path(__file__).parent / "results"
 #: results of quick forms are no results: they show that everything runs
-QUICK = Path("runs") / "quick"
+QUICK = Path("build") / "benchmarks"
 
 Names = Annotated[list[str] | None, typer.Argument(help="Which; by default all.")]
-Quick = Annotated[bool, typer.Option("--quick", help="A small part, written to runs/quick.")]
+Quick = Annotated[bool, typer.Option("--quick", help="A small part, written to build/benchmarks.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Seeds of each run.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes, each with one thread.")]
 Only = Annotated[str, typer.Option(help="Only runs whose name contains this.")]
