@@ -24,6 +24,7 @@ from fxinvert.passes.plan import Plan, Segment
 from fxinvert.scheduling import waves
 from fxinvert.scheduling.executor import torch_threads
 from fxinvert.training.batch import Batch, tensors_of
+from fxinvert.training.blocks import added
 from fxinvert.training.chunks import source_of
 from fxinvert.training.closed_form import DAMPINGS, Sums, sums
 from fxinvert.training.context import Context
@@ -200,14 +201,14 @@ def _wave(context: Context, batch: Batch, segments: Sequence[Segment], plan: Pla
     found, device = statistics(), context.device
     values = [value for value in forward().values() if isinstance(value, Tensor)]
     cost = sum(segment.cost for segment in plan.segments)
-    gram = sum(value.rows // PROBE * value.gram.numel() for value in found.values())
+    gram = sum(value.rows // PROBE * value.cross.shape[2] ** 2 * len(value.cross) for value in found.values())
     return Wave(
         segments=tuple(segment.name for segment in segments),
         operations=2 * cost + gram,
         sample_seconds=_seconds(statistics, device) / PROBE,
         forward_seconds=_seconds(forward, device) / PROBE,
-        statistics=sum(value.gram.nbytes + value.cross.nbytes for value in found.values()),
-        add_seconds=_seconds(lambda: [value + value for value in found.values()], device),
+        statistics=sum(value.nbytes for value in found.values()),
+        add_seconds=_seconds(lambda: [added(value, value) for value in found.values()], device),
         solve_seconds=len(DAMPINGS)
         * _seconds(lambda: [value.solve(1e-2) for value in found.values()], device),
         working=2 * sum(value.nbytes for value in values) // PROBE,

@@ -42,10 +42,11 @@ from fxinvert.training.metrics import Tally
 from fxinvert.training.recalibrate import Moments
 from fxinvert.training.sizes import Quadratic
 from fxinvert.training.sweeps import Settings, run_sweeps
+from fxinvert.training.wide import WideEquations
 from fxinvert.workshop import Workshop, count_chunk
 
 #: what results of tasks are made of
-KNOWN: list[type] = [NormalEquations, Tally, Moments, Fingerprint, Quadratic]
+KNOWN: list[type] = [NormalEquations, WideEquations, Tally, Moments, Fingerprint, Quadratic]
 
 METHODS: dict[str, Callable[..., Method]] = {"closed_form": ClosedForm, "gradient": Gradient, "joint": Joint}
 INPUTS = ("updated", "original")

@@ -16,7 +16,7 @@ from fxinvert import CutError, DataError, models
 from fxinvert.output_target import output_target
 from fxinvert.passes.plan import Segment
 from fxinvert.scheduling import waves
-from fxinvert.training import ClosedForm, Gradient, Joint, Optimizer, Proposal, Update, Work
+from fxinvert.training import ClosedForm, Gradient, Joint, NormalEquations, Optimizer, Proposal, Update, Work
 from fxinvert.training.chunks import source_of
 from fxinvert.training.closed_form import sums
 from fxinvert.training.context import Context
@@ -139,12 +139,11 @@ def test_weighted_errors_weigh_by_what_the_output_feels() -> None:
     x = torch.tensor([[1.0, 2.0], [-1.0, 5.0]], dtype=torch.float64)
     context, batches = context_of(model, [(x, torch.ones(2, 1, dtype=torch.float64))])
     target = output_target("regression")
-    (gram,) = (
-        value.gram[0]
-        for value in sums(
-            context, batches, output_target=target, paths=["0"], satisfied_weight=1.0, weighted=True
-        ).values()
-    )
+    (found,) = sums(
+        context, batches, output_target=target, paths=["0"], satisfied_weight=1.0, weighted=True
+    ).values()
+    assert isinstance(found, NormalEquations)
+    gram = found.gram[0]
     open_only = x[0][:, None] * x[0]
     assert torch.allclose(gram / gram[0, 0], open_only / open_only[0, 0])
 

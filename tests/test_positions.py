@@ -105,7 +105,7 @@ def images() -> list[tuple[Tensor, Tensor]]:
 
 def summed(batches: list[Any], fraction: float | None = 0.3) -> NormalEquations:
     context = Context(small(), {"train": source_of(images())})
-    return sums(
+    found = sums(
         context,
         batches,
         output_target=output_target("cross_entropy"),
@@ -114,6 +114,8 @@ def summed(batches: list[Any], fraction: float | None = 0.3) -> NormalEquations:
         weighted=True,
         position_fraction=fraction,
     )["0.weight"]
+    assert isinstance(found, NormalEquations)
+    return found
 
 
 def test_the_same_positions_are_drawn_wherever_a_chunk_is_worked_on() -> None:

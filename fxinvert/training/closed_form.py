@@ -22,14 +22,14 @@ from fxinvert.passes.plan import Segment
 from fxinvert.passes.synthesize import parameters_of
 from fxinvert.rules import ByPosition, Op, Trainable
 from fxinvert.training.batch import Batch
+from fxinvert.training.blocks import Equations, added, equations, equations_over
 from fxinvert.training.context import Context
 from fxinvert.training.positions import drawn_positions
 from fxinvert.training.sensitivity import sensitivities
-from fxinvert.training.statistics import NormalEquations
 from fxinvert.training.work import Proposal, Update, Work
 
 #: one op, or several that share their parameters
-Sums = dict[str, NormalEquations]
+Sums = dict[str, Equations]
 #: shares of the damping that are tried with every update
 DAMPINGS = (1.0, 0.5)
 
@@ -98,7 +98,9 @@ class ClosedForm:
         known: Sums = {}
         for block in work.blocks(sums, arguments, self.every):
             for part in block:
-                known = {key: known[key] + value if key in known else value for key, value in part.items()}
+                known = {
+                    key: added(known[key], value) if key in known else value for key, value in part.items()
+                }
             inverse = work.context.inverse(work.output_target)
             representatives = {_owner(n): n for n in (work.context.nodes[path] for path in reversed(paths))}
             yield [
@@ -155,13 +157,13 @@ def sums(
                 errors = targets[node] - values[node]
                 part = _sums_of(op, trainable, errors, weights, felt.get(node), at)
                 key = _owner(node)
-                total[key] = total[key] + part if key in total else part
+                total[key] = added(total[key], part) if key in total else part
     return total
 
 
 def _sums_of(
     op: Op, trainable: Trainable, errors: Tensor, weights: Tensor, felt: Tensor | None, at: Tensor | None
-) -> NormalEquations:
+) -> Equations:
     """The sums of one op over one batch.
 
     Args:
@@ -190,8 +192,8 @@ def _sums_of(
         sensitive = rows(felt).square().mean((0, 2))
         weights = sensitive * weights.repeat_interleave(len(sensitive) // len(weights))
     if op.by_sample:
-        return NormalEquations.of(features(slice(None)), rows(errors), weights)
-    return NormalEquations.over(features, rows(errors), weights, len(op.output))
+        return equations(features(slice(None)), rows(errors), weights)
+    return equations_over(features, rows(errors), weights, len(op.output))
 
 
 def sample_weights(outputs: Tensor, targets: Tensor, satisfied: float) -> Tensor:
@@ -200,11 +202,11 @@ def sample_weights(outputs: Tensor, targets: Tensor, satisfied: float) -> Tensor
     return torch.where(moved, 1.0, satisfied).to(outputs.dtype)
 
 
-def _solve(inverse: InverseGraph, node: fx.Node, equations: NormalEquations, damping: float) -> Update:
+def _solve(inverse: InverseGraph, node: fx.Node, known: Equations, damping: float) -> Update:
     path = node.meta["path"]
-    if not bool(torch.isfinite(equations.gram).all() & torch.isfinite(equations.cross).all()):
+    if not known.is_finite:
         raise SolveError(f"the statistics of {path!r} are not finite: its inputs or targets overflow")
-    solved = equations.solve(damping)
+    solved = known.solve(damping)
     trainable = inverse.inverse_op(node).rule.trainable
     assert trainable is not None
     names = parameters_of(node)

@@ -9,20 +9,15 @@ G and C are plain sums: they stream in fixed memory, and add up across batches, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fxinvert.errors import DataError
-
-#: bytes of patches that are made at a time; rows in a product, before its sum is carried on in float64
-BLOCK, ROWS = 2**24, 2**11
+#: rows in a product, before its sum is carried on in float64
+ROWS = 2**11
 #: columns of a block of G: of a symmetric matrix of blocks one half is computed
 COLUMNS = 256
-#: the largest G in bytes, which bounds what a layer can be wide
-LARGEST = 2**32
 
 
 @dataclass
@@ -42,12 +37,8 @@ class NormalEquations:
             features: ã, `(groups, rows, n)`.
             errors: t − y, `(groups, rows, m)`.
             weights: of the samples, `(B,)`; each stands for `rows / B` consecutive rows.
-
-        Raises:
-            DataError: G would be too large to be held.
         """
         groups, rows, n = features.shape
-        _check_width(groups, n)
         per_row = weights.repeat_interleave(rows // max(len(weights), 1))[None, :, None]
         alike = bool((weights == weights[:1]).all())
         made = cls(
@@ -68,29 +59,13 @@ class NormalEquations:
             made.cross *= weights[0]
         return made
 
-    @classmethod
-    def over(
-        cls, features: Callable[[slice], Tensor], errors: Tensor, weights: Tensor, samples: int
-    ) -> NormalEquations:
-        """The same, the features made for a few samples at a time, so that patches of a whole batch are never held.
+    @property
+    def nbytes(self) -> int:
+        return self.gram.nbytes + self.cross.nbytes
 
-        Args:
-            features: ã of a slice of the samples, `(groups, its rows, n)`, samples in order.
-            errors: t − y of all of them, `(groups, rows, m)`.
-            weights: `(samples,)`, or one for every row.
-            samples: their number.
-        """
-        per_sample = errors.shape[1] // max(samples, 1)
-        each = len(weights) // max(samples, 1)
-        total, step, first = None, 1, 0
-        while total is None or first < samples:
-            rows = features(slice(first, first + step))
-            of_rows = slice(first * per_sample, first * per_sample + rows.shape[1])
-            part = cls.of(rows, errors[:, of_rows], weights[first * each : (first + step) * each])
-            total = part if total is None else total + part
-            first += step
-            step = max(1, BLOCK * step // max(1, rows.nbytes)) if first == 1 else step
-        return total
+    @property
+    def is_finite(self) -> bool:
+        return bool(torch.isfinite(self.gram).all() & torch.isfinite(self.cross).all())
 
     def __add__(self, other: NormalEquations) -> NormalEquations:
         return NormalEquations(
@@ -152,12 +127,3 @@ def _mirror(gram: Tensor) -> None:
     for first in range(COLUMNS, gram.shape[-1], COLUMNS):
         own = slice(first, first + COLUMNS)
         gram[:, own, :first] = gram[:, :first, own].mT
-
-
-def _check_width(groups: int, n: int) -> None:
-    needed = groups * n * n * 8
-    if needed > LARGEST:
-        raise DataError(
-            f"closed-form training of an op with {n} features for every output needs {needed / 2**30:.1f} GiB for their "
-            f"products; at most {LARGEST / 2**30:.0f} GiB are taken: train it by a gradient method, or leave it out"
-        )

@@ -1,0 +1,118 @@
+"""Normal equations without a Gram matrix: the same solution from the rows, in bounded memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from runs import data, weights
+from torch import Tensor, nn
+
+import fxinvert
+from fxinvert.training import NormalEquations, blocks, wide
+from fxinvert.training.blocks import equations
+from fxinvert.training.wide import WideEquations
+
+F64 = torch.float64
+
+
+def problem(groups: int, rows: int, n: int, m: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    # a few strong directions, as features have
+    mixing = torch.randn(groups, n, n, generator=generator, dtype=F64) * torch.logspace(0, -2, n, dtype=F64)
+    features = torch.randn(groups, rows, n, generator=generator, dtype=F64) @ mixing.mT
+    errors = torch.randn(groups, rows, m, generator=generator, dtype=F64)
+    return features, errors, torch.rand(rows, generator=generator, dtype=F64) + 0.1
+
+
+@given(
+    st.integers(1, 2),
+    st.integers(1, 12),
+    st.integers(1, 20),
+    st.sampled_from([1e-3, 1e-1]),
+    st.integers(0, 99),
+)
+def test_while_rows_are_kept_the_solution_is_that_of_the_gram_matrix(
+    groups: int, rows: int, n: int, damping: float, seed: int
+) -> None:
+    given_rows = problem(groups, rows, n, 3, seed)
+    exact, found = (kind.of(*given_rows).solve(damping) for kind in (NormalEquations, WideEquations))
+    torch.testing.assert_close(found.change, exact.change, rtol=1e-6, atol=1e-9)
+    assert found.explained == pytest.approx(exact.explained, rel=1e-6)
+    assert found.damping == damping
+
+
+@pytest.mark.parametrize("most", [10, 25])
+def test_where_there_are_more_rows_memory_is_bounded_and_the_fit_nearly_as_good(
+    monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(wide, "MOST", most)
+    monkeypatch.setattr(wide, "ROWS", 7)
+    features, errors, weights_ = problem(1, 400, 30, 2)
+    errors = errors + features @ torch.randn(30, 2, dtype=F64)  # something to be explained
+    exact = NormalEquations.of(features, errors, weights_)
+    found = WideEquations.of(features, errors, weights_)
+    assert found.factor.shape[1] <= 2 * most
+    assert found.rows == 400
+    torch.testing.assert_close(found.cross, exact.cross)
+    torch.testing.assert_close(found.squares, exact.gram.diagonal(dim1=1, dim2=2).sum(1))
+    # 0 ⪯ G − BᵀB, and on average about `missing` is lacking
+    lacking = torch.linalg.eigvalsh(exact.gram[0] - (found.factor.mT @ found.factor)[0])
+    assert float(lacking[0]) > -1e-9 * float(lacking[-1])
+    assert float(lacking[-1]) <= 2.001 * float(found.missing)
+    change = found.solve(1e-2).change
+    removed = 1 - float(((errors - features @ change.mT).square() * weights_[:, None]).sum()) / exact.error
+    assert removed > (0.9 if most > 20 else 0.7) * exact.solve(1e-2).explained
+
+
+def test_sums_in_the_same_order_are_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wide, "MOST", 8)
+    parts = [WideEquations.of(*problem(1, 10, 20, 2, seed)) for seed in range(6)]
+
+    def total() -> WideEquations:
+        made = parts[0]
+        for part in parts[1:]:
+            made = made + part
+        return made
+
+    assert torch.equal(total().factor, total().factor)
+    assert total().factor.shape[1] <= 16
+
+
+def test_dead_and_empty_ones_stay() -> None:
+    features, errors, weights_ = problem(1, 9, 12, 2)
+    features[..., 5] = 0
+    solved = WideEquations.of(features, errors, weights_).solve(0.0)
+    assert solved.dead == 1
+    assert not solved.change[..., 5].any()
+    assert solved.damping == wide.LEAST
+    nothing = WideEquations.of(torch.zeros(1, 4, 6), torch.ones(1, 4, 2), torch.ones(4)).solve(1e-2)
+    assert not nothing.change.any()
+
+
+def test_the_form_is_chosen_by_what_a_gram_matrix_would_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = problem(1, 5, 8, 2)
+    assert isinstance(equations(*rows), NormalEquations)
+    monkeypatch.setattr(blocks, "LARGEST", 8 * 8 * 8 - 1)
+    assert isinstance(equations(*rows), WideEquations)
+
+
+def test_training_goes_the_same_way_whichever_form_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 3))
+    settings: dict[str, Any] = {
+        "sweeps": 1,
+        "schedule": "parallel",
+        "output_target": "cross_entropy",
+        "chunk": 4,
+    }
+    plain = fxinvert.post_train(model, data(64), **settings)
+    monkeypatch.setattr(blocks, "LARGEST", 0)
+    found = fxinvert.post_train(model, data(64), **settings)
+    assert found.final.loss == pytest.approx(plain.final.loss, rel=1e-4)
+    assert weights(found) == weights(fxinvert.post_train(model, data(64), **settings))
+    every = fxinvert.training.ClosedForm(every=32)
+    assert fxinvert.post_train(model, data(64), method=every, **settings).final.loss < plain.baseline.loss
