@@ -57,13 +57,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a task: a result, or an error with its traceback."""
+    """What became of a task: a result, or an error with its traceback; what time and processor seconds it took."""
 
     index: int
     result: Any
     error: Exception | None
     trace: str
     seconds: float
+    processor: float
     process: int
 
 
@@ -179,7 +180,12 @@ class Crew:
         if self.store is not None:
             self.store.put(task.key, outcome.result)
         self.note(
-            "task", task=task.name, key=task.key, seconds=round(outcome.seconds, 4), process=outcome.process
+            "task",
+            task=task.name,
+            key=task.key,
+            seconds=round(outcome.seconds, 4),
+            processor=round(outcome.processor, 4),
+            process=outcome.process,
         )
 
     def _failed(self, task: Task, outcome: Outcome, times: int) -> None:
@@ -200,14 +206,15 @@ class Crew:
 
 def perform(task: Task) -> Outcome:
     """Does a task, wherever it is."""
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     result, failed, trace = None, None, ""
     try:
         result = task.function(*task.arguments)
     except Exception as error:  # noqa: BLE001  a task runs anyone's code; the crew raises it
         failed = MemoryError(str(error)) if _out_of_memory(error) else _sendable(error)
         trace = traceback.format_exc()
-    return Outcome(task.index, result, failed, trace, time.perf_counter() - began, os.getpid())
+    spent, used = time.perf_counter() - began, time.process_time() - used
+    return Outcome(task.index, result, failed, trace, spent, used, os.getpid())
 
 
 def _out_of_memory(error: BaseException | None) -> bool:
