@@ -136,7 +136,11 @@ class Passes:
         feed = survey("train", context, self.executor, False, None, None)
         self.target = output_target("cross_entropy")
         self.shop = Workshop(
-            Crew(self.executor), self.executor.share(context), {"train": feed}, self.target, display
+            Crew(self.executor),
+            self.executor.share(context),
+            {"train": feed, "held_out": feed},
+            self.target,
+            display,
         )
         self.paths = [path for part in fxinvert.partition(context.graph).segments for path in part.trained]
         #: processor seconds that each process has used up

@@ -247,6 +247,7 @@ def identity(
             "waves": [[segment.name for segment in wave] for wave in ordered],
             "output_target": [target.name for target in targets],
             "chunks": {name: len(feed.counts) for name, feed in feeds.items()},
+            "read": {name: "here" if feed.source.local else "by workers" for name, feed in feeds.items()},
             "threads": threads,
             "memory_limit": context.memory_limit,
         },

@@ -258,6 +258,7 @@ CHANGED: list[tuple[dict[str, Any], str]] = [
     ({"schedule": "parallel"}, "settings: waves"),
     ({"chunk": 2}, "settings: chunks"),
     ({"memory_limit": 2**20}, "settings: memory_limit"),
+    ({"given": lambda: data()}, "settings: read"),
     ({"given": data(shift=0.1)}, "data: train"),
     ({"given": data()[:-1]}, "data: train"),
 ]
