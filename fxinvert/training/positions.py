@@ -16,7 +16,7 @@ from torch import Tensor
 from fxinvert.rules import Op
 
 #: rows of a batch, for every feature, that are abundant
-ROWS_PER_FEATURE = 32
+ROWS_PER_FEATURE = 16
 #: share of the positions from which on all of them are taken: drawing would gain nothing
 MOST = 0.5
 
