@@ -13,7 +13,7 @@ from torch._jit_internal import boolean_dispatched
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from fxinvert.errors import FxInvertError, RuleError
-from fxinvert.linalg import SolveSettings
+from fxinvert.linalg import Factor, SolveSettings
 from fxinvert.rules import FactorCache, Inverse, Op, Rule
 from fxinvert.rules.certificate import Status, certified, keep_failed_at_anchor
 
@@ -118,6 +118,10 @@ class InverseOp(nn.Module):
             settings=self.settings,
             cache=self._cache,
         )
+
+    def explain(self) -> list[str]:
+        """How the linear systems of the op are solved and why, for every factorization that is kept."""
+        return [value.chosen for value in self._cache.values() if isinstance(value, Factor)]
 
     def extra_repr(self) -> str:
         return f"{self.rule.key}: {self.rule.kind.value}"

@@ -70,7 +70,8 @@ def inverse_op(node: fx.Node, source: fx.Node, rules: RuleSet, settings: SolveSe
         rows = (1, 1)  # what a rule is for works row by row
     elif rule.kind not in _BY_SAMPLE:
         rule = matrix_free(node.meta["op"])
-    return InverseOp(rule, node.meta["path"], function, unknown, settings, rows)
+    path = node.meta["path"]
+    return InverseOp(rule, path, function, unknown, settings.at(path), rows)
 
 
 def inverse_region(stretch: Stretch, settings: SolveSettings) -> InverseOp:

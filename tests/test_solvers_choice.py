@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from fxinvert.errors import SolveError
+import fxinvert
+from fxinvert.errors import DataError, SolveError
 from fxinvert.linalg import (
     Convolution,
     Dense,
@@ -124,6 +125,35 @@ def test_a_batch_is_solved_in_parts_where_memory_is_short(method: Method) -> Non
 def test_free_memory_is_a_plausible_number() -> None:
     assert 2**20 < free_memory(CPU) < 2**50
     assert SolveSettings().memory(CPU) <= free_memory(CPU)
+
+
+def test_every_op_of_a_graph_tells_its_solver_and_takes_another_one() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 3, 3),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(3, 3, 3),
+        torch.nn.Flatten(),
+        torch.nn.Linear(48, 3),
+    )
+    x, y = torch.randn(4, 2, 8, 8), torch.tensor([0, 1, 2, 0])
+    chosen = fxinvert.invert(model, x)
+    asked = fxinvert.invert(model, x, solvers={"2": "circulant", "4": "cholesky"})
+    assert chosen.explain() == ""  # nothing has been solved yet
+    expected, found = chosen(x, y), asked(x, y)
+    assert "2: Convolution 48 × 108, 20000 solves: spectral" in chosen.explain()
+    assert "2: Convolution 48 × 108, 20000 solves: circulant (asked for)" in asked.explain()
+    assert "preconditioned by a circulant" in asked.explain()
+    assert "4: Dense 3 × 48, 20000 solves: cholesky (asked for)" in asked.explain()
+    assert "0: Convolution 108 × 128, 20000 solves: spectral" in asked.explain()
+    for name in expected.names:
+        torch.testing.assert_close(found.targets[name], expected.targets[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("solvers", [{"nowhere": "spectral"}, {"0": "magic"}])
+def test_solvers_for_nodes_that_do_not_exist_are_refused(solvers: Any) -> None:
+    with pytest.raises(DataError, match=r"the solvers are spectral, .* and the nodes .*0"):
+        fxinvert.invert(torch.nn.Sequential(torch.nn.Linear(3, 2)), torch.randn(2, 3), solvers=solvers)
 
 
 # --- the cache ----------------------------------------------------------------------------------------------

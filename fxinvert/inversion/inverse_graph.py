@@ -15,6 +15,7 @@ from fxinvert.inversion.reconstruction import ByName, Reconstruction
 from fxinvert.inversion.refinement import TOLERANCE, refine
 from fxinvert.inversion.replay import forward_values, output_given
 from fxinvert.linalg import SolveSettings
+from fxinvert.linalg.anchored import Method
 from fxinvert.notebook import table
 from fxinvert.output_target import OutputTarget, OutputTargetFunction, output_target
 from fxinvert.passes import trace
@@ -172,6 +173,11 @@ class InverseGraph:
             self._ops[node.name] = inverse_op(node, source, self._rules, self._settings)
         return self._ops[node.name]
 
+    def explain(self) -> str:
+        """How the linear systems of every op are solved, and why; as far as any have been solved yet."""
+        ops = [op for op in self.graph_module.modules() if isinstance(op, InverseOp)]
+        return "\n".join(f"{op.name}: {told}" for op in ops for told in op.explain())
+
     def __repr__(self) -> str:
         rows = [f"  {path}: {op}, {how}" for path, op, how in self._steps()]
         return "\n".join([f"InverseGraph, {self._manner()}", *rows, *(f"  {stop}" for stop in self._stops())])
@@ -274,6 +280,7 @@ def invert(
     refine: int = 0,
     reconstruction: Reconstructed = "nodewise",
     memory_limit: int | None = None,
+    solvers: Mapping[str, Method] | None = None,
 ) -> InverseGraph:
     """Synthesizes the inverse of a model.
 
@@ -292,11 +299,14 @@ def invert(
             branch, and right to first order.
         memory_limit: bytes that a factorization, or the work on a batch, may take; by default a quarter of what is free.
             Solvers are chosen among those that fit: for the same bits every time, set it.
+        solvers: of single ops, by the path of their nodes, where they are not to be chosen: `"spectral"`, `"cholesky"`,
+            `"banded"`, `"circulant"` or `"iterative"` (see `InverseGraph.explain` for what they cost).
 
     Raises:
         TraceError: the model cannot be captured.
         NoRuleError: an op on the way has no rule.
-        DataError: there is no such output target, or no example inputs for a model that is not traced yet.
+        DataError: there is no such output target, solver or node, or no example inputs for a model that is not traced
+            yet.
     """
     rules = rules or default_rules()
     if example_inputs is not None:
@@ -305,7 +315,10 @@ def invert(
         raise DataError("invert() needs example_inputs, or a graph from fxinvert.trace")
     if refine < 0:
         raise DataError(f"refine={refine}; it is a number of steps, 0 for none")
-    settings = SolveSettings(condition_limit=condition_limit, memory_limit=memory_limit)
+    _check_solvers(model, solvers or {})
+    settings = SolveSettings(
+        condition_limit=condition_limit, memory_limit=memory_limit, methods=dict(solvers or {})
+    )
     if reconstruction not in get_args(Reconstructed):
         raise DataError(
             f"unknown reconstruction {reconstruction!r}; known are {', '.join(get_args(Reconstructed))}"
@@ -314,6 +327,16 @@ def invert(
 
 
 _named = output_target
+
+
+def _check_solvers(graph: fx.GraphModule, solvers: Mapping[str, Method]) -> None:
+    paths = [n.meta["path"] for n in graph.graph.nodes if n.op != "output"]
+    for path, method in solvers.items():
+        if path not in paths or method not in get_args(Method):
+            raise DataError(
+                f"solvers={{{path!r}: {method!r}}}: the solvers are {', '.join(get_args(Method))}, and the nodes "
+                f"{', '.join(paths)}"
+            )
 
 
 def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:

@@ -7,7 +7,8 @@ the matrix is ill-conditioned; a sample whose correction is amplified beyond κ 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -31,6 +32,7 @@ class SolveSettings:
         max_iterations: limit for iterative solvers; reaching it is reported as damping.
         memory_limit: bytes that a factorization, or the work on a batch, may take; by default a quarter of what is free.
         method: the solver; by default the one that costs least.
+        methods: the solvers of single ops, by the path of their nodes.
         expected: right-hand sides that are expected for one factorization.
     """
 
@@ -39,7 +41,12 @@ class SolveSettings:
     max_iterations: int = 300
     memory_limit: int | None = None
     method: Method | None = None
+    methods: Mapping[str, Method] = field(default_factory=dict)
     expected: int = 20_000
+
+    def at(self, path: str) -> SolveSettings:
+        """The settings of the op at a node."""
+        return replace(self, method=self.methods.get(path, self.method), methods={})
 
     def memory(self, device: torch.device) -> int:
         """The memory limit in bytes."""

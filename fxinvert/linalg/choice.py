@@ -121,9 +121,13 @@ def factorize(operator: LinearOperator, settings: SolveSettings) -> Factor:
     """
     choice = choose(operator, settings)
     factor = choice.chosen.make()
+    told = choice.explain()
     if settings.method is None and isinstance(factor, GramFactor) and factor.strained:
         exact = next(c for c in choice.candidates if c.method == "spectral")
-        return factor if exact.why_not else exact.make()
+        if not exact.why_not:
+            factor = exact.make()
+            told += "\n  spectral was taken: the Gram matrix is too ill-conditioned"
+    factor.chosen = f"{told}\n  {factor.explain()}"
     return factor
 
 

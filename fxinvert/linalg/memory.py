@@ -95,6 +95,10 @@ class FactorCache:
         self._ledger.used(self, key, device)
         return known[1]
 
+    def values(self) -> list[Any]:
+        """All that is kept."""
+        return [value for _, value in self._entries.values()]
+
     def __reduce__(self) -> tuple[Any, ...]:
         return FactorCache, ()  # a copy computes anew
 

@@ -42,10 +42,12 @@ class Factor(ABC):
     Attributes:
         largest: the largest singular value σ_max.
         condition: σ_max over the smallest singular value that is kept; None where it is not known.
+        chosen: why it was chosen, see `Choice.explain`; empty where it was not.
     """
 
     largest: float
     condition: float | None = None
+    chosen: str = ""
 
     def __init__(self, operator: LinearOperator) -> None:
         #: bytes that a solve works on, for every right-hand side
