@@ -12,6 +12,7 @@ python -m benchmarks document           # docs/results.md from the files alone
 from __future__ import annotations
 
 import os
+import re
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: spinning threads measure the neighbours
 
@@ -39,7 +40,7 @@ Names = Annotated[list[str] | None, typer.Argument(help="Which; by default all."
 Quick = Annotated[bool, typer.Option("--quick", help="A small part, written to build/benchmarks.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Seeds of each run.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes, each with one thread.")]
-Only = Annotated[str, typer.Option(help="Only runs whose name contains this.")]
+Only = Annotated[str, typer.Option(help="Only runs whose name matches this regular expression.")]
 
 
 @app.command("all")
@@ -69,7 +70,7 @@ def study(
     """Studies on real data; a run that is done is not done again, unless its settings have changed."""
     failed: list[str] = []
     for name in _known(names, STUDIES):
-        lines = [run for run in table(STUDIES[name], seeds, quick) if only in run.name]
+        lines = [run for run in table(STUDIES[name], seeds, quick) if re.search(only, run.name)]
         for run, outcome in perform(STUDIES[name], _folder(quick), lines, workers, fresh=quick):
             if isinstance(outcome, FxInvertError):
                 failed.append(f"{name} {run.file}: {outcome}")

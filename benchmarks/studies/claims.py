@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, median
 
-from benchmarks.studies import harm, paper_page, repair_page, targets_page
+from benchmarks.studies import driving_page, harm, paper_page, repair_page, targets_page
 from benchmarks.studies.frame import Outcomes, by
 from benchmarks.studies.pages import table_of
 from benchmarks.studies.repair_page import ADAMW, NETWORKS, OWN, Line
@@ -35,6 +35,7 @@ def section(found: Mapping[str, Outcomes]) -> str:
         *_harm([outcome for outcomes in found.values() for outcome in outcomes]),
         *_paper(found.get("paper", [])),
         *_targets(found.get("targets", [])),
+        *_driving(found.get("driving", [])),
     ]
     verdicts = {True: "met", False: "**not met**", None: "not measured"}
     return (
@@ -131,3 +132,11 @@ def _targets(outcomes: Outcomes) -> Iterator[Claim]:
         said,
         not short if worst else None,
     )
+
+
+def _driving(outcomes: Outcomes) -> Iterator[Claim]:
+    explained, repairs = driving_page.parted(outcomes)
+    ways = driving_page.named(explained, repairs)
+    said = "; ".join(f"{way}: {right} of {count}" for way, (right, count) in ways.items())
+    met = any(right == count for right, count in ways.values()) if explained else None
+    yield "Driving: `explain` shows which module was wrong", said if explained else "", met

@@ -34,8 +34,7 @@ module took). Mean R² of steering and speed on 500 new scenes; *as before*: on 
 
 def section(outcomes: Outcomes) -> str:
     """The whole of it."""
-    measured = [o for o in outcomes if o.settings["method"] != "explain"]
-    explained = [o for o in outcomes if o.settings["method"] == "explain"]
+    explained, measured = parted(outcomes)
     parts = [TEXT]
     if measured:
         heads = [
@@ -56,6 +55,13 @@ def section(outcomes: Outcomes) -> str:
             _summary(explained, measured),
         ]
     return "\n".join(parts)
+
+
+def parted(outcomes: Outcomes) -> tuple[list[Outcome], list[Outcome]]:
+    """Explanations, and repairs."""
+    groups = by(outcomes, "method")
+    repairs = [o for (method,), found in groups.items() if method != "explain" for o in found]
+    return groups.get(("explain",), []), repairs
 
 
 def _point(outcome: Outcome, seconds: float = float("inf")) -> dict[str, Any]:
@@ -103,27 +109,28 @@ EXPLAINED = """\
 ### Which module was wrong?
 
 `explain` on 64 test scenes: the mean part of the correction that the joint correction gives to each module, and how far its
-output would have to move, relatively. *By repair*: the module whose repair alone leaves the least held-out loss.
+output would have to move, relatively. *Departs*: how far the mean of what it computes lies from the mean for 256 other scenes
+before the fault, in standard deviations; the first module in the order of the network that departs by more than a quarter is
+named. *By repair*: the module whose repair alone leaves the least held-out loss.
 """
 EXPLAIN_HEADS = [
-    "fault",
-    "at fault",
-    "seed",
-    *(f"{m}: part (moved)" for m in MODULES),
-    "largest part",
-    "by repair",
-]
+    "fault", "at fault", "seed", *(f"{m}: part (moved), departs" for m in MODULES),
+    "largest part", "first to depart", "by repair",
+]  # fmt: skip
+#: standard deviations; the mean of as many scenes again lies within a tenth
+DEPARTS = 0.25
 
 
 def _verdicts(explained: Outcomes, measured: Outcomes) -> Iterator[list[str]]:
     for outcome in explained:
-        parts, moved = outcome.result["parts"], outcome.result["moved"]
+        parts, moved, departs = (outcome.result[name] for name in ("parts", "moved", "departs"))
         yield [
             outcome.settings["fault"],
             outcome.result["at_fault"],
             str(outcome.seed),
-            *(f"{parts[m]:.2f} ({moved[m]:.2f})" for m in MODULES),
+            *(f"{parts[m]:.2f} ({moved[m]:.2f}), {departs[m]:.2f}" for m in MODULES),
             _largest(outcome),
+            _first_to_depart(outcome),
             _by_repair(outcome, measured),
         ]
 
@@ -131,6 +138,11 @@ def _verdicts(explained: Outcomes, measured: Outcomes) -> Iterator[list[str]]:
 def _largest(outcome: Outcome) -> str:
     parts: dict[str, float] = outcome.result["parts"]
     return max(parts, key=parts.__getitem__)
+
+
+def _first_to_depart(outcome: Outcome) -> str:
+    departs: dict[str, float] = outcome.result["departs"]
+    return next((module for module in MODULES if departs[module] > DEPARTS), "")
 
 
 def _by_repair(outcome: Outcome, measured: Outcomes) -> str:
@@ -144,12 +156,19 @@ def _by_repair(outcome: Outcome, measured: Outcomes) -> str:
     return min(losses, key=losses.__getitem__) if len(losses) == len(MODULES) else ""
 
 
-def _summary(explained: Outcomes, measured: Outcomes) -> str:
+def named(explained: Outcomes, measured: Outcomes) -> dict[str, tuple[int, int]]:
+    """How often each way names the module at fault, and of how many."""
     ways = {
         "the largest part": [_largest(o) == o.result["at_fault"] for o in explained],
+        "the first to depart": [_first_to_depart(o) == o.result["at_fault"] for o in explained],
         "the repair of one module": [_by_repair(o, measured) == o.result["at_fault"] for o in explained],
     }
-    found = "; ".join(f"{way}: {sum(right)} of {len(right)}" for way, right in ways.items())
+    return {way: (sum(right), len(right)) for way, right in ways.items()}
+
+
+def _summary(explained: Outcomes, measured: Outcomes) -> str:
+    ways = named(explained, measured).items()
+    found = "; ".join(f"{way}: {right} of {count}" for way, (right, count) in ways)
     return f"The module at fault was named by {found}.\n"
 
 
