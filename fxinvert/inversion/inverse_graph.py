@@ -10,10 +10,12 @@ from torch import Tensor, fx, nn
 
 from fxinvert.errors import DataError, NoRuleError, TraceError
 from fxinvert.heads import Heads
+from fxinvert.inversion.forward_certificate import certified_forward
 from fxinvert.inversion.linearized import linearized_targets
 from fxinvert.inversion.reconstruction import ByName, Reconstruction
 from fxinvert.inversion.refinement import TOLERANCE, refine
-from fxinvert.inversion.replay import forward_values, output_given
+from fxinvert.inversion.replay import forward_values
+from fxinvert.inversion.rest import Rest
 from fxinvert.linalg import SolveSettings
 from fxinvert.linalg.anchored import Method
 from fxinvert.notebook import table
@@ -24,8 +26,8 @@ from fxinvert.passes.flow import Flow, by_sample, has_target
 from fxinvert.passes.inverse_op import InverseOp
 from fxinvert.passes.synthesize import ANCHOR_OF, TARGET_OF, inverse_op, synthesize
 from fxinvert.passes.trace import is_normalized
-from fxinvert.rules import Certificate, Op, RuleSet, Status, default_rules
-from fxinvert.rules.certificate import relative, row_norms
+from fxinvert.rules import Certificate, Op, RuleSet, default_rules
+from fxinvert.rules.certificate import relative
 
 __all__ = ["ByName", "InverseGraph", "Reconstruction", "invert"]
 
@@ -86,13 +88,10 @@ class InverseGraph:
                 by_path, certificates = self.graph_module(target, *self._anchors(values))
                 targets = {node: by_path[node.meta["path"]] for node in nodes}
             refined = self._refined(targets, values, target)
-            if self.reconstruction == "linearized":
-                # what others may change before somebody looks
-                state = [*self.graph.parameters(), *self.graph.buffers()]
-                state += [values[n] for n in self.graph.graph.find_nodes(op="placeholder")]
-                certificates = {
-                    n.meta["path"]: self._certified(n, v, values, target, state) for n, v in refined.items()
-                }
+            if self.reconstruction == "linearized" or self.refine:
+                certificates = certified_forward(
+                    self.graph, refined, values, target, self._damping, refined=self.refine > 0
+                )
         paths = {node.meta["path"]: value for node, value in refined.items()}
         return Reconstruction(self.graph, values, paths, certificates)
 
@@ -211,32 +210,11 @@ class InverseGraph:
         limit = self._settings.condition_limit or LINEARIZED_LIMIT
         return linearized_targets(self.graph, values, nodes, target, limit)
 
-    def _certified(
-        self,
-        node: fx.Node,
-        value: Tensor,
-        values: Mapping[fx.Node, Any],
-        target: Tensor,
-        state: Iterable[Tensor],
-    ) -> Certificate:
-        """How well a value's target does, by running the rest of the model from it, when somebody looks.
-
-        Doing so for every node would cost as much as the square of the depth.
-        """
-
-        def measure() -> Certificate:
-            with evaluating(self.graph):
-                output = output_given(self.graph, values, node, value)
-            residual = relative(*(by_sample(self.output_node, v) for v in (output - target, target)))
-            return Certificate(
-                status=Status.EXACT if bool((residual <= TOLERANCE).all()) else Status.DAMPED,
-                residual=residual,
-                distance=row_norms(by_sample(node, value - values[node])),
-                failed=torch.zeros_like(residual, dtype=torch.bool),
-                damping=(self._settings.condition_limit or LINEARIZED_LIMIT) ** -2,
-            )
-
-        return Certificate.later(measure, value, target, values[node], *state)
+    @property
+    def _damping(self) -> float:
+        """What linearized targets are damped with, relative to trace JJᵀ."""
+        linearized = self.reconstruction == "linearized"
+        return (self._settings.condition_limit or LINEARIZED_LIMIT) ** -2 if linearized else 0.0
 
     def _refined(
         self, targets: Mapping[fx.Node, Tensor], values: Mapping[fx.Node, Any], goal: Tensor
@@ -247,12 +225,22 @@ class InverseGraph:
             if not self.refine or node is self.output_node:
                 return start
 
-            def rest(value: Tensor) -> Tensor:
-                output = output_given(self.graph, values, node, value.reshape(start.shape))
-                return by_sample(self.output_node, output)
-
-            first, anchor = (by_sample(node, value) for value in (start, values[node]))
-            found = refine(rest, first, anchor, by_sample(self.output_node, goal), self.refine)
+            rest = Rest(self.graph, values, node)
+            wanted = by_sample(self.output_node, goal)
+            found, anchor = (by_sample(node, value) for value in (start, values[node]))
+            rows = (relative(rest(found) - wanted, wanted) > TOLERANCE).nonzero()[:, 0]
+            if not len(rows):
+                return start
+            some = rest.of(rows)
+            better = refine(
+                some,
+                found[rows],
+                anchor[rows],
+                wanted[rows],
+                self.refine,
+                some.of if some.has_kinks else None,
+            )
+            found = found.index_copy(0, rows, better)
             return found.reshape(start.shape)
 
         return {node: refined(node, target) for node, target in targets.items()}
@@ -292,8 +280,8 @@ def invert(
         rules: the rules in force, by default `default_rules()`.
         condition_limit: κ; corrections amplified more than that are damped. By default 1e3, in float64 1e6.
         refine: the largest number of Gauss–Newton steps that follow on every target, until the model, run forward
-            from it, comes within 1e-3 of the output target (see `fxinvert.inversion.refinement`); certificates stay those of
-            the node-by-node pass.
+            from it, comes within 1e-3 of the output target (see `fxinvert.inversion.refinement`). Certificates then tell
+            how near it comes, and why not nearer.
         reconstruction: how targets are found: `"nodewise"`, op by op through the inverse graph, or `"linearized"`, all
             at once from the derivative of the output (see `fxinvert.inversion.linearized`): much faster where graphs
             branch, and right to first order.

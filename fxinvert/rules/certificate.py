@@ -64,6 +64,7 @@ class Certificate:
         projected: number of target values that lay outside the op's range.
         failed: `(B,)` mask of the samples that were left at their anchors.
         condition: condition number (largest over smallest retained singular value), where it is known.
+        reason: why a target is not reached, where that is known.
     """
 
     status: Status
@@ -75,6 +76,7 @@ class Certificate:
     iterations: int = field(default_factory=int)
     projected: int = field(default_factory=int)
     condition: float | None = field(default_factory=lambda: None)
+    reason: str = field(default_factory=str)
 
     @classmethod
     def later(cls, measure: Callable[[], Certificate], *held: Tensor) -> Certificate:
@@ -138,6 +140,8 @@ class Certificate:
             parts.append(f"{self.projected} values projected")
         if bool(self.failed.any()):
             parts.append(f"{int(self.failed.sum())} samples failed")
+        if self.reason:
+            parts.append(self.reason)
         return ", ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -151,6 +155,7 @@ class Certificate:
             "projected": self.projected,
             "failed": int(self.failed.sum()),
             "condition": self.condition,
+            "reason": self.reason,
         }
 
     def _worst(self, values: Tensor) -> float:
