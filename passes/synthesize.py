@@ -90,6 +90,13 @@ def _rows(*nodes: fx.Node) -> tuple[int, int]:
     return source, node
 
 
+def renew(inverse: fx.GraphModule, forward: fx.GraphModule) -> None:
+    """Makes an inverse graph read the forward graph's parameters and buffers where these have been replaced by others."""
+    for node in inverse.graph.find_nodes(op="get_attr"):
+        if attribute(inverse, str(node.target)) is not attribute(forward, str(node.target)):
+            _share(inverse, forward, str(node.target))
+
+
 class _Synthesis:
     """The inverse graph in the making."""
 

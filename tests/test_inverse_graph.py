@@ -171,6 +171,32 @@ def test_factorizations_are_reused_until_the_weights_change(
     assert all(torch.equal(fresh.targets[name], second.targets[name]) for name in fresh.names)
 
 
+def test_parameters_may_be_replaced_by_others() -> None:
+    """In a chain and inside of a region."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.fc, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            result: Tensor = self.head(x + 0.3 * torch.tanh(self.fc(x)))
+            return result
+
+    x, y, model = torch.randn(4, 6), torch.tensor([0, 1, 2, 0]), Block()
+    inverse = fxinvert.invert(model, x)
+    before = inverse(x, y)
+    other = Block()
+    for name in ("stem", "fc", "head"):
+        inverse.graph.get_submodule(name).weight = getattr(other, name).weight
+        getattr(model, name).weight = getattr(other, name).weight
+    expected, found = fxinvert.invert(model, x)(x, y), inverse(x, y)
+    for name in found.names:
+        torch.testing.assert_close(found.targets[name], expected.targets[name])
+    assert not torch.allclose(found.targets["x"], before.targets["x"])
+
+
 def test_some_targets_only(
     early: InverseGraph, rec: Reconstruction, digits_batch: tuple[Tensor, Tensor]
 ) -> None:

@@ -77,12 +77,15 @@ class Balls:
     def nearest(self, x: Tensor) -> Tensor:
         """The projection, `(B, k·n)`."""
         z = self._centred(x)
-        radius = self.size**0.5
-        return (z * (radius / z.norm(dim=2, keepdim=True).clamp(min=radius))).flatten(1)
+        radius = math.sqrt(self.size)
+        lengths: Tensor = torch.linalg.vector_norm(z, dim=2, keepdim=True)
+        projected: Tensor = z * (radius / lengths.clamp(min=radius))
+        return projected.flatten(1)
 
     def most(self, slope: Tensor) -> Tensor:
         """The maximum of ⟨slope, x⟩ over the set, `(B, k·n)` → `(B,)`."""
-        return self.size**0.5 * self._centred(slope).norm(dim=2).sum(1)
+        lengths: Tensor = torch.linalg.vector_norm(self._centred(slope), dim=2)
+        return math.sqrt(self.size) * lengths.sum(1)
 
     def _centred(self, x: Tensor) -> Tensor:
         z = x.reshape(len(x), -1, self.size)
@@ -145,7 +148,8 @@ def _least(function: Callable[[Tensor], Tensor], within: Box | Balls, like: Tens
         ahead = within.nearest(y + rate * slope)
         following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
         y, x, momentum = ahead + (momentum - 1) / following * (ahead - x), ahead, following
-    return best / wanted.norm(dim=1)
+    length = torch.linalg.vector_norm(wanted, dim=1)
+    return best / torch.where(length > 0, length, 1)
 
 
 def _operand(node: fx.Node, name: str, values: Mapping[fx.Node, Any], default: float) -> Any:

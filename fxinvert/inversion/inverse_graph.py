@@ -24,7 +24,7 @@ from fxinvert.passes import trace
 from fxinvert.passes.capture import evaluating
 from fxinvert.passes.flow import Flow, by_sample, has_target
 from fxinvert.passes.inverse_op import InverseOp
-from fxinvert.passes.synthesize import ANCHOR_OF, TARGET_OF, inverse_op, synthesize
+from fxinvert.passes.synthesize import ANCHOR_OF, TARGET_OF, inverse_op, renew, synthesize
 from fxinvert.passes.trace import is_normalized
 from fxinvert.rules import Certificate, Op, RuleSet, default_rules
 from fxinvert.rules.certificate import relative
@@ -249,7 +249,8 @@ class InverseGraph:
         return list(self.graph_module.graph.find_nodes(op="placeholder"))
 
     def _anchors(self, values: Mapping[fx.Node, Any]) -> Iterable[Any]:
-        """What the inverse graph takes after the output target."""
+        """What the inverse graph takes after the output target; it reads the parameters that the forward graph has now."""
+        renew(self.graph_module, self.graph)
         by_name = {node.name: node for node in self.graph.graph.nodes}
         return [values[by_name[p.meta[ANCHOR_OF]]] for p in self._placeholders() if ANCHOR_OF in p.meta]
 

@@ -27,7 +27,6 @@ side, so that a refined target may come out another, as good a one, in a batch o
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -126,7 +125,7 @@ def _continued(
         active = (least > TOLERANCE) & (widths > NARROW)
         if not bool(active.any()):
             break
-        soft = partial(run, widths=widths)
+        soft = _at(run, widths)
         value, error, caution, improved = _improve(soft, value, goal, missed(value, widths), caution, active)
         hard = missed(value, None)
         better = active & (hard < least)
@@ -136,6 +135,10 @@ def _continued(
         widths = torch.where(through, NARROWER * widths, widths)
         caution, age = torch.where(improved, caution, 0), torch.where(through, 0, age)
     return best
+
+
+def _at(run: Callable[[Tensor, Tensor | None], Tensor], widths: Tensor) -> Run:
+    return lambda value: run(value, widths)
 
 
 def _improve(
@@ -204,7 +207,7 @@ def _jacobian(run: Run, value: Tensor) -> tuple[Tensor, Tensor]:
         if not output.requires_grad:
             return value.new_zeros(*output.shape, value[0].numel()), output
         rows = torch.eye(output.shape[1], dtype=output.dtype, device=output.device)
-        return torch.cat([_rows(output, x, some) for some in rows.split(AT_ONCE)], 1), output.detach()
+        return torch.cat([_rows(output, x, some) for some in torch.split(rows, AT_ONCE)], 1), output.detach()
 
 
 def _rows(output: Tensor, x: Tensor, some: Tensor) -> Tensor:
