@@ -26,7 +26,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "demo")
         fxinvert("demo", "--run-directory", str(run))
-        fxinvert("report", str(run))
         fxinvert("explain", "--run", str(run), "--sample", str(SAMPLE), "--out", f"{folder}/explain.png")
         photograph(run / "report.html", Path(folder, "report.png"))
         for name, width in (("report.png", WIDTH), ("explain.png", WIDTH * 3 // 4)):
