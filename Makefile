@@ -3,7 +3,8 @@ PYTHON  ?= python3
 WORKERS ?= 2
 
 BIN     := .venv/bin
-INSTALL := $(BIN)/python -m pip install -c constraints-cpu.txt
+# Without compiling: of the ten thousand modules that come with torch, most are never imported.
+INSTALL := $(BIN)/python -m pip install --no-compile -c constraints-cpu.txt
 INPUTS  := pyproject.toml constraints-cpu.txt
 
 .DEFAULT_GOAL := help
