@@ -182,7 +182,7 @@ def estimate(
         waves=measured,
         state=sum(value.nbytes for value in context.state().values()),
         samples=samples,
-        chunk=batch * chunk,
+        chunk=min(batch * chunk, samples),
         batch=batch,
     )
 

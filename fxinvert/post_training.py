@@ -269,7 +269,7 @@ def _check_counts(least: int = 1, **settings: Any) -> None:
         if not isinstance(value, int) or isinstance(value, bool):
             raise DataError(f"{name}={value!r} is {type(value).__name__}; a whole number is needed")
         if value < least:
-            what = name.removesuffix("s") if name.endswith("s") else name
+            what = name.removesuffix("s") if least == 1 else name
             raise DataError(f"{name}={value}: needed is at least {least} {what}")
 
 

@@ -146,7 +146,7 @@ def interrupted(
 def test_damaged_task_files_are_found_and_done_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    interrupted(tmp_path, monkeypatch, 7, KeyboardInterrupt())
+    interrupted(tmp_path, monkeypatch, 10, KeyboardInterrupt())
     files = sorted((tmp_path / TASKS).glob(f"*{SUFFIX}"))
     assert len(files) > 3
     for file in files:
@@ -218,7 +218,7 @@ def test_control_c_is_resumable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_every_kind_of_run_goes_on_elsewhere_with_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    interrupted(tmp_path, monkeypatch, 5, KeyboardInterrupt(), **KINDS[kind])
+    interrupted(tmp_path, monkeypatch, 2, KeyboardInterrupt(), **KINDS[kind])
     assert events(tmp_path, "task")
     resumed = train(run_directory=tmp_path, executor="processes", workers=2, **KINDS[kind])
     assert weights(resumed) == weights(train(**KINDS[kind]))

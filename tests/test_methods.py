@@ -77,10 +77,13 @@ def test_every_way_to_share_learns_and_harms_nothing(share: str) -> None:
         assert max(sizes) <= 1 + 1e-9
 
 
-def test_parallel_comes_within_a_point_of_sequential_after_twice_the_sweeps() -> None:
+@pytest.mark.parametrize(
+    "name", ["digits_mlp", "digits_cnn", pytest.param("digits_resnet", marks=pytest.mark.slow)]
+)
+def test_parallel_comes_within_a_point_of_sequential_after_twice_the_sweeps(name: str) -> None:
     digits = models.digits()
     batches = models.batches(digits.x_train, digits.y_train)
-    model = models.load("digits_mlp", "early")
+    model = models.load(name, "early")
     one_by_one = fxinvert.post_train(model, batches, sweeps=2)
     together = fxinvert.post_train(model, batches, schedule="parallel", sweeps=4)
     assert together.final.accuracy is not None
