@@ -23,11 +23,11 @@ TEXT = """\
 ## Scale
 
 One sweep, all layers from one snapshot, over networks of 3×3 convolutions that keep the size of their images: *depth*
-convolutions of *width* channels, images of *size*² pixels, *samples* in batches of 64. One of them is varied, the others
-stay at {base}. (Convolutions between at most 2,048 values may be decomposed into singular
-values, which takes another time; these here have more.) Time: processor seconds, and with workers those of the busiest of them and of the main process together, as
-on free cores (a worker begins by tracing the model). Memory: what the (main) process had at most, less what it had before.
-The exponent b of a·xᵇ is fitted to all values by least squares in logarithms.
+convolutions of *width* channels, images of *size*² pixels, *samples* in batches of 64. One of these is varied, the others
+stay at {base}. (Convolutions between at most 2,048 values may be decomposed into singular values, which takes another
+time; these here have more.) Time: processor seconds; with *workers* those of the busiest and of the main process together,
+as on free cores (a worker begins by tracing the model, so that little work is not worth many). Memory: what the main process
+had at most, less what it had before. The exponent b of a·xᵇ is fitted to all values by least squares in logarithms.
 """
 
 
@@ -41,7 +41,7 @@ def section(outcomes: Outcomes) -> str:
             passes = outcome.result["seconds"] / outcome.result["forward"]
             rows.append((axis, str(outcome.settings[axis]), *figures, f"{passes:.0f}"))
         fits = [_exponent(axis, found, figure) for figure, _ in FIGURES.values()]
-        exponents.append((axis, *("" if math.isnan(fit) else f"{fit:.2f}" for fit in fits)))
+        exponents.append((axis, *("" if math.isnan(fit) else f"{round(fit, 2) + 0.0:.2f}" for fit in fits)))
     headers = [f"{name}, {unit}" for name, (_, unit) in FIGURES.items()]
     return "\n".join(
         [
