@@ -129,7 +129,9 @@ def test_the_history_is_written_for_tensorboard(result: PostTrainingResult, tmp_
         losses = [event.value for event in found.Scalars("held out/loss")]
         assert losses == pytest.approx([records[0].before.loss, *(r.after.loss for r in records)])
         assert [event.value for event in found.Scalars("step")] == pytest.approx([r.step for r in records])
-        assert "explained/fc1" in found.Tags()["scalars"]
+        explained = {f"explained/{op}" for record in records for op in record.explained}
+        assert explained
+        assert explained == {tag for tag in found.Tags()["scalars"] if tag.startswith("explained/")}
 
 
 def test_without_tensorboard_it_is_said_what_to_do(
