@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from fxinvert.explanation.attention import attention_weights, attentions
 from fxinvert.explanation.result import Attention, Cut, Explanation, Value
 from fxinvert.heads import Heads
 from fxinvert.inversion.inverse_graph import InverseGraph, Reconstructed, invert
+from fxinvert.inversion.refinement import ROWS
 from fxinvert.inversion.replay import output_given
 from fxinvert.output_target import OutputTargetFunction
 from fxinvert.passes import trace
@@ -27,8 +29,9 @@ from fxinvert.rules import RuleSet
 from fxinvert.rules.certificate import row_norms
 from fxinvert.training.metrics import is_classification
 
-#: Gauss–Newton steps on every target where graphs branch and targets are linearized
-REFINE = 5
+#: Gauss–Newton steps on every target where graphs branch and targets are linearized; of outputs of many numbers, whose
+#: steps cost conjugate gradients. More change shares by no more than 0.02
+REFINE, REFINE_WIDE = 2, 1
 #: ops after which a value is shown as it was before
 RESHAPES = ("flatten", "reshape", "view")
 
@@ -78,7 +81,7 @@ def explain(
         output_target=_target_for(labels) if output_target == "auto" else output_target,
         rules=rules,
         reconstruction="linearized" if linearized else "nodewise",
-        refine=REFINE if linearized else 0,
+        refine=(REFINE if _size(graph) <= ROWS else REFINE_WIDE) if linearized else 0,
     )
     with torch.no_grad(), evaluating(graph):
         return _Explainer(inverse, plan, inputs, labels).explanation()
@@ -201,6 +204,11 @@ def along(change: Tensor, error: Tensor) -> Tensor:
     length = row_norms(error).double().square()
     product = (change.double() * error.double()).flatten(1).sum(1)
     return torch.where(length > 0, product / torch.where(length > 0, length, 1.0), 0.0).to(change.dtype)
+
+
+def _size(graph: fx.GraphModule) -> int:
+    """How many numbers the output has per sample."""
+    return math.prod(Flow(graph).exit.meta["tensor_meta"].shape[1:])
 
 
 def _shape_shown(node: fx.Node) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from fxinvert.passes.outputs import Key
 from fxinvert.passes.plan import Plan
 from fxinvert.report import intervals
 from fxinvert.report.answers import Answers, answers, histograms
-from fxinvert.report.nodes import OUTPUTS, graph_facts
+from fxinvert.report.nodes import graph_facts
 from fxinvert.report.pictures import figure_of, image_of
 from fxinvert.report.samples import first, pick
 from fxinvert.training import Batches
@@ -28,6 +28,8 @@ from fxinvert.training.batch import Batch, tensors_of
 EXAMPLES = 8
 #: samples that are explained with a picture, and those that mean corrections are taken over
 PICTURES, EXPLAINED, BRANCHING_EXPLAINED = 3, 64, 16
+#: numbers in the output, per sample, up to which graphs that branch are explained
+EXPLAINED_OUTPUTS = 4096
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,7 @@ def _explained(
     try:
         flow = Flow(graph)
         size = int(torch.tensor(flow.exit.meta["tensor_meta"].shape[1:]).prod())
-        if flow.branches and size > OUTPUTS:
+        if flow.branches and size > EXPLAINED_OUTPUTS:
             return {"problem": f"not explained: the graph branches, its output has {size} numbers per sample"}
         shown = found(pick(subject.data, worst))
         means = found(first(subject.data, BRANCHING_EXPLAINED if flow.branches else EXPLAINED))
