@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fxinvert.linalg.memory import full_precision
 from fxinvert.training import NormalEquations, blocks, statistics
-from fxinvert.training.blocks import equations_over
+from fxinvert.training.blocks import added, equations_over
+from fxinvert.training.wide import WideEquations
 
 
 def problem(rows: int, n: int, m: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -139,3 +143,29 @@ def test_sums_of_single_precision_carry_on_in_double() -> None:
     features, errors = torch.full((1, rows, 1), 0.1), torch.zeros(1, rows, 1)
     made = NormalEquations.of(features, errors, torch.ones(rows))
     assert made.gram.item() == pytest.approx(rows * float(torch.tensor(0.1)) ** 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", [NormalEquations, WideEquations])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_sums_stay_where_the_rows_are(kind: type[NormalEquations | WideEquations], device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    rows = problem(30, 5, 3, 0)
+    there = [value.to(device) for value in rows]
+    made, solved = added(kind.of(*there), kind.of(*there)), added(kind.of(*rows), kind.of(*rows)).solve(1e-2)
+    assert made.cross.device.type == device
+    assert torch.allclose(made.solve(1e-2).change.cpu(), solved.change)
+
+
+def test_products_on_cuda_have_all_digits_of_float32() -> None:
+    convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = convolutions.fp32_precision
+    try:
+        convolutions.fp32_precision = "tf32"
+        with full_precision(torch.device("cuda")):
+            assert convolutions.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
+        assert convolutions.fp32_precision == "tf32"
+        with full_precision(torch.device("cpu")):
+            assert convolutions.fp32_precision == "tf32"
+    finally:
+        convolutions.fp32_precision = before

@@ -6,9 +6,17 @@ from fxinvert.linalg.convolution import Convolution, TransposedConvolution
 from fxinvert.linalg.iterative import IterativeFactor
 from fxinvert.linalg.memory import FactorCache
 from fxinvert.linalg.operators import Dense, Function, LinearOperator
-from fxinvert.linalg.solvers import Factor, Solution, SpectralFactor
+from fxinvert.linalg.solvers import DiagonalFactor, Factor, Solution, SpectralFactor
+from fxinvert.linalg.structured import BlockDiagonal, Composition, Diagonal, Selection, Sum, Transpose
 
 __all__ = [
+    "Transpose",
+    "Sum",
+    "Selection",
+    "DiagonalFactor",
+    "Diagonal",
+    "Composition",
+    "BlockDiagonal",
     "Convolution",
     "Correction",
     "Dense",

@@ -14,11 +14,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fxinvert.linalg.memory import SHARE, free_memory
+from fxinvert.linalg.memory import SHARE, free_memory, full_precision
 from fxinvert.linalg.operators import flat
 from fxinvert.linalg.solvers import Factor
 
-Method = Literal["spectral", "cholesky", "banded", "circulant", "iterative"]
+Method = Literal["diagonal", "spectral", "cholesky", "banded", "circulant", "iterative"]
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,14 @@ def solve_anchored(factor: Factor, r: Tensor, settings: SolveSettings) -> Correc
         r: `(B, *out_shape)`, target − output.
         settings: κ and the limits.
     """
+    with full_precision(r.device):
+        return _solved(factor, r, settings)
+
+
+def _solved(factor: Factor, r: Tensor, settings: SolveSettings) -> Correction:
     rows = max(1, settings.memory(r.device) // factor.work) if len(r) else 1
     if len(r) > rows:
-        parts = [solve_anchored(factor, part, settings) for part in torch.split(r, rows)]
+        parts = [_solved(factor, part, settings) for part in torch.split(r, rows)]
         return Correction(
             torch.cat([part.value for part in parts]),
             torch.cat([part.damped for part in parts]),

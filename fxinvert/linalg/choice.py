@@ -18,9 +18,9 @@ from fxinvert.linalg.circulant import Circulant, torus
 from fxinvert.linalg.convolution import Convolution
 from fxinvert.linalg.gram import DenseInverse, GramFactor
 from fxinvert.linalg.iterative import IterativeFactor
-from fxinvert.linalg.memory import human
+from fxinvert.linalg.memory import full_precision, human
 from fxinvert.linalg.operators import LinearOperator
-from fxinvert.linalg.solvers import WORK, Factor, SpectralFactor
+from fxinvert.linalg.solvers import WORK, DiagonalFactor, Factor, SpectralFactor
 
 #: how much slower than a float32 matrix product: one in float64; a decomposition into singular values; a product with
 #: an operator that is not a matrix; a pass over a vector, by entry
@@ -32,6 +32,14 @@ PATIENCE, SQUARED = 5e9, 1.5
 ITERATIONS, PRECONDITIONED, SHIFT = 60, 30, 1e-5
 #: vectors of either side that an iteration passes over, and of the smaller side for two Fourier transforms
 VECTORS, TRANSFORMS = 6, 16
+
+
+#: what solvers for some operators are for
+_NEEDED: dict[Method, str] = {
+    "diagonal": "it takes an operator for which AᵀA is diagonal",
+    "banded": "it takes a convolution",
+    "circulant": "it takes a convolution",
+}
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,8 @@ def choose(operator: LinearOperator, settings: SolveSettings) -> Choice:
         asked = next((c for c in found if c.method == settings.method), None)
         if asked is None:
             raise SolveError(
-                f"method={settings.method!r} cannot be taken: {type(operator).__name__} is no convolution"
+                f"method={settings.method!r} cannot be taken: {_NEEDED[settings.method]}, which "
+                f"{type(operator).__name__} {operator.size[0]} × {operator.size[1]} is not"
             )
         if asked.why_not:
             raise SolveError(f"method={settings.method!r} cannot be taken: {asked.why_not}")
@@ -119,6 +128,11 @@ def factorize(operator: LinearOperator, settings: SolveSettings) -> Factor:
     Raises:
         SolveError: nothing fits into the memory limit, or the operator has NaN or infinite values.
     """
+    with full_precision(operator.device):
+        return _factorized(operator, settings)
+
+
+def _factorized(operator: LinearOperator, settings: SolveSettings) -> Factor:
     choice = choose(operator, settings)
     factor = choice.chosen.make()
     told = choice.explain()
@@ -159,7 +173,15 @@ def _candidates(operator: LinearOperator, settings: SolveSettings, limit: int) -
 
     entries = 8 * (2 * m * n + side * (side + other))
     large = f"smaller side {side} exceeds direct_limit={settings.direct_limit}"
-    found = [
+    found = []
+    if operator.squares is not None:
+        memory = WORK * (m + n)
+        found.append(
+            Candidate(
+                "diagonal", 0.0, product + ENTRY * n, memory, lambda: DiagonalFactor(operator), fits(memory)
+            )
+        )
+    found.append(
         Candidate(
             "spectral",
             DECOMPOSITION * side**2 * other,
@@ -168,7 +190,7 @@ def _candidates(operator: LinearOperator, settings: SolveSettings, limit: int) -
             lambda: SpectralFactor(operator),
             fits(entries, large if side > settings.direct_limit else ""),
         )
-    ]
+    )
     entries = 8 * (m * n + 4 * side**2)
     found.append(
         Candidate(

@@ -18,7 +18,7 @@ from torch import Tensor
 from fxinvert.errors import SolveError
 from fxinvert.linalg.definite import NotDefiniteError, definite_inverse, without_dead
 from fxinvert.linalg.operators import LinearOperator, Shape, flat
-from fxinvert.linalg.solvers import ARRIVED, REFINED, SINGLE, Factor, Solution, largest_singular_value
+from fxinvert.linalg.solvers import ARRIVED, REFINED, SINGLE, Factor, Solution
 
 #: condition from which the Gram matrix is shifted
 SHIFTED = 3e6
@@ -134,7 +134,7 @@ class GramFactor(Factor):
         self.dual = m <= n
         self._operators = {dtype: operator.to(dtype) for dtype in (operator.dtype, torch.float64)}
         self._operator, self._factorized, self._method = operator, factorized, method
-        self.largest = largest_singular_value(operator)
+        self.largest = operator.norm()
         self._levels: dict[float, _Level] = {}
         self.condition = self._level(0.0).condition if self.largest else None
 

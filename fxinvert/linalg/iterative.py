@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fxinvert.linalg.operators import LinearOperator, flat
-from fxinvert.linalg.solvers import ARRIVED, REFINED, Factor, Solution, largest_singular_value
+from fxinvert.linalg.solvers import ARRIVED, REFINED, Factor, Solution
 
 #: what a round has to bring the slope down to, for another one to be worth it
 WORTHWHILE = 0.5
@@ -52,7 +52,7 @@ class IterativeFactor(Factor):
     ) -> None:
         super().__init__(operator)
         self.operator, self.limit, self.preconditioner = operator, iterations, preconditioner
-        self.largest = largest_singular_value(operator)
+        self.largest = operator.norm()
         self._exact = operator.to(torch.float64)
 
     @property

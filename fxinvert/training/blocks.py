@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from fxinvert.linalg.memory import full_precision
 from fxinvert.training.statistics import NormalEquations
 from fxinvert.training.wide import WideEquations
 
@@ -21,7 +22,8 @@ def equations(features: Tensor, errors: Tensor, weights: Tensor) -> Equations:
     """The sums over some rows, by a Gram matrix unless that were too large; arguments as for `NormalEquations.of`."""
     groups, _, n = features.shape
     kind = NormalEquations if groups * n * n * 8 <= LARGEST else WideEquations
-    return kind.of(features, errors, weights)
+    with full_precision(features.device):
+        return kind.of(features, errors, weights)
 
 
 def equations_over(
