@@ -47,8 +47,10 @@ Only = Annotated[str, typer.Option(help="Only runs whose name matches this regul
 def everything(quick: Quick = False, seeds: Seeds = 5, workers: Workers = 1) -> None:
     """All suites and studies, and the page."""
     suite(None, quick)
-    study(None, quick, seeds, workers)
-    document_page(quick)
+    try:
+        study(None, quick, seeds, workers)
+    finally:
+        document_page(quick)
 
 
 @app.command()

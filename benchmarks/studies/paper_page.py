@@ -112,8 +112,13 @@ def chosen_gain(joint: Joint) -> tuple[str, float, list[Interval]] | None:
     return cut, alpha, [Interval.of(values) for values in zip(*_paired(joint, cut, alpha), strict=True)]
 
 
-def reached(network: str, intervals: Sequence[Interval]) -> list[bool]:
-    """Of epoch 5, mean and best epoch: whether there is a gain, and the paper's is within its interval or below."""
+def reached(network: str, intervals: Sequence[Interval]) -> list[bool] | None:
+    """Of epoch 5, mean and best epoch: whether there is a gain, and the paper's is within its interval or below.
+
+    None: with one seed there is no interval.
+    """
+    if intervals[0].count < 2:
+        return None
     return [
         interval.verdict == "better" and interval.mean + interval.half >= gain
         for interval, gain in zip(intervals, PUBLISHED[network], strict=True)
@@ -127,7 +132,12 @@ def _verdict(network: str, joint: Joint) -> str:
         return ""
     cut, alpha, intervals = found
     hits = reached(network, intervals)
-    verdict = "reproduced" if all(hits) else "reproduced in part" if any(hits) else "not reproduced"
+    verdict = (
+        "open with one seed" if hits is None
+        else "reproduced" if all(hits)
+        else "reproduced in part" if any(hits)
+        else "not reproduced"
+    )  # fmt: skip
     gains = " / ".join(interval.percent(sign=True) for interval in intervals)
     theirs = " / ".join(f"{100 * gain:+.2f}" for gain in PUBLISHED[network])
     return (
