@@ -13,9 +13,11 @@ import torch
 from cli_folder import invoke, make_folder, names
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 import fxinvert
 import fxinvert.commands.run
+from fxinvert.cli import app
 from fxinvert.commands.config import PostTrainConfig, read_settings
 from fxinvert.errors import DataError
 from fxinvert.scheduling.run_directory import is_finished
@@ -124,6 +126,76 @@ def test_plan_of_what_does_not_follow_its_input_says_so(here: Path) -> None:
     result = invoke("plan", "cli_nets:Strange", "--shape", "1,4,4")
     assert result.exit_code == 2, result.output
     assert "the way ends at node 'round'" in result.output
+
+
+# for machines
+
+
+def test_json_of_what_is_looked_at(here: Path) -> None:
+    told = json.loads(invoke("plan", "cli_nets:Net", "--shape", "1,4,4", "--json").stdout)
+    assert [segment["name"] for segment in told["segments"]] == ["hidden", "head"]
+    assert told["nodes"][-1] == {
+        "node": "head",
+        "op": "linear",
+        "shape": [3],
+        "rule": "linear solve",
+        "trained": True,
+    }
+    assert told["sweep"]["seconds"]["1"] > 0
+    assert told["problem"] == ""
+    listed = json.loads(invoke("rules", "--json").stdout)
+    assert {"op", "rule", "trained", "origin"} == set(listed[0])
+    assert len(listed) == len(fxinvert.default_rules())
+
+
+def test_json_of_a_run(here: Path) -> None:
+    command = ("post-train", "cli_nets:Net", "data.npz", "--run-directory", "run", "--sweeps", "1")
+    done = invoke(*command, "--no-export", "--json")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["run"] == "run"
+    assert told["metrics"] == read(here / "run" / "metrics.json")["metrics"]
+    assert "Report: " in done.stderr
+    assert json.loads(invoke("status", "run", "--json").stdout)["state"] == "finished"
+
+
+@pytest.mark.slow
+def test_a_pipe_gets_plain_text_and_may_close(here: Path) -> None:
+    command = [sys.executable, "-m", "fxinvert", "rules"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        assert b"\x1b" not in running.stdout.readline()
+        running.stdout.close()
+        assert b"Traceback" not in running.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("shell", "word"), [("bash", "post-train"), ("zsh", "post-train"), ("fish", "post-train")]
+)
+def test_shells_complete_commands(shell: str, word: str) -> None:
+    variables = {
+        "_FXINVERT_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": "fxinvert post",
+        "COMP_CWORD": "1",
+        "_TYPER_COMPLETE_ARGS": "fxinvert post",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }
+    done = CliRunner(env=variables).invoke(app, prog_name="fxinvert")
+    assert word in done.stdout
+
+
+def test_faults_of_ours_are_told_from_others(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(fxinvert, "partition", broken)
+    result = invoke("plan", "cli_nets:Net", "--shape", "1,4,4")
+    assert result.exit_code == 1
+    assert "fault in fxinvert; please report" in result.stderr
+    assert "Traceback" not in result.output
+    result = invoke("--debug", "plan", "cli_nets:Net", "--shape", "1,4,4")
+    assert isinstance(result.exception, ZeroDivisionError)
 
 
 # whole runs
@@ -266,6 +338,8 @@ def test_in_a_process_of_its_own_with_a_models_folder_of_the_users(here: Path) -
     done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
+    assert "\x1b" not in done.stdout
+    assert "\r" not in done.stdout
     assert names(here / "run") == WITHOUT_REPORT
 
 

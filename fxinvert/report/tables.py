@@ -141,7 +141,7 @@ def rules_table(rules: RuleSet) -> Table:
 def rule_rows(rules: RuleSet) -> list[dict[str, Any]]:
     """What `rules_table` shows, JSON-ready."""
     return [
-        {"op": key, "rule": rule.kind.value, "trained": rule.trainable, "origin": origin_of(rule)}
+        {"op": key, "rule": rule.kind.value, "trained": bool(rule.trainable), "origin": origin_of(rule)}
         for key, rule in rules.items()
     ]
 
