@@ -18,7 +18,7 @@ def repaired(found: Numbers) -> bool:
 
 
 def adapted(found: Numbers) -> bool:
-    return found["new after"] > found["new before"] + 0.2 and found["old after"] > found["old before"] - 0.05
+    return found["new after"] > found["new before"] + 0.2 and found["old after"] > found["old before"] - 0.1
 
 
 def class_added(found: Numbers) -> bool:
