@@ -85,6 +85,31 @@ def ratio(
     return Ratio(what, compared_with, median(ours / theirs for ours, theirs in rounds), aim, note)
 
 
+def ratio_in_turn(
+    what: str,
+    function: Callable[[], object],
+    compared_with: str,
+    reference: Callable[[], object],
+    aim: float | None = None,
+    note: str = "",
+) -> Ratio:
+    """The same for calls that move more than they compute: one of each at a time, in processor time.
+
+    Repeated by itself, a call that touches little finds all of it in the processor's cache, which it never does where
+    other calls come between. And what else the machine does takes its turn during the longer calls, which would count.
+    """
+    calls = (function, reference)
+    taken: tuple[list[float], list[float]] = ([], [])
+    end = time.perf_counter() + TIME
+    while len(taken[0]) < 2 * ROUNDS or time.perf_counter() < end:
+        for call, seconds_taken in zip(calls, taken, strict=True):
+            start = time.process_time()
+            call()
+            seconds_taken.append(time.process_time() - start)
+    ours, theirs = (median(several[1:]) for several in taken)  # the first call warms up
+    return Ratio(what, compared_with, ours / theirs, aim, note)
+
+
 def environment() -> dict[str, str]:
     """What the figures depend on."""
     return {

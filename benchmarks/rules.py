@@ -6,13 +6,14 @@ measured when somebody does.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 import fxinvert
-from benchmarks.measure import Ratio, ratio
+from benchmarks.measure import Ratio, ratio_in_turn
 from fxinvert.rules import Op
 from fxinvert.rules.fallback import invert_matrix_free
 
@@ -78,10 +79,12 @@ def run(rows: int = 64) -> Iterator[Ratio]:
         module.eval()
         inverted = _inversion(module, x, module(other).detach())
         with torch.no_grad():
-            yield ratio(f"{_name(module)}: invert", inverted, "forward", lambda m=module: m(x), aim)  # type: ignore[misc]
+            yield ratio_in_turn(
+                f"{_name(module)}: invert", inverted, "forward", functools.partial(module, x), aim
+            )
     # a view moves nothing and takes no time: what can be asked of its inverse is a copy's
     flattened = _inversion(nn.Flatten(), x, other.flatten(1))
-    yield ratio("Flatten: invert", flattened, "a copy of the values", x.clone, 4)
+    yield ratio_in_turn("Flatten: invert", flattened, "a copy of the values", x.clone, 4)
     yield from _products()
 
 

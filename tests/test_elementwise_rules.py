@@ -13,7 +13,7 @@ from rule_samples import Inverted, WithBuffer
 from torch import Tensor, nn
 
 import fxinvert
-from fxinvert.rules import Status
+from fxinvert.rules import Status, choice
 from fxinvert.rules.registry import Kind
 from fxinvert.testing import check_rule
 
@@ -273,13 +273,49 @@ def test_what_has_no_branches_is_solved_matrix_free() -> None:
         assert not certificate.failed.any()
 
 
-def test_rows_are_worked_through_in_blocks() -> None:
-    x, target = torch.randn(2, 6, 20000, dtype=F64)
-    c = torch.randn(20000, dtype=F64)
+@cases
+def test_the_answer_is_the_same_however_it_is_worked_through(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In blocks of entries, of rows (where operands have a shape, or the layout is another), or all at once."""
+    op, x = case.op(F32), case.batch(6, dtype=F32)
+    with torch.no_grad():
+        target = op(case.batch(6, seed=1, dtype=F32))
+        target[::2] += torch.randn(3, 3, 5, generator=torch.Generator().manual_seed(2))
+        inverted = Inverted(op, x)
+        value, certificate = inverted(x, target)
+        for block in (1, 7, 31):
+            monkeypatch.setattr(choice, "BLOCK", block)
+            for layout in (torch.contiguous_format, torch.channels_last):
+                one, other = (v[..., None].contiguous(memory_format=layout)[..., 0] for v in (x, target))
+                again, told = inverted(one, other)
+                # a stretch's last entries are computed by other code of torch, which rounds differently
+                torch.testing.assert_close(again, value, rtol=1e-6, atol=1e-6)
+                assert told.projected == certificate.projected
+
+
+def test_large_batches_are_worked_through_in_blocks() -> None:
+    x, target = torch.randn(2, 6, 30000, dtype=F64)
+    c = torch.randn(30000, dtype=F64)
+    assert x.numel() > choice.BLOCK
     value, certificate = Inverted(WithBuffer(torch.maximum, c), x)(x, target)
     expected = torch.where(target > c, target, torch.minimum(x, c))
     assert torch.equal(value, torch.where(torch.maximum(x, c) == target, x, expected))
     assert certificate.projected == int((target < c).sum())
+
+
+@pytest.mark.parametrize("bad", [INF, math.nan])
+def test_what_overflows_is_bounded_whatever_else_is_in_the_batch(bad: float) -> None:
+    """1e38 asks a slope of 1e-3 for more than the largest number there is."""
+    x, target = torch.zeros(2, 3, dtype=F32), torch.full((2, 3), 1e38, dtype=F32)
+    inverted = Inverted(nn.LeakyReLU(1e-3), x)
+    value, certificate = inverted(x, -target)
+    assert torch.equal(value, torch.full_like(x, -torch.finfo(F32).max))
+    assert not certificate.failed.any()
+    target[1, 1] = -bad
+    again, told = inverted(x, -target)
+    assert torch.equal(again[0], value[0])
+    assert told.failed.tolist() == [False, True]
 
 
 def test_a_slope_for_every_channel_is_the_scalar_rule_channel_by_channel() -> None:

@@ -161,8 +161,10 @@ def softplus(beta: float, threshold: float) -> Branches:
 
     def inverse(y: Tensor) -> Tensor:
         scaled = beta * y
+        straight = torch.gt(scaled, threshold, out=torch.empty_like(y))
         # log(expm1(z)) = z + log(-expm1(-z)) does not overflow
-        return torch.where(scaled > threshold, y, (scaled + torch.log(-torch.expm1(-scaled))) / beta)
+        curved = torch.neg(scaled).expm1_().neg_().log_().add_(scaled).div_(beta)
+        return torch.lerp(curved, y, straight)
 
     return everywhere((0, INF), inverse)
 

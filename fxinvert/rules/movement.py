@@ -74,6 +74,8 @@ def _transposed(op: Op) -> tuple[Tensor, Adjoint]:
         raise NoRuleError(f"node {op.name!r}, {op.key}: no gradient flows through it, so it has no inverse")
 
     def adjoint(r: Tensor) -> Tensor:
+        if not x.numel():  # not every op can go back through nothing
+            return torch.zeros_like(x)
         (pulled,) = torch.autograd.grad(y, x, r, retain_graph=True)
         return pulled
 
