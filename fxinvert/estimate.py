@@ -29,8 +29,9 @@ from fxinvert.training.chunks import source_of
 from fxinvert.training.closed_form import DAMPINGS, Sums, sums
 from fxinvert.training.context import Context
 from fxinvert.training.fingerprint import HELD_OUT
-from fxinvert.training.judge import TRIED
 
+#: candidates that an update is judged by: with each damping, half of it, and the best multiple
+JUDGED = len(DAMPINGS) + 2
 #: samples that times are measured with
 PROBE = 32
 #: bytes per second between machines that estimates assume: ten gigabit Ethernet
@@ -100,7 +101,7 @@ class Estimate:
             here = 0.0 if workers == 1 else 1.0 / bandwidth
             working = rounds * self.chunk * wave.sample_seconds * (1 - 1 / HELD_OUT)
             reducing = self.chunks * (wave.add_seconds + wave.statistics * here)
-            judging = rounds * self.chunk / HELD_OUT * wave.forward_seconds * (len(TRIED) + len(DAMPINGS))
+            judging = rounds * self.chunk / HELD_OUT * wave.forward_seconds * JUDGED
             sending = min(workers, self.chunks) * self.state * here
             # sums are added up while others are made; what is made last can only be added afterwards
             total += sending + max(working, reducing) + wave.solve_seconds + judging
@@ -130,9 +131,8 @@ class Estimate:
             )
             table.add_row(f"{first + 1}", "  add up and solve", f"{first}", "1", "", _bytes(4 * wave.statistics), "",
                           f"{self.chunks * wave.add_seconds + wave.solve_seconds:.3g}")  # fmt: skip
-            tried = len(TRIED) + len(DAMPINGS)
-            table.add_row(f"{first + 2}", f"  judge {tried} candidates", f"{first + 1}", f"{self.chunks:,}", "", "", _bytes(32 * tried),
-                          f"{self.chunk / HELD_OUT * wave.forward_seconds * tried:.3g}")  # fmt: skip
+            table.add_row(f"{first + 2}", f"  judge {JUDGED} candidates", f"{first + 1}", f"{self.chunks:,}", "", "", _bytes(32 * JUDGED),
+                          f"{self.chunk / HELD_OUT * wave.forward_seconds * JUDGED:.3g}")  # fmt: skip
         return table
 
     def scaling(self, workers: Sequence[int] = WORKERS) -> Table:

@@ -31,12 +31,13 @@ from fxinvert.scheduling.crew import Crew, Task
 from fxinvert.scheduling.executor import torch_threads
 from fxinvert.scheduling.journal import Journal
 from fxinvert.scheduling.keys import content_key
-from fxinvert.training import ClosedForm, Gradient, Joint, Method, NormalEquations
+from fxinvert.training import Auto, ClosedForm, Gradient, Joint, Method, NormalEquations
 from fxinvert.training.chunks import CHUNK, source_of
 from fxinvert.training.context import MEMORY_LIMIT, Context, digest_of
 from fxinvert.training.data import Part
 from fxinvert.training.fingerprint import Fingerprint
 from fxinvert.training.held_out import HeldOutSample
+from fxinvert.training.joint import Course
 from fxinvert.training.judge import Share, check_share
 from fxinvert.training.metrics import Tally
 from fxinvert.training.recalibrate import Moments
@@ -46,9 +47,14 @@ from fxinvert.training.wide import WideEquations
 from fxinvert.workshop import Workshop, count_chunk
 
 #: what results of tasks are made of
-KNOWN: list[type] = [NormalEquations, WideEquations, Tally, Moments, Fingerprint, Quadratic]
+KNOWN: list[type] = [NormalEquations, WideEquations, Tally, Moments, Fingerprint, Quadratic, Course]
 
-METHODS: dict[str, Callable[..., Method]] = {"closed_form": ClosedForm, "gradient": Gradient, "joint": Joint}
+METHODS: dict[str, Callable[..., Method]] = {
+    "auto": Auto,
+    "closed_form": ClosedForm,
+    "gradient": Gradient,
+    "joint": Joint,
+}
 INPUTS = ("updated", "original")
 
 
@@ -58,7 +64,7 @@ def post_train(
     *,
     plan: Plan | None = None,
     method: str | Method = "closed_form",
-    schedule: str = "sequential",
+    schedule: str = "auto",
     only: Sequence[str] | str | None = None,
     output_target: str | OutputTargetFunction = "auto",
     sweeps: int = 3,
@@ -93,10 +99,11 @@ def post_train(
         train_data: `(inputs, labels)` batches, iterable more than once; a factory of such batches, which every process
             calls for itself; or a list of factories, one for each shard of the data.
         plan: from `fxinvert.partition`; by default one segment per trainable op.
-        method: how segments are trained: `"closed_form"`, `"gradient"`, `"joint"`, or an object of `fxinvert.training`
+        method: how segments are trained: `"auto"` (closed form, then gradients of everything at once), `"closed_form"`, `"gradient"`, `"joint"`, or an object of `fxinvert.training`
             with settings of its own, such as `Joint(alpha=0.3)`.
         schedule: `"sequential"` (each segment sees what the updated earlier ones produce), `"parallel"` (all from one
-            snapshot), `"waves"` (those that do not feed one another together) or `"single"` (one segment).
+            snapshot), `"waves"` (those that do not feed one another together) or `"single"` (one segment); `"auto"`:
+            parallel for the method of that name, else sequential.
         only: the names of the segments to train; by default all.
         output_target: what the output should have been, by name or a callable of outputs and labels; `"auto"` chooses
             by held-out loss, after training the last segment with each.
@@ -153,6 +160,8 @@ def post_train(
         context = Context(updated, sources, output, rules, reconstruction, memory_limit)
         plan = plan or partition(context.graph, rules=rules)
         check_plan(plan, context)
+        if schedule == "auto" and isinstance(trainer, Auto):
+            schedule = "parallel"
         ordered = waves(plan, schedule, context.graph.graph, only)
         targets = (
             automatic(context.first.labels) if output_target == "auto" else [named_target(output_target)]

@@ -44,6 +44,7 @@ class Workshop:
     ) -> None:
         self.crew, self.context, self.feeds = crew, context.get(), feeds
         self.output_target, self.display = output_target, display
+        self.gained = 0.0
         self._shared, self._what, self._digest = context, "", ""
         self._state: Shared[State] | None = None
         self._sample = feeds["held_out"].sample.batches()

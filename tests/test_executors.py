@@ -21,7 +21,7 @@ from fxinvert.scheduling.executor import SerialExecutor
 from fxinvert.scheduling.keys import content_key
 from fxinvert.scheduling.processes import ProcessExecutor
 from fxinvert.scheduling.store import TaskStore
-from fxinvert.training import ClosedForm
+from fxinvert.training import Auto, ClosedForm, Optimizer
 
 
 @pytest.mark.parametrize(
@@ -240,3 +240,13 @@ def test_keys_tell_what_matters_apart() -> None:
     assert content_key(one) == content_key(torch.zeros(1, 1))
     assert content_key({"a": 1, "b": 2}) == content_key({"b": 2, "a": 1})
     assert content_key(ClosedForm()) == content_key(ClosedForm())
+
+
+def test_auto_gives_the_same_bytes_elsewhere_and_with_a_journal(tmp_path: Path) -> None:
+    given: dict[str, Any] = {
+        "method": Auto(learning_rates=(1e-2,), runs=2, optimizer=Optimizer(epochs=1)),
+        "sweeps": 1,
+    }
+    here = weights(train(**given))
+    assert here == weights(train(executor="processes", workers=1, **given))
+    assert here == weights(train(run_directory=tmp_path / "run", **given))

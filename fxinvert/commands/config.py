@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fxinvert.errors import DataError
 
-MethodName = Literal["closed_form", "gradient", "joint"]
-Schedule = Literal["sequential", "parallel", "waves", "single"]
+MethodName = Literal["closed_form", "gradient", "joint", "auto"]
+Schedule = Literal["auto", "sequential", "parallel", "waves", "single"]
 ExecutorName = Literal["serial", "processes", "ray"]
 Share = Literal["searched", "equal", "explained", "none"]
 
@@ -58,12 +58,13 @@ class PostTrainConfig(BaseModel):
     )
     method: MethodName = Field(
         default="closed_form",
-        description="How segments are trained: closed_form, gradient (each alone), or joint (everything up to a cut).",
+        description="How segments are trained: closed_form, gradient (each alone), joint (everything up to a cut), or auto "
+        "(closed form, then gradients of everything at once).",
     )
     schedule: Schedule = Field(
-        default="sequential",
+        default="auto",
         description="Train segments one after the other, all from one snapshot (parallel), those that do not feed one "
-        "another together (waves), or one (single).",
+        "another together (waves), or one (single); auto: parallel for the method of that name, else one after the other.",
     )
     output_target: str = Field(
         default="auto",

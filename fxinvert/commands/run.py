@@ -39,7 +39,7 @@ from fxinvert.sources import (
     open_model,
 )
 from fxinvert.sources.data import Data, Loader
-from fxinvert.training import Batches, ClosedForm, Gradient, Joint, Method, Metrics, evaluate
+from fxinvert.training import Auto, Batches, ClosedForm, Gradient, Joint, Method, Metrics, evaluate
 
 #: rows of the first batch that are enough to trace and export with
 EXAMPLE_ROWS = 8
@@ -153,6 +153,8 @@ def method_of(config: PostTrainConfig) -> Method:
     """
     if config.method == "closed_form":
         return ClosedForm(config.damping, config.satisfied_weight, config.error, config.every, config.ops)
+    if config.method == "auto":
+        return Auto(optimizer=replace(Auto().optimizer, kind=config.optimizer, seed=config.seed))
     own = (Gradient() if config.method == "gradient" else Joint()).optimizer
     optimizer = replace(
         own,

@@ -47,6 +47,7 @@ SCHEDULES: dict[str, Callable[[Wave, fx.Graph], list[Wave]]] = {
     "parallel": _together,
     "waves": _waves,
     "single": _single,
+    "auto": _one_by_one,
 }
 
 
@@ -55,7 +56,7 @@ def waves(plan: Plan, schedule: str, graph: fx.Graph, names: Sequence[str] | str
 
     Args:
         plan: the segments.
-        schedule: "sequential", "parallel", "waves" or "single".
+        schedule: "sequential", which is what "auto" means here, "parallel", "waves" or "single".
         graph: what the plan was made for.
         names: of the segments to train; None: all.
 

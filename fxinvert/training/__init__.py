@@ -1,5 +1,6 @@
 """Training: methods, the statistics and data they work with, and how what they propose is judged."""
 
+from fxinvert.training.auto import Auto
 from fxinvert.training.batch import Batch
 from fxinvert.training.closed_form import ClosedForm
 from fxinvert.training.data import Batches
@@ -10,6 +11,7 @@ from fxinvert.training.statistics import NormalEquations, Solved
 from fxinvert.training.work import Method, Proposal, Update, Work
 
 __all__ = [
+    "Auto",
     "Batch",
     "Batches",
     "ClosedForm",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -46,6 +47,7 @@ class ClosedForm:
         position_fraction: the share of the positions of a convolution's map, drawn at random, that its sums are made of;
             None: as many as make rows abundant, which is all of them in small maps (`fxinvert.training.positions`).
         ops: train the ops of the segments "together", all from one pass over the data, or "in_turn", each with its own.
+        samples: how many samples to use, at least, from the beginning of the data; None: all.
     """
 
     damping: float = 1e-2
@@ -54,6 +56,7 @@ class ClosedForm:
     every: int | None = None
     ops: Literal["together", "in_turn"] = "together"
     position_fraction: float | None = None
+    samples: int | None = None
     name: str = "closed_form"
 
     def __post_init__(self) -> None:
@@ -67,8 +70,9 @@ class ClosedForm:
                 f"error={self.error!r}, ops={self.ops!r}: the error is plain or weighted, ops are trained "
                 "together or in_turn"
             )
-        if self.every is not None and self.every < 1:
-            raise DataError(f"every={self.every}; it is a number of samples, at least 1")
+        for setting, number in (("every", self.every), ("samples", self.samples)):
+            if number is not None and number < 1:
+                raise DataError(f"{setting}={number}; it is a number of samples, at least 1")
         if self.position_fraction is not None and not 0 < self.position_fraction <= 1:
             raise DataError(
                 f"position_fraction={self.position_fraction}; it is a share, above 0 and at most 1"
@@ -96,7 +100,9 @@ class ClosedForm:
             "position_fraction": self.position_fraction,
         }
         known: Sums = {}
-        for block in work.blocks(sums, arguments, self.every):
+        size = self.every or self.samples
+        count = None if size is None or self.samples is None else -(-self.samples // size)
+        for block in islice(work.blocks(sums, arguments, size), count):
             for part in block:
                 known = {
                     key: added(known[key], value) if key in known else value for key, value in part.items()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
+from itertools import chain, islice
 from typing import Any, Literal
 
 import torch
@@ -53,18 +55,25 @@ class Optimizer:
 
     def over(self, leaves: Iterable[Tensor]) -> torch.optim.Optimizer:
         """The optimizer of some parameters."""
-        optimizer: torch.optim.Optimizer = getattr(torch.optim, self.kind)(
-            list(leaves), lr=self.learning_rate, **self.options
-        )
+        cls, own = getattr(torch.optim, self.kind), list(leaves)
+        # one kernel for all parameters, where there is one
+        fused = {"fused": True} if "fused" in signature(cls).parameters and own else {}
+        optimizer: torch.optim.Optimizer = cls(own, lr=self.learning_rate, **(fused | dict(self.options)))
         return optimizer
 
     def steps(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches of all steps."""
+        return chain.from_iterable(islice(self.passes(batches), self.epochs))
+
+    def passes(self, batches: Iterable[Batch]) -> Iterator[Iterator[Batch]]:
+        """The batches of the steps of one pass after the other, without end."""
         generator = torch.Generator().manual_seed(self.seed)
-        for _ in range(self.epochs):
-            for batch in batches:
-                for rows in torch.split(torch.randperm(len(batch), generator=generator), self.batch_size):
-                    yield batch.select(rows)
+        while True:
+            yield (
+                batch.select(rows)
+                for batch in batches
+                for rows in torch.split(torch.randperm(len(batch), generator=generator), self.batch_size)
+            )
 
 
 @dataclass(frozen=True)

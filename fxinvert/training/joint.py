@@ -7,11 +7,14 @@ statistics move. α = 0 is plain fine-tuning.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from fxinvert.errors import DataError
@@ -23,7 +26,7 @@ from fxinvert.training.batch import Batch
 from fxinvert.training.context import Context
 from fxinvert.training.gradient import Optimizer
 from fxinvert.training.metrics import flat_classes, is_classification
-from fxinvert.training.replay import batch_norms, leaves_of, replay, statistics_of
+from fxinvert.training.replay import batch_norms, leaves_of, replay, statistics_of, training_graph
 from fxinvert.training.variants import given_by
 from fxinvert.training.work import Proposal, Update, Work
 
@@ -64,11 +67,12 @@ class Joint:
         arguments = {
             "output_target": work.output_target,
             "exit_path": segments[0].exit,
+            "names": parameters_before(work.context, work.context.nodes[segments[0].exit]),
             "alpha": self.alpha,
             "optimizer": self.optimizer,
         }
-        (changes,) = work.each(fit_jointly, [arguments])
-        yield [[Update(segments[0].name, changes)]]
+        ((snapshots, _),) = work.each(fit_jointly, [arguments])
+        yield [[Update(segments[0].name, snapshots[-1])]]
 
 
 class Average:
@@ -90,51 +94,112 @@ def target_weight(alpha: float, task: float, distance: float) -> float:
     return min(max(alpha * task / (distance + 1e-8), LEAST), MOST) if alpha else 0.0
 
 
+@dataclass
+class Course:
+    """Where a gradient run has come to, so that it can go on.
+
+    Attributes:
+        tensors: parameters and batch-norm statistics, by name.
+        averages: their moving averages.
+        optimizer: its state.
+        steps: done so far.
+    """
+
+    tensors: dict[str, Tensor]
+    averages: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    steps: int
+
+
 def fit_jointly(
     context: Context,
     batches: Iterable[Batch],
     *,
     output_target: OutputTarget,
     exit_path: str,
+    names: Sequence[str],
     alpha: float,
     optimizer: Optimizer,
-) -> dict[str, Tensor]:
-    """Trains everything up to a cut; targets are those of the model as it was given.
+    average: float = 0.0,
+    steps: int = 0,
+    course: Course | None = None,
+) -> tuple[list[dict[str, Tensor]], Course]:
+    """Trains some parameters, on the task's loss and the distance to a target; targets are those of the model as given.
 
     Args:
         context: the model.
         batches: the data, iterable more than once.
         output_target: what the output should have been.
         exit_path: of the value at the cut.
+        names: of the parameters.
         alpha: α.
         optimizer: what moves the parameters.
+        average: how much of the moving average of parameters and statistics (Polyak & Juditsky 1992) is kept in a step;
+            the k-th step keeps (1 + k) / (10 + k) at most, so that the beginning is forgotten, and nothing if it is 0.
+        steps: at least, in more passes than the optimizer's if need be.
+        course: of an earlier run, which goes on; None: from the parameters as they are.
 
     Returns:
-        The changes of parameters and batch-norm statistics, by name.
+        The averages' changes after 1, 2, 4, … passes and after all of them, by name; and how the run can go on.
     """
     inverse, cut = context.inverse(output_target), context.nodes[exit_path]
-    leaves = leaves_of(context, parameters_before(context, cut))
-    moving = {name for node in batch_norms(context) for name in statistics_of(context, node)}
-    buffers = {name: context.tensors[name].detach().clone() for name in sorted(moving)}
-    given, optimize = given_by(context, {**leaves, **buffers}), optimizer.over(leaves.values())
-    task_average, distance_average, heads = Average(), Average(), Heads.of(context.graph)
+    leaves = leaves_of(context, names)
+    moving = sorted({name for node in batch_norms(context) for name in statistics_of(context, node)})
+    moved = {**leaves, **{name: context.tensors[name].detach().clone() for name in moving}}
+    optimize, heads = optimizer.over(leaves.values()), Heads.of(context.graph)
+    averages, done = {name: value.detach().clone() for name, value in moved.items()}, 0
+    if course is not None:
+        with torch.no_grad():
+            for name, value in moved.items():
+                value.copy_(course.tensors[name])
+                averages[name].copy_(course.averages[name])
+        optimize.load_state_dict(copy.deepcopy(course.optimizer))
+        done = course.steps
+    given, graph = given_by(context, moved), training_graph(context)
+    task_average, distance_average = Average(), Average()
+    snapshots: list[dict[str, Tensor]] = []
+
+    def loss_of(batch: Batch) -> Tensor:
+        if not alpha:
+            outputs = functional_call(graph, moved, tuple(context.graph.meta["inputs"].tensors(batch.inputs)))
+            return torch.stack([task_loss(*pair) for pair in heads.pairs(outputs, batch.labels)]).sum()
+        with torch.no_grad():
+            values = inverse.forward(batch.inputs)
+            target = inverse.targets(values, batch.labels, [cut])[cut]
+        reached = replay(context, values, given, inverse.output_node, training=True)
+        pairs = heads.pairs(reached[inverse.output_node], batch.labels)
+        task = torch.stack([task_loss(*pair) for pair in pairs]).sum()
+        distance = F.mse_loss(reached[cut], target)
+        weight = target_weight(alpha, task_average.add(task.item()), distance_average.add(distance.item()))
+        return task + weight * distance
+
+    last = done + steps
     with evaluating(context.graph):
-        for batch in optimizer.steps(batches):
-            with torch.no_grad():
-                values = inverse.forward(batch.inputs)
-                target = inverse.targets(values, batch.labels, [cut])[cut] if alpha else values[cut]
-            with torch.enable_grad():
-                reached = replay(context, values, given, inverse.output_node, training=len(batch) > 1)
-                pairs = heads.pairs(reached[inverse.output_node], batch.labels)
-                task = torch.stack([task_loss(*pair) for pair in pairs]).sum()
-                distance = F.mse_loss(reached[cut], target)
-                averages = task_average.add(task.item()), distance_average.add(distance.item())
-                loss = task + target_weight(alpha, *averages) * distance
-            optimize.zero_grad()
-            torch.autograd.backward(loss)
-            optimize.step()
-    moved = {**leaves, **buffers}
-    return {name: value.detach() - context.tensors[name].detach() for name, value in moved.items()}
+        for number, batches_of_steps in enumerate(optimizer.passes(batches), 1):
+            before = done
+            for batch in batches_of_steps:
+                if len(batch) == 1 and moving:  # has no variance
+                    continue
+                with torch.enable_grad():
+                    loss = loss_of(batch)
+                optimize.zero_grad()
+                torch.autograd.backward(loss)
+                optimize.step()
+                done += 1
+                kept = min(average, (1 + done) / (10 + done))
+                with torch.no_grad():
+                    torch._foreach_lerp_(
+                        list(averages.values()), [t.detach() for t in moved.values()], 1 - kept
+                    )
+            ended = number >= optimizer.epochs and (done >= last or done == before)
+            if ended or number & (number - 1) == 0:
+                snapshots.append(
+                    {name: value - context.tensors[name].detach() for name, value in averages.items()}
+                )
+            if ended:
+                break
+    now = {name: value.detach() for name, value in moved.items()}
+    return snapshots, Course(now, averages, optimize.state_dict(), done)
 
 
 def task_loss(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -149,15 +214,22 @@ def task_loss(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def parameters_before(context: Context, cut: fx.Node) -> list[str]:
-    """The names of the parameters that a value depends on and that are not frozen.
-
-    A model that is frozen throughout was only loaded for inference: all of its parameters count.
-    """
+    """The names of the parameters that a value depends on and that are not frozen."""
     needed = {cut}
     for node in reversed(context.graph.graph.nodes):
         if node in needed:
             needed.update(node.all_input_nodes)
-    read = {id(attribute(context.graph, str(n.target))) for n in needed if n.op == "get_attr"}
+    return parameters_of(context, [node.meta["path"] for node in needed])
+
+
+def parameters_of(context: Context, paths: Iterable[str]) -> list[str]:
+    """The names of the parameters that some ops read and that are not frozen.
+
+    A model that is frozen throughout was only loaded for inference: all of its parameters count.
+    """
+    nodes = [context.nodes[path] for path in paths]
+    reads = {n for node in nodes for n in (node, *node.all_input_nodes) if n.op == "get_attr"}
+    read = {id(attribute(context.graph, str(n.target))) for n in reads}
     some_open = any(p.requires_grad for p in context.graph.parameters())
     return [
         name

@@ -8,7 +8,7 @@ quadratic model of the held-out loss says. How far to go along the shares is mea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -24,8 +24,8 @@ from fxinvert.training.sizes import Quadratic
 from fxinvert.training.variants import Variants
 from fxinvert.training.work import Proposal, Sizes, moved
 
-#: multiples of an update that are tried first; a parabola through their losses says which one is tried then
-TRIED = (1.0, 0.5)
+#: the multiple of an update that is tried after the whole; a parabola through their losses says which one is tried then
+HALF = 0.5
 #: the least and the largest multiple that it may say
 LEAST, MOST = 0.05, 2.0
 #: multiples nearer than this share of one that was tried are not tried
@@ -40,9 +40,6 @@ class Candidate:
 
     proposal: int
     sizes: Sizes
-
-
-Measure = Callable[[Sequence[Proposal], Sequence[Candidate]], list[Metrics]]
 
 
 class HeldOut(Protocol):
@@ -103,32 +100,25 @@ def judge(proposals: Sequence[Proposal], share: Share, held_out: HeldOut, start:
 
 
 def _searched(proposals: Sequence[Proposal], share: Share, held_out: HeldOut, stay: Judged) -> Judged:
-    """The best multiple of the shares of the first proposal's updates, and the best proposal for it."""
-    first, most = proposals[0], MOST
-    if share == "searched" and len(first) > 1:
-        shares = held_out.quadratic(first).least(MOST)
-        if not any(shares):
+    """The best proposal with all of its shares, and then the best of a few multiples of these."""
+    shares = [_shares(proposal, share) for proposal in proposals]
+    most = 1.0 if share in ("equal", "explained") else MOST
+    if share == "searched" and len(proposals[0]) > 1:
+        sizes = held_out.quadratic(proposals[0]).least(MOST)
+        if not any(sizes):
             return stay
-    else:
-        shares, most = _shares(first, share), MOST if share in ("none", "searched") else 1.0
-    found = _along(shares, proposals, held_out.search, stay, most)
-    if len(proposals) > 1:
-        sizes = found.candidate.sizes if any(found.candidate.sizes) else _times(LEAST, shares)
-        others = [Candidate(i, sizes) for i in range(1, len(proposals))]
-        found = _best(proposals, others, held_out.search, found)
-    return found
+        shares = [sizes if len(own) == len(sizes) else own for own in shares]
 
+    def measured(candidates: list[Candidate]) -> list[Judged]:
+        return list(map(Judged, candidates, held_out.search(proposals, candidates)))
 
-def _along(
-    shares: Sizes, proposals: Sequence[Proposal], measure: Measure, stay: Judged, most: float
-) -> Judged:
-    """The best of a few multiples of some shares of the first proposal's updates."""
-    tried = [Candidate(0, _times(step, shares)) for step in TRIED]
-    whole, half = measure(proposals, tried)
-    step = min(interpolated(stay.metrics.loss, half.loss, whole.loss), most)
-    found = min([stay, *map(Judged, tried, (whole, half))], key=_loss)
-    if all(abs(step - other) > NEAR * other for other in TRIED):
-        found = _best(proposals, [Candidate(0, _times(step, shares))], measure, found)
+    whole = min(measured([Candidate(i, own) for i, own in enumerate(shares)]), key=_loss)
+    index = whole.candidate.proposal
+    (half,) = measured([Candidate(index, _times(HALF, shares[index]))])
+    found = min([stay, whole, half], key=_loss)
+    step = min(interpolated(stay.metrics.loss, half.metrics.loss, whole.metrics.loss), most)
+    if all(abs(step - tried) > NEAR * tried for tried in (HALF, 1.0)):
+        found = min([found, *measured([Candidate(index, _times(step, shares[index]))])], key=_loss)
     return found
 
 
@@ -153,12 +143,6 @@ def _shares(proposal: Proposal, share: Share) -> Sizes:
             return tuple(value / sum(explained) for value in explained)
         return (1 / len(proposal),) * len(proposal)
     return (1.0,) * len(proposal)
-
-
-def _best(
-    proposals: Sequence[Proposal], candidates: Sequence[Candidate], measure: Measure, best: Judged
-) -> Judged:
-    return min([best, *map(Judged, candidates, measure(proposals, candidates))], key=_loss)
 
 
 def _loss(judged: Judged) -> float:

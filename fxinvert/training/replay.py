@@ -50,6 +50,16 @@ def replay(
     return runner.env
 
 
+def training_graph(context: Context) -> fx.GraphModule:
+    """A copy of the graph, on the same parameters, in which batch norm uses the statistics of the batch."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(context.graph.graph, {}))
+    for node in graph.nodes:
+        if node.meta.get("op") == "batch_norm":
+            node.update_arg(_TRAINING, isinstance(node.args[_MEAN], fx.Node) or node.args[_TRAINING])
+    return fx.GraphModule(context.graph, graph)
+
+
 def batch_norms(context: Context) -> list[fx.Node]:
     """The nodes that normalize by running statistics."""
     return [

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from fxinvert.output_target import OutputTarget
 from fxinvert.passes.plan import Segment
 from fxinvert.result import Record
+from fxinvert.training.auto import Auto
 from fxinvert.training.context import State
 from fxinvert.training.judge import Candidate, HeldOut, Judged, Share, judge
 from fxinvert.training.metrics import Metrics
@@ -106,7 +107,7 @@ def run_sweeps(
     (baseline,) = place.measure([[]], [Candidate(0, ())])
     best, records = Best(baseline, begun), list[Record]()
 
-    def sweep(number: int, ordered: Sequence[Wave]) -> None:
+    def sweep(number: int, ordered: Sequence[Wave], method: Method = method) -> None:
         snapshot = place.state()
         for wave in ordered:
             began = time.perf_counter()
@@ -124,7 +125,7 @@ def run_sweeps(
         for place.output_target in targets:
             place.use(begun)
             best.latest = baseline
-            sweep(1, [waves[-1][-1:]])
+            sweep(1, [waves[-1][-1:]], method.closed_form if isinstance(method, Auto) else method)
             tried.append((best.latest, place.state(), place.output_target))
         best.latest, state, place.output_target = min(tried, key=lambda result: result[0].loss)
         place.use(state)
@@ -193,6 +194,7 @@ def _steps(
             seconds=time.perf_counter() - began,
         )
         current.update(changed)
+        place.gained = 1 - judged.metrics.loss / latest.loss if latest.loss else 0.0
         latest = judged.metrics
         found.append((record, changed))
         return judged
@@ -203,10 +205,12 @@ def _steps(
         judged = take(proposals, began)
         began = time.perf_counter()
         if settings.recalibrate and any(judged.candidate.sizes):
+            gained = place.gained
             place.use(current)
             estimated = recalibrated(place)
             if estimated:
                 take([estimated], began)
+            place.gained = gained
         began = time.perf_counter()
         place.use(snapshot if settings.frozen_inputs else current)
     return found

@@ -23,10 +23,12 @@ class Work(Protocol):
     Attributes:
         context: this process's own.
         output_target: what the output should have been.
+        gained: the share of the held-out loss that went with what was proposed last.
     """
 
     context: Context
     output_target: OutputTarget
+    gained: float
 
     def blocks(self, job: Job, arguments: Mapping[str, Any], every: int | None) -> Iterator[Iterator[Any]]:
         """Does a job with every chunk of the training data; the results of each block of chunks, in their order.

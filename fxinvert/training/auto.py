@@ -1,0 +1,91 @@
+"""The automatic method: closed form for the first gains, gradients for the last ones; held-out data decide on each.
+
+    what                                                     on
+    batch-norm statistics, estimated anew                    all data
+    one closed-form solve of every op                        the first samples
+    gradient runs with a large learning rate, as they help   all data
+    the same with smaller ones, one after the other          all data
+
+Gradient runs propose the moving averages of their weights after 1, 2, 4, … passes, so that held-out loss also says when to
+stop. What is taken of each is searched like any other step: what does not help is not taken, and a learning rate that is
+too large costs one run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from fxinvert.errors import DataError
+from fxinvert.passes.plan import Segment
+from fxinvert.training.closed_form import ClosedForm
+from fxinvert.training.gradient import Optimizer
+from fxinvert.training.joint import Course, fit_jointly, parameters_of
+from fxinvert.training.recalibrate import recalibrated
+from fxinvert.training.work import Proposal, Update, Work
+
+
+@dataclass(frozen=True)
+class Auto:
+    """Closed form, then gradients of everything at once, as far as held-out loss falls.
+
+    Attributes:
+        closed_form: how ops are solved.
+        learning_rates: one after the other.
+        runs: with each learning rate, at most; each goes on where the one before ended.
+        least_gain: the share of the held-out loss that runs must remove, or the next learning rate follows.
+        patience: how many runs in a row may remove less: a step beyond where a run ended may be ahead of the next one.
+        steps: of a run, at least, so that few samples are passed over more often.
+        average: how much of the moving average of the weights is kept in a step.
+        optimizer: of a run, with its passes over the data.
+    """
+
+    closed_form: ClosedForm = field(default_factory=lambda: ClosedForm(samples=2048))
+    learning_rates: tuple[float, ...] = (3e-3, 1e-3, 3e-4)
+    runs: int = 6
+    least_gain: float = 0.01
+    patience: int = 1
+    steps: int = 64
+    average: float = 0.98
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(epochs=4))
+    name: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.runs < 1 or self.steps < 1 or not 0 <= self.average < 1:
+            raise DataError(
+                f"runs={self.runs}, steps={self.steps}, average={self.average}: needed are a run and a step at least, "
+                "and an average from 0 to below 1"
+            )
+
+    def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal]]:
+        """Yields what each stage proposes."""
+        estimated = recalibrated(work)
+        if estimated:
+            yield [estimated]
+        yield from self.closed_form.train(work, segments)
+        for rate in self.learning_rates:
+            course: Course | None = None
+            idle = 0
+            for number in range(self.runs):
+                proposals, course = self._run(work, segments, rate, number, course)
+                yield proposals
+                idle = idle + 1 if work.gained < self.least_gain else 0
+                if idle > self.patience:
+                    break
+
+    def _run(
+        self, work: Work, segments: Sequence[Segment], rate: float, number: int, course: Course | None
+    ) -> tuple[list[Proposal], Course]:
+        arguments = {
+            "output_target": work.output_target,
+            "exit_path": segments[-1].exit,
+            "names": parameters_of(work.context, [path for s in segments for path in s.nodes]),
+            "alpha": 0.0,
+            "optimizer": replace(self.optimizer, learning_rate=rate, seed=self.optimizer.seed + number),
+            "average": self.average,
+            "steps": self.steps,
+            "course": course,
+        }
+        ((snapshots, course),) = work.each(fit_jointly, [arguments])
+        name = f"gradient, learning rate {rate:g}"
+        return [[Update(name, changes)] for changes in snapshots], course
