@@ -75,7 +75,7 @@ def test_help_of_commands_has_examples(command: str) -> None:
 def test_help_tells_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     output = invoke("post-train", "--help").output
-    assert "[default: sequential]" in output
+    assert "[default: closed_form]" in output
     assert "[default: 3]" in output
     assert "runs/<time>" in output
 
