@@ -58,6 +58,38 @@ NETS: dict[str, tuple[nn.Module, Tensor]] = {
 }  # fmt: skip
 
 
+QUICK = [nn.ReLU6(), nn.ELU(0.7), nn.Softplus(3.0, 2.0)]
+SLOW = [
+    *(
+        nn.ReLU(),
+        nn.Hardtanh(-0.3, 0.4),
+        nn.Hardsigmoid(),
+        nn.CELU(0.5),
+        nn.SELU(),
+        nn.Softplus(),
+        nn.Softsign(),
+    ),
+    *(nn.LogSigmoid(), nn.LeakyReLU(0.1), nn.Tanh(), nn.Sigmoid()),
+]
+
+
+@pytest.mark.parametrize(
+    "activation", [*QUICK, *(pytest.param(one, marks=pytest.mark.slow) for one in SLOW)], ids=str
+)
+def test_every_activation_that_rises(activation: nn.Module, tmp_path: Path) -> None:
+    """Targets within and beyond what is reached; from both ends of it, and from within."""
+    path = tmp_path / "inverse.onnx"
+    rows = 4 * torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+    export_inverse(activation, rows, path, batch_sizes=(2,))
+    inverse = fxinvert.invert(activation, rows, output_target=lambda outputs, labels: labels)
+    targets = activation(rows) + torch.linspace(-3, 3, 24).reshape(4, 6).flip(1)
+    rec = inverse(rows, targets)
+    found = run(path, rows, targets)
+    expected = rec.targets[rec.names[0]]
+    assert torch.allclose(found, expected, atol=1e-4, rtol=1e-3)
+    assert not torch.allclose(found, rows, atol=0.1)
+
+
 @pytest.mark.parametrize("net", NETS)
 def test_chains_of_affine_and_increasing_ops(net: str, tmp_path: Path) -> None:
     model, example = NETS[net]
@@ -115,7 +147,7 @@ def test_a_wrong_step_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def wrong(self: object, target: Tensor, output: Tensor, anchor: Tensor) -> Tensor:
         return target
 
-    monkeypatch.setattr(inverse_steps.Hinge, "forward", wrong)
+    monkeypatch.setattr(inverse_steps.Increasing, "forward", wrong)
     net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
     with pytest.raises(ExportMismatchError, match="'reconstructed'"):
         export_inverse(net, ROWS, tmp_path / "inverse.onnx")

@@ -7,17 +7,14 @@ rule computes: the proof of the file compares the two.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fxinvert.errors import NoRuleError
 from fxinvert.linalg import Dense, factorize
 from fxinvert.rules import Op
 from fxinvert.rules.branches import Branch
-from fxinvert.rules.elementwise import everywhere, logit
 from fxinvert.rules.registry import Kind, Rule
 from fxinvert.rules.shape import reshaped
 
@@ -50,29 +47,25 @@ class Reshape(nn.Module):
         return target.reshape(anchor.shape)
 
 
-class Hinge(nn.Module):
-    """ReLU: the target where it is positive, elsewhere the anchor or zero, whichever is less."""
-
-    def forward(self, target: Tensor, output: Tensor, anchor: Tensor) -> Tensor:
-        """`(B, …)` three times → the target of the input, `(B, …)`."""
-        return torch.where(target > 0, target, anchor.clamp(max=0))
-
-
 class Increasing(nn.Module):
-    """An increasing function: its inverse, applied within the values that it takes; the anchor where nothing is to change."""
+    """A function that increases on one interval and is constant beyond it: the inverse of the target, moved into what it reaches.
 
-    def __init__(self, inverse: Callable[[Tensor], Tensor], low: float = -math.inf, high: float = math.inf):
+    The anchor stays where the output is the target already, and where both lie at or beyond the same end of what is reached.
+    """
+
+    def __init__(self, branch: Branch, dtype: torch.dtype) -> None:
         super().__init__()
-        self.inverse, self.low, self.high = inverse, low, high
+        self.inverse = branch.inverse
+        self.low, self.high = (float(end) for end in branch.last(dtype))
 
     def forward(self, target: Tensor, output: Tensor, anchor: Tensor) -> Tensor:
         """`(B, …)` three times → the target of the input, `(B, …)`."""
         kept = target == output
-        if math.isfinite(self.low):
+        if self.low > -math.inf:
             kept = kept | ((target <= self.low) & (output <= self.low))
+        if self.high < math.inf:
             kept = kept | ((target >= self.high) & (output >= self.high))
-            target = target.clamp(self.low, self.high)
-        return torch.where(kept, anchor, self.inverse(target))
+        return torch.where(kept, anchor, self.inverse(target.clamp(self.low, self.high), anchor))
 
 
 class Solved(nn.Module):
@@ -115,24 +108,17 @@ def step_of(rule: Rule, op: Op, described: str) -> nn.Module:
     Raises:
         NoRuleError: it has no inverse of plain operations, or too large a matrix; the message names it.
     """
-    dtype = op.anchor.dtype
     if rule.invert is reshaped:
         return Reshape()
-    match op.key:
-        case "relu":
-            return Hinge()
-        case "leaky_relu" if op.attributes["negative_slope"] > 0:
-            slope = float(op.attributes["negative_slope"])
-            return Increasing(lambda y: F.leaky_relu(y, 1 / slope))
-        case "tanh":
-            return Increasing(torch.atanh, *_ends(everywhere((-1, 1), torch.atanh)[0], dtype))
-        case "sigmoid":
-            return Increasing(lambda y: torch.log(y / (1 - y)), *_ends(everywhere((0, 1), logit)[0], dtype))
+    branch = _only_rise(rule.branches(op)) if rule.branches and op.anchor.shape == op.output.shape else None
+    if branch is not None:
+        return Increasing(branch, op.anchor.dtype)
     if rule.kind is Kind.AFFINE:
         return _solved(op, described)
     raise NoRuleError(
         f"{described} cannot be exported inverted: {rule.kind.value} has no form in ONNX here. What can: affine ops with "
-        "a small matrix, reshapes, relu, leaky_relu, tanh and sigmoid. Take a node behind it."
+        "a small matrix, reshapes, and functions that rise on one interval and are constant elsewhere, such as relu, hardtanh, elu, "
+        "softplus, tanh and sigmoid. Take a node behind it."
     )
 
 
@@ -153,7 +139,12 @@ def _solved(op: Op, described: str) -> Solved:
     return Solved(op, jacobian.reshape(outer, inner), 1)
 
 
-def _ends(branch: Branch, dtype: torch.dtype) -> tuple[float, float]:
-    """The first and the last value that can be inverted."""
-    low, high = branch.last(dtype)
-    return float(low), float(high)
+def _only_rise(branches: tuple[Branch, ...]) -> Branch | None:
+    """The branch on which a function rises, if it is constant on the others and jumps nowhere."""
+    moving = [branch for branch in branches if not branch.flat]
+    if len(moving) != 1:
+        return None
+    (branch,) = moving
+    ends = (branch.low, branch.high, branch.least, branch.most)
+    plain = not (branch.open_low or branch.open_high or any(isinstance(end, Tensor) for end in ends))
+    return branch if plain and branch.rises else None

@@ -220,7 +220,7 @@ def with_op(key: str, branches: Callable[[Op], Branches]) -> Rule:
             return invert_matrix_free(op, target)
         return invert_branches(op, target, branches(op))
 
-    return Rule(key, invert, Kind.ELEMENTWISE)
+    return Rule(key, invert, Kind.ELEMENTWISE, branches=branches)
 
 
 def rules() -> list[Rule]:

@@ -23,6 +23,7 @@ from fxinvert.rules.op import Op
 from fxinvert.rules.plugins import load_plugins
 
 if TYPE_CHECKING:
+    from fxinvert.rules.branches import Branch
     from fxinvert.rules.trainable import Trainable
 
 Invert = Callable[[Op, Tensor], Inverse | Tensor]
@@ -49,6 +50,7 @@ class Rule:
         kind: how the answer is found.
         trainable: how the op depends on its parameters, if it can be trained in closed form.
         reference: the source of the method, where it is not that of the rule's family (`families.py`).
+        branches: of an entrywise op, the monotone branches that its inverse is found on.
         origin: where the rule was written.
     """
 
@@ -57,6 +59,7 @@ class Rule:
     kind: Kind
     trainable: Trainable | None = None
     reference: str = ""
+    branches: Callable[[Op], tuple[Branch, ...]] | None = None
 
     @property
     def origin(self) -> str:
