@@ -23,7 +23,7 @@ def held(stretch: Stretch) -> list[fx.Node]:
 
 
 def region_graph(stretch: Stretch) -> fx.GraphModule:
-    """The region as a graph module: `(entry, *held)` → exit."""
+    """The region as a graph module: `(entry, *held)` → exit; its `hinged` tells whether all that follows is a ReLU."""
     graph, root = fx.Graph(), nn.Module()
     owner = owner_of(stretch.exit)
     nodes = {n: graph.placeholder(n.name) for n in (stretch.entry, *held(stretch))}
@@ -35,4 +35,6 @@ def region_graph(stretch: Stretch) -> fx.GraphModule:
         args, kwargs = mapped((node.args, node.kwargs), nodes.__getitem__)
         nodes[node] = graph.create_node(node.op, target, args, kwargs, name=node.name)
     graph.output(nodes[stretch.exit])
-    return printable(fx.GraphModule(root, graph, "Region"))
+    region = printable(fx.GraphModule(root, graph, "Region"))
+    vars(region)["hinged"] = [n.meta.get("op") for n in stretch.exit.users] == ["relu"]
+    return region

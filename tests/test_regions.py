@@ -204,6 +204,28 @@ def test_a_residual_block_is_inverted_through_its_region() -> None:
     assert all(torch.equal(same.targets[name], same.anchors[name]) for name in same.names)
 
 
+def test_what_a_relu_cuts_off_does_not_bind_the_region_before_it() -> None:
+    """Batch normalization calibrated to the batch: the branch is as large as the input, and many units are off."""
+    torch.manual_seed(0)
+    block, x = BasicBlock(8, 8), torch.randn(6, 8, 6, 6).relu()
+    block.bn1.momentum = block.bn2.momentum = 1.0
+    with torch.no_grad():
+        block.train()(x)
+        target = block.eval()(x + 0.15 * x.std() * torch.randn_like(x))
+    errors = []
+    for hinged in (False, True):
+        inverse = fxinvert.invert(block, x, output_target="regression")
+        regions = [m for m in inverse.graph_module.modules() if hasattr(m, "hinged")]
+        assert any(m.hinged for m in regions)
+        for module in regions:
+            vars(module)["hinged"] &= hinged
+        rec = inverse(x, target)
+        errors.append(float(rec.consistency("x").mean()))
+        same = inverse(x, rec.anchors[rec.names[-1]])
+        assert torch.equal(same.targets["x"], x)
+    assert errors[1] < 0.3 * errors[0]
+
+
 def test_a_region_keeps_its_rule_when_it_is_saved() -> None:
     inverse = fxinvert.invert(BasicBlock(4, 4).eval(), torch.randn(2, 4, 5, 5))
     (rule,) = (

@@ -4,6 +4,9 @@ A region that gives the shape it takes is often near the identity, x + F(x) as i
 iteration reaches the target by a few evaluations (`fxinvert.linalg.fixed_point`). What it does not reach is left to the
 matrix-free fallback, from the anchor, sample by sample. A reached target is claimed to be `EXACT`: the solution is the
 only one near the anchor wherever the Jacobian is regular, but nothing here shows that it is.
+
+Where a ReLU follows, as after the addition of a residual block, its rule has inverted it exactly, and any value up to 0
+does for a target up to 0: only what is to be positive, or is, binds the region.
 """
 
 from __future__ import annotations
@@ -37,9 +40,23 @@ def invert_region(op: Op, target: Tensor) -> Inverse:
     """
     settings = dataclasses.replace(op.settings, max_iterations=min(op.settings.max_iterations, PRODUCTS))
     op = dataclasses.replace(op, settings=settings)
+    if op.attributes.get("hinged"):
+        op, target = _hinged(op, target)
     if op.anchor.shape != op.output.shape:
         return invert_matrix_free(op, target)
     return _near_identity(op, target)
+
+
+def _hinged(op: Op, target: Tensor) -> tuple[Op, Tensor]:
+    """The region and its target where nothing below 0 matters; a value that is to be positive keeps its slope below."""
+    live = target > 0
+
+    def evaluate(x: Tensor) -> Tensor:
+        output = op(x)
+        return torch.where(live, output, output.relu())
+
+    output = torch.where(live, op.output, op.output.relu())
+    return dataclasses.replace(op, evaluate=evaluate, output=output), target.relu()
 
 
 def _near_identity(op: Op, target: Tensor) -> Inverse:
