@@ -187,6 +187,29 @@ def test_the_same_run_gives_the_same_report(run: Path, facts: Any, monkeypatch: 
     assert (run / "report.html").read_bytes() == page
 
 
+def test_the_automatic_method_says_what_it_tried(digits_batch: Any) -> None:
+    from fxinvert import models
+    from fxinvert.report.tables import history_table
+
+    model, (x, y) = models.load("digits_mlp", "early"), digits_batch
+    result = fxinvert.post_train(model, [(x, y)], method="auto", sweeps=1)
+    report = build(
+        subject(
+            *(model, [(x, y)]),
+            settings={"method": "auto"},
+            metrics={"metrics": {}, "post_training": result.to_dict()},
+            plan=result.plan,
+        )
+    )
+    tried = {update["method"] for update in report.facts["updates"]}
+    assert "closed_form" in tried
+    assert any(name.startswith("gradient, learning rate") for name in tried)
+    assert all(not u["explained"] for u in report.facts["updates"] if u["method"].startswith("gradient"))
+    (column,) = (c for c in history_table(result.history).columns if c.header == "error explained")
+    assert any("gradient, learning rate" in str(cell) for cell in column.cells)
+    assert "gradient, learning rate" in render(report)
+
+
 def test_regression_has_histograms() -> None:
     report = regression_report()
     (output,) = report.facts["outputs"]

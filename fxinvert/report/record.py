@@ -151,15 +151,22 @@ def _updates(subject: Subject) -> list[dict[str, Any]]:
     seconds = [update.get("seconds") for update in subject.timing.get("updates", [])]
     history = _training(subject).get("history", [])
     parameters = {segment.name: segment.parameter_count for segment in subject.plan.segments}
+    ops = {op for segment in subject.plan.segments for op in segment.trained}
+
+    def means(record: Mapping[str, Any]) -> str:
+        """What the automatic method has tried: its gradient runs are named in place of ops."""
+        named = next((name for name in record["explained"] if name not in ops), "closed_form")
+        return named if method == "auto" else method
+
     return [
         {
             "sweep": record["sweep"],
             "segments": list(record["segments"]),
             "parameters": sum(parameters.get(name, 0) for name in record["segments"]),
-            "method": method,
+            "method": means(record),
             "output_target": record["output_target"],
             "kept": record["output_target"] == chosen,
-            "explained": dict(record["explained"]),
+            "explained": {k: v for k, v in record["explained"].items() if k in ops or method != "auto"},
             "sizes": dict(record["sizes"]),
             "damping": dict(record["damping"]),
             "step": record["step"],

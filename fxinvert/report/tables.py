@@ -84,7 +84,12 @@ def history_table(history: Sequence[Record]) -> Table:
         "sweep", "segment", "output target", ">error explained", ">step", ">held-out loss", ">accuracy"
     )
     for record in history:
-        explained = [f"{100 * share:.0f} %" for share in record.explained.values()]
+        explained = [
+            f"{100 * share:.0f} %"
+            if share or record.damping.get(name)
+            else name  # gradient runs solve nothing
+            for name, share in record.explained.items()
+        ]
         table.add_row(
             str(record.sweep),
             ", ".join(record.segments),
