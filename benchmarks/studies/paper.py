@@ -50,7 +50,7 @@ def runs(seeds: int) -> Iterator[Run]:
                     settings = given | {"method": "joint", "cut": cut, "alpha": alpha, "epochs": EPOCHS}
                     yield Run(f"{network}-joint-{cut}-{alpha:g}", settings, seed, quick and cut == cuts[0])
             for method in OWN if network != "resnet20" else ():
-                settings = given | {"method": method, "revision": ours.REVISION}
+                settings = given | {"method": method, "revision": ours.REVISIONS[method]}
                 yield Run(f"{network}-{method}", settings, seed, quick and method == "closed_form")
 
 

@@ -49,7 +49,7 @@ def runs(seeds: int) -> Iterator[Run]:
             own = "recursive" if network in RESIDUAL else "closed_form"
             others = ["last_layer", "batch_norm"] if network in RESIDUAL else ["last_layer"]
             least, each = SECONDS[network]
-            for method in (own, repair_page.ADAMW, *others):
+            for method in (own, "auto", repair_page.ADAMW, *others):
                 settings: dict[str, Any] = {
                     "network": network,
                     "repair": repair,
@@ -57,7 +57,7 @@ def runs(seeds: int) -> Iterator[Run]:
                     "method": method,
                 }
                 if method in ours.METHODS:
-                    settings["revision"] = ours.REVISION
+                    settings["revision"] = ours.REVISIONS[method]
                 elif method == repair_page.ADAMW:
                     settings["seconds"] = least + each * samples
                 else:
