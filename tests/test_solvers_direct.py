@@ -220,6 +220,22 @@ def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
             factorize(operator, SolveSettings(method=method))
 
 
+def test_kernels_larger_than_the_map_are_refused() -> None:
+    with pytest.raises(
+        SolveError, match=r"kernel of \(5, 3\) .* does not fit into a map of \(2, 9\) with \(2, 0\)"
+    ):
+        Convolution(torch.randn(2, 1, 5, 3), (1, 2, 9), (1, 1), (1, 0), (1, 1), 1)
+
+
+def test_right_hand_sides_of_another_shape_or_device_are_refused() -> None:
+    settings = SolveSettings()
+    factor = factorize(Dense(torch.randn(3, 4)), settings)
+    with pytest.raises(SolveError, match=r"\(B, 5\) on cpu .* for \(B, 3\) on cpu"):
+        solve_anchored(factor, torch.randn(2, 5), settings)
+    with pytest.raises(SolveError, match=r"\(B, 3\) on meta .* on cpu; both must be the same"):
+        solve_anchored(factor, torch.empty(2, 3, device="meta"), settings)
+
+
 def test_weights_that_are_zero_move_nothing() -> None:
     for operator, method in of_weight(torch.zeros(3, 4)):
         settings = SolveSettings(method=method)

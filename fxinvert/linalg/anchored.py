@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fxinvert.errors import SolveError
 from fxinvert.linalg.memory import SHARE, free_memory, full_precision
 from fxinvert.linalg.operators import flat
 from fxinvert.linalg.solvers import Factor
@@ -87,7 +88,15 @@ def solve_anchored(factor: Factor, r: Tensor, settings: SolveSettings) -> Correc
         factor: of A, from `factorize`.
         r: `(B, *out_shape)`, target − output.
         settings: κ and the limits.
+
+    Raises:
+        SolveError: r has another shape than the operator's outputs, or is on another device.
     """
+    if r.shape[1:] != factor.out_shape or r.device != factor.device:
+        raise SolveError(
+            f"right-hand sides (B, {', '.join(map(str, r.shape[1:]))}) on {r.device} were given to a solver for "
+            f"(B, {', '.join(map(str, factor.out_shape))}) on {factor.device}; both must be the same"
+        )
     with full_precision(r.device):
         return _solved(factor, r, settings)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
+from fxinvert.errors import SolveError
 from fxinvert.linalg.operators import LinearOperator, Shape
 
 _CONVOLUTION: dict[int, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
@@ -67,6 +68,9 @@ class Convolution(LinearOperator):
         stride, padding, dilation: one entry per spatial dimension.
         groups: number of groups.
         after: padding at the far ends, where it is not the same.
+
+    Raises:
+        SolveError: the kernel is larger than the map with its padding.
     """
 
     #: whether it maps the rows that `slices` calls inputs to those it calls outputs
@@ -100,6 +104,11 @@ class Convolution(LinearOperator):
             (size + p - d * (k - 1) - 1) // s + 1
             for size, k, s, p, d in zip(in_shape[1:], weight.shape[2:], stride, ends, dilation, strict=True)
         ]
+        if min(spatial) < 1:
+            raise SolveError(
+                f"a kernel of {tuple(weight.shape[2:])} with dilation {tuple(dilation)} does not fit into a map of "
+                f"{tuple(in_shape[1:])} with {tuple(ends)} added by padding"
+            )
         self._padded = in_shape[0], *(size + p for size, p in zip(in_shape[1:], ends, strict=True))
         super().__init__(in_shape, (weight.shape[0], *spatial), weight)
         self._forward, self._input_gradient = _CONVOLUTION[len(spatial)]

@@ -49,6 +49,7 @@ class Factor(ABC):
     chosen: str = ""
 
     def __init__(self, operator: LinearOperator) -> None:
+        self.out_shape, self.device = operator.out_shape, operator.device
         #: bytes that a solve works on, for every right-hand side
         self.work = WORK * sum(operator.size)
 
