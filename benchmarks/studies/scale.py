@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -81,7 +80,7 @@ def network(depth: int, width: int) -> nn.Module:
 
 
 def sweep(model: nn.Module, data: Any, workers: int) -> float:
-    """Processor seconds of a sweep; with workers, until the busiest of them and the main process were done."""
+    """Processor seconds of a sweep; with workers, those of the main process and an equal share of what they did."""
     where: dict[str, Any] = {"executor": "processes", "workers": workers} if workers else {}
     with tempfile.TemporaryDirectory() as folder:
         main = spent(
@@ -99,11 +98,8 @@ def sweep(model: nn.Module, data: Any, workers: int) -> float:
         )
         if not workers:
             return main
-        busy: Counter[int] = Counter()
-        for line in read_log(Path(folder)):
-            if line["event"] == "task":
-                busy[line["process"]] += line["processor"]
-        return main + max(busy.values())
+        tasks = [line["processor"] for line in read_log(Path(folder)) if line["event"] == "task"]
+        return main + sum(tasks) / workers
 
 
 def spent(function: Callable[[], Any]) -> float:

@@ -24,10 +24,12 @@ TEXT = """\
 
 One sweep, all layers from one snapshot, over networks of 3×3 convolutions that keep the size of their images: *depth*
 convolutions of *width* channels, images of *size*² pixels, *samples* in batches of 64. One of these is varied, the others
-stay at {base}. (Convolutions between at most 2,048 values may be decomposed into singular values, which takes another
-time; these here have more.) Time: processor seconds; with *workers* those of the busiest and of the main process together,
-as on free cores (a worker begins by tracing the model, so that little work is not worth many). Memory: what the main process
-had at most, less what it had before. The exponent b of a·xᵇ is fitted to all values by least squares in logarithms.
+stay at {base}.
+(Convolutions between at most 2,048 values may be decomposed into singular values, which takes another time; these here
+have more.) Time: processor seconds; with *workers* those of the main process and an equal share of what workers did. Every
+worker traces the model and factorizes its operators for itself: shared out is what grows with the samples. Memory: what the
+main process had at most, less what it had before. The exponent b of a·xᵇ is fitted to all values by least squares in
+logarithms.
 """
 
 
