@@ -15,6 +15,7 @@ from benchmarks import (
     reconstruction,
     regions,
     rules,
+    scaling,
     solvers,
     sweep,
 )
@@ -45,6 +46,7 @@ SUITES = {
     "sweep": Suite(sweep.run, 2),
     "memory": Suite(memory.run, 0),  # it needs many samples
     "regions": Suite(regions.run, 1),
+    "scaling": Suite(scaling.run, 0),  # so does it
     "consistency": Suite(consistency.run, 2),
 }
 
