@@ -1,8 +1,8 @@
 """Flow: how values that depend on the model's input reach its output, and from where each gets its target.
 
 In the graph of the values that depend on the input, a value's target follows from that of its nearest *post-dominator*,
-the first value that every path from it to the output passes (Cooper, Harvey & Kennedy 2001). Where the two are one op
-apart, the op is inverted by its rule, its other operands held at their anchors. Where paths part and meet
+the first value that every path from it to the output passes (Cooper, Harvey & Kennedy 2001, as in networkx). Where the
+two are one op apart, the op is inverted by its rule, its other operands held at their anchors. Where paths part and meet
 again in between, they bound a *region*: single-entry, single-exit, the smallest that holds the branching, and inverted
 as a whole. Dominators, likewise, are the values that every path from input to output passes: the possible cuts.
 """
@@ -10,7 +10,7 @@ as a whole. Dominators, likewise, are the values that every path from input to o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,20 +69,17 @@ class Flow:
                 needed.update(followed(node))
         self.nodes = [node for node in graph.graph.nodes if node in needed]
         self.sources: list[fx.Node] = []
-        self._before: dict[fx.Node, list[Any]] = {}
-        self._after: dict[fx.Node, list[fx.Node]] = {node: [] for node in self.nodes}
+        self._edges: list[tuple[Any, fx.Node]] = []
         for node in self.nodes:
-            inputs = [*followed(node)]
+            inputs: list[Any] = [*followed(node)]
             if not inputs:
                 self.sources.append(node)
-            self._before[node] = inputs or [_SOURCE]
-            for n in inputs:
-                self._after[n].append(node)
+            self._edges += [(n, node) for n in inputs or [_SOURCE]]
 
     @property
     def line(self) -> list[fx.Node]:
         """The values that every path from input to output passes, input first."""
-        return list(self._chain(_dominators(self.nodes, self._before), self.exit))[::-1]
+        return list(self._chain(_dominators(self._edges, _SOURCE), self.exit))[::-1]
 
     @property
     def branches(self) -> bool:
@@ -92,7 +89,7 @@ class Flow:
     @property
     def stretches(self) -> list[Stretch]:
         """How every value but the output gets its target; those nearest the output first."""
-        after = _dominators(self.nodes[-2::-1], self._after)
+        after = _dominators(((user, node) for node, user in self._edges), self.exit)
         found = []
         for i, node in reversed(list(enumerate(self.nodes))):
             if node is self.exit or not has_target(node):
@@ -122,24 +119,11 @@ class Flow:
                 yield node
 
 
-def _dominators(nodes: Iterable[fx.Node], before: Mapping[fx.Node, Sequence[Any]]) -> dict[Any, Any]:
-    """Each node's nearest dominator: of those that lead to it, the nearest dominator of all of them.
+def _dominators(edges: Iterable[tuple[Any, Any]], start: Any) -> dict[Any, Any]:
+    """Each node's nearest dominator: the last node that every path from the start to it passes."""
+    import networkx as nx  # here, as importing it takes as long as importing all of this package
 
-    Args:
-        nodes: of an acyclic graph, in an order in which what leads to a node comes before it.
-        before: what leads to each node.
-    """
-    found: dict[Any, Any] = {}
-    depth: dict[Any, int] = {}
-    for node in nodes:
-        common, *others = before[node]
-        for other in others:
-            while common is not other:
-                if depth.get(common, 0) > depth.get(other, 0):
-                    common = found[common]
-                else:
-                    other = found[other]
-        found[node], depth[node] = common, depth.get(common, 0) + 1
+    found: dict[Any, Any] = nx.immediate_dominators(nx.DiGraph(edges), start)
     return found
 
 
