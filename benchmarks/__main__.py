@@ -16,6 +16,7 @@ import re
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: spinning threads measure the neighbours
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -93,7 +94,7 @@ def _folder(quick: bool) -> Path:
     return QUICK if quick else RESULTS
 
 
-def _known(names: list[str] | None, known: dict[str, object]) -> list[str]:
+def _known(names: list[str] | None, known: Mapping[str, object]) -> list[str]:
     for name in names or ():
         if name not in known:
             raise typer.BadParameter(f"{name!r} is none of {', '.join(known)}")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator as ScipyOperator
+from scipy.sparse.linalg import LinearOperator as ScipyOperator  # type: ignore[import-untyped]
 from scipy.sparse.linalg import lsmr, lsqr
 from torch import Tensor, nn
 
@@ -104,16 +105,17 @@ def _libraries(settings: SolveSettings) -> Iterator[Ratio]:
         dense = a.dense()
         rows = r.flatten(1)
 
-        def solved(factor=factor, r=r) -> Tensor:  # type: ignore[no-untyped-def]
+        def solved(factor: Factor = factor, r: Tensor = r) -> Tensor:
             return solve_anchored(factor, r, settings).value
 
         left = float((a.apply(solved()) - r).norm() / r.norm())
         for label, solve in (
-            ("lsqr", lambda o=operator, b=one: lsqr(o, b, atol=1e-6, btol=1e-6)[0]),
-            ("lsmr", lambda o=operator, b=one: lsmr(o, b, atol=1e-6, btol=1e-6)[0]),
+            ("lsqr", partial(lsqr, operator, one, atol=1e-6, btol=1e-6)),
+            ("lsmr", partial(lsmr, operator, one, atol=1e-6, btol=1e-6)),
         ):
+            found, *_ = solve()
             theirs = float(
-                np.linalg.norm(operator.matvec(solve().astype(np.float32)) - one) / np.linalg.norm(one)
+                np.linalg.norm(operator.matvec(found.astype(np.float32)) - one) / np.linalg.norm(one)
             )
             measured = ratio(name, solved, f"scipy {label}, sample by sample", solve)
             yield replace(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ def trained(steps: int = 150) -> nn.Module:
         labels = torch.randint(0, 10, (64,))
         optimizer.zero_grad()
         images = patterns[labels] + 0.5 * torch.randn(64, 3, 32, 32)
-        nn.functional.cross_entropy(model(images), labels).backward()
+        torch.autograd.backward(nn.functional.cross_entropy(model(images), labels))
         optimizer.step()
     return model
 
@@ -64,9 +65,9 @@ def run(batch: int = 256) -> Iterator[Ratio]:
         with torch.no_grad():
             yield ratio(
                 f"{name}: reconstruct",
-                lambda i=inverse, x=x, y=y: i(x, y),
+                partial(inverse, x, y),
                 "forward",
-                lambda m=model, x=x: m(x),
+                partial(model, x),
                 aim=12.0 if name.startswith("cifar_cnn") else None,
-                note=note,  # type: ignore[misc]
+                note=note,
             )

@@ -27,7 +27,7 @@ def run(samples: int = 2048, batch: int = 256) -> Iterator[Ratio]:
         def epoch(model=model, data=data, optimizer=optimizer) -> None:  # type: ignore[no-untyped-def]
             for inputs, labels in data:
                 optimizer.zero_grad()
-                F.cross_entropy(model(inputs), labels).backward()
+                torch.autograd.backward(F.cross_entropy(model(inputs), labels))
                 optimizer.step()
 
         for schedule in ("parallel", "sequential"):

@@ -98,7 +98,7 @@ def sweep(model: nn.Module, data: Any, workers: int) -> float:
         )
         if not workers:
             return main
-        tasks = [line["processor"] for line in read_log(Path(folder)) if line["event"] == "task"]
+        tasks: list[float] = [line["processor"] for line in read_log(Path(folder)) if line["event"] == "task"]
         return main + sum(tasks) / workers
 
 
