@@ -142,6 +142,8 @@ AFFINE = [
     *[Held(f"lerp-{i}", ATEN.lerp.Tensor, given(A, A, positive(5, 1)), i) for i in range(3)],
     *[Held(f"cat-{i}", ATEN.cat.default, given([normal(2, 6), A, ROW], 1), i) for i in range(3)],
     Held("cat-last", ATEN.cat.default, given([A, normal(5, 2)], -1), 1),
+    # torch skips a tensor of shape (0,)
+    Held("cat-nothing", ATEN.cat.default, lambda b: ([torch.zeros(0), torch.randn(b, 5, 6)], -2), 1),
     *[Held(f"stack-{i}", ATEN.stack.default, given([A, A], 2), i) for i in range(2)],
     Held("stack-last", ATEN.stack.default, given([A, A], -1), 0),
     *[

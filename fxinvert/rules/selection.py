@@ -31,7 +31,8 @@ def place(op: Op) -> tuple[str, int]:
 def joined(op: Op, target: Tensor) -> Inverse:
     """Its own part of the target."""
     dim, (listed, position) = op.attributes["dim"], place(op)
-    start = sum(op.parameters[f"{listed}_{i}"].shape[dim] for i in range(position))
+    before = (op.parameters[f"{listed}_{i}"] for i in range(position))
+    start = sum(other.shape[dim] for other in before if other.dim() == target.dim())  # (0,) joins anything
     _check_axis(op, dim, target.dim())
     return certified(op, target, target.narrow(dim, start, op.anchor.shape[dim]).contiguous(), Status.EXACT)
 
