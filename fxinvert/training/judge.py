@@ -27,7 +27,7 @@ from fxinvert.training.work import Proposal, Sizes, moved
 #: the multiple of an update that is tried after the whole; a parabola through their losses says which one is tried then
 HALF = 0.5
 #: the least and the largest multiple that it may say
-LEAST, MOST = 0.05, 2.0
+LEAST, MOST = 0.05, 1.5
 #: multiples nearer than this share of one that was tried are not tried
 NEAR = 0.1
 
