@@ -29,6 +29,7 @@ from fxinvert.errors import TraceError
 from fxinvert.passes.activity import mark, start_later
 from fxinvert.passes.capture import attribute, describe
 from fxinvert.passes.decompose import DECOMPOSED
+from fxinvert.passes.forms import arranged
 from fxinvert.passes.inline import record
 from fxinvert.passes.inverse_op import call_arguments
 from fxinvert.passes.leaves import any_tensor, copied, evaluation_copy, identifier, leaves, mapped, printable
@@ -36,13 +37,6 @@ from fxinvert.passes.parts import SPLITS, parts
 from fxinvert.passes.spelling import Call, is_in_place, to_aten
 from fxinvert.passes.written import Written
 from fxinvert.rules import RuleSet, key_of
-
-#: f(constant, x) → g(x, constant): what comes from the model's input is always the first operand
-_EXCHANGED = {
-    torch.ops.aten.add.Tensor: torch.ops.aten.add.Tensor,
-    torch.ops.aten.mul.Tensor: torch.ops.aten.mul.Tensor,
-    torch.ops.aten.sub.Tensor: torch.ops.aten.rsub.Tensor,
-}
 
 
 def normalize(
@@ -205,7 +199,7 @@ class Builder:
         if not self.rules.keeps_whole(function):
             call = to_aten(function, args, kwargs, self.value_of)
             if call is not None and self._means(call, function, args, kwargs):
-                call = _input_first(call)
+                call = arranged(call)
                 split = self._split(call, path)
                 if split is not None:
                     return split
@@ -344,15 +338,6 @@ def _scope(node: fx.Node) -> str:
 def _kind(value: Any) -> Any:
     """What decides which op is meant: of a tensor its dtype and number of axes, any other value itself."""
     return (value.dtype, value.dim()) if isinstance(value, Tensor) else value
-
-
-def _input_first(call: Call) -> Call:
-    """The call with the operand that depends on the model's input first, where the op allows it."""
-    exchanged = _EXCHANGED.get(call.op)
-    if exchanged is None or call.kwargs or len(call.args) != 2:
-        return call
-    first, second = (isinstance(a, fx.Node) and a.meta["active"] for a in call.args)
-    return Call(exchanged, call.args[::-1], {}) if second and not first else call
 
 
 def _shares_memory(a: Any, b: Any) -> bool:

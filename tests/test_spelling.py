@@ -39,6 +39,10 @@ def layers() -> Iterator[Spellings]:
         [layer(nn.Linear, dense[:1], 3, 4, bias=False), F.linear, lambda x, w: F.linear(x, w, None)],
         dense[:1],
     )
+    yield Spellings("linear", (5, 3), [
+        F.linear, lambda x, w: x @ w.T, lambda x, w: x.matmul(w.mT), lambda x, w: torch.mm(x, w.t()),
+        lambda x, w: x @ w.transpose(0, 1), lambda x, w: x @ w.permute(1, 0), lambda x, w: x @ torch.ops.aten.numpy_T(w),
+    ], dense[:1])  # fmt: skip
     for d in (1, 2, 3):
         kernel, shape = (torch.randn(4, 2, *[3] * d), torch.randn(4)), (2, 2, *[5] * d)
         module: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[d - 1]
