@@ -12,7 +12,7 @@ from torch import Tensor
 
 import fxinvert
 from benchmarks.measure import Ratio
-from benchmarks.reconstruction import cifar_cnn
+from benchmarks.studies.networks import cifar_cnn
 
 FEW, MANY, BATCH = 2048, 20480, 256
 

@@ -10,18 +10,9 @@ from torch import Tensor, nn
 
 import fxinvert
 from benchmarks.measure import Ratio, ratio
+from benchmarks.studies.networks import cifar_cnn
 from fxinvert import models
 from fxinvert.inversion.replay import output_given
-
-
-def cifar_cnn() -> nn.Module:
-    """The small CNN of the paper's CIFAR-10 study, random weights."""
-    return nn.Sequential(
-        nn.Conv2d(3, 10, 5), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(10, 10, 3), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(10, 10, 3), nn.ReLU(), nn.Flatten(),
-        nn.Linear(160, 128), nn.ReLU(), nn.Linear(128, 10),
-    ).eval()  # fmt: skip
 
 
 def trained(steps: int = 150) -> nn.Module:

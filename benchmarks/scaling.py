@@ -19,7 +19,7 @@ import torch
 
 import fxinvert
 from benchmarks.measure import Ratio
-from benchmarks.reconstruction import cifar_cnn
+from benchmarks.studies.networks import cifar_cnn
 from fxinvert import models
 from fxinvert.estimate import Estimate, estimate
 from fxinvert.feed import survey

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import fxinvert
 from benchmarks.measure import Ratio, ratio
-from benchmarks.reconstruction import cifar_cnn
+from benchmarks.studies.networks import cifar_cnn
 from fxinvert import models
 
 

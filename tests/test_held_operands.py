@@ -10,7 +10,7 @@ from held_cases import AFFINE, CURVED, F64, WHOLE, Call, Held
 from torch import Tensor
 
 from fxinvert.errors import NoRuleError
-from fxinvert.linalg.operators import flat
+from fxinvert.linalg.vectors import flat
 from fxinvert.rules import FactorCache, Inverse, Status
 
 F32, BF16 = torch.float32, torch.bfloat16

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fxinvert.errors import SolveError
 from fxinvert.linalg.memory import SHARE, free_memory, full_precision
-from fxinvert.linalg.operators import flat
 from fxinvert.linalg.solvers import Factor
+from fxinvert.linalg.vectors import flat
 
 Method = Literal["diagonal", "spectral", "cholesky", "banded", "circulant", "iterative"]
 

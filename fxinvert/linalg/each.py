@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from fxinvert.linalg.anchored import Correction, SolveSettings
-from fxinvert.linalg.operators import LinearOperator, flat
+from fxinvert.linalg.operators import LinearOperator
 from fxinvert.linalg.recycled import Recycled
 from fxinvert.linalg.solvers import cgls
+from fxinvert.linalg.vectors import flat
 
 
 class EachFunction(LinearOperator):

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxinvert.linalg.operators import flat
+from fxinvert.linalg.vectors import by_sample, flat, norm
 
 #: differences that are kept, and steps at most
 WINDOW, STEPS = 8, 30
@@ -59,20 +59,20 @@ def fixed_point(
     """
     history = _History()
     best, x, residual = anchor, anchor, target - output
-    error = least = _norm(residual)
+    error = least = norm(residual)
     marks = [least]
     done = ~(error > goal) | ~torch.isfinite(error)
     evaluations = torch.zeros_like(error, dtype=torch.long)
     for _ in range(STEPS):
         if bool(done.all()):
             break
-        step = torch.where(_rows(done, x), 0, history.step(x, residual))
+        step = torch.where(by_sample(done, x), 0, history.step(x, residual))
         x = x + step
         evaluations += ~done
         residual = target - function(x)
-        error = _norm(residual)
+        error = norm(residual)
         better = (error < least) & ~done
-        best, least = torch.where(_rows(better, x), x, best), torch.where(better, error, least)
+        best, least = torch.where(by_sample(better, x), x, best), torch.where(better, error, least)
         marks.append(least)
         slow = least > FALL * marks[-1 - PATIENCE] if len(marks) > PATIENCE else torch.zeros_like(done)
         done = done | (least <= goal) | slow | ~torch.isfinite(error)
@@ -109,13 +109,3 @@ class _History:
         back = (torch.stack(self._moved, 1) + changed).mT @ weights.to(r.dtype)[:, :, None]
         step: Tensor = (r - back[:, :, 0]).reshape(residual.shape)
         return step
-
-
-def _norm(value: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(flat(value), dim=1)
-    return norms
-
-
-def _rows(rows: Tensor, like: Tensor) -> Tensor:
-    """Per-sample values `(B,)` that broadcast to `(B, …)`."""
-    return rows.reshape(-1, *[1] * (like.dim() - 1))

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from fxinvert.linalg.jacobian import Jacobian, acts_on_values
-from fxinvert.linalg.operators import flat
-from fxinvert.linalg.search import Minimum, Search, Settings, by_sample, norm
+from fxinvert.linalg.search import Minimum, Search, Settings
+from fxinvert.linalg.vectors import by_sample, flat, norm
 
 
 def gauss_newton(

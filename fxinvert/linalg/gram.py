@@ -17,8 +17,9 @@ from torch import Tensor
 
 from fxinvert.errors import SolveError
 from fxinvert.linalg.definite import NotDefiniteError, definite_inverse, without_dead
-from fxinvert.linalg.operators import LinearOperator, Shape, flat
+from fxinvert.linalg.operators import LinearOperator, Shape
 from fxinvert.linalg.solvers import ARRIVED, REFINED, SINGLE, Factor, Solution
+from fxinvert.linalg.vectors import by_sample, dot, flat, norm
 
 #: condition from which the Gram matrix is shifted
 SHIFTED = 3e6
@@ -184,7 +185,7 @@ class GramFactor(Factor):
             rho = r[active] - a.apply(x[active])
             slope = a.adjoint(rho) - damping * x[active]
             missing = rho - damping * y[active] if self.dual else slope
-            error, done = _norm(slope), self._done(rho, slope, r[active], x[active], dtype)
+            error, done = norm(slope), self._done(rho, slope, r[active], x[active], dtype)
             converged[active] = done | self._arrived(rho, r[active], dtype)
             going = ~done & (error < 0.9 * best[active])
             best[active] = error
@@ -220,33 +221,33 @@ class GramFactor(Factor):
             done = self._done(rho, s, r[active], x[active], dtype)
             # every further digit costs as much as the first ones
             done |= self._arrived(rho, r[active], dtype)
-            done |= self.largest * _norm(x[active]) > limit * _norm(r[active])
+            done |= self.largest * norm(x[active]) > limit * norm(r[active])
             converged[active] = done
             active, rho, s, p, gamma = (v[~done] for v in (active, rho, s, p, gamma))
             if not len(active) or steps == ITERATIONS:
                 return x, steps, converged
             steps += 1
             w = smoothed(s)
-            renewed = _dot(s, w)
-            p, gamma = w + _rows(renewed / gamma, p) * p, renewed
+            renewed = dot(s, w)
+            p, gamma = w + by_sample(renewed / gamma, p) * p, renewed
             q = a.apply(p)
-            alpha = gamma / (_dot(q, q) + damping * _dot(p, p))
-            x[active] += _rows(alpha, p) * p
-            rho = rho - _rows(alpha, q) * q
+            alpha = gamma / (dot(q, q) + damping * dot(p, p))
+            x[active] += by_sample(alpha, p) * p
+            rho = rho - by_sample(alpha, q) * q
             s = a.adjoint(rho) - damping * x[active]
 
     def _done(self, rho: Tensor, slope: Tensor, r: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Whether a row's residual or slope is small, as far as a product with x can tell, or not finite."""
-        rounding = ROUNDING * self.largest * _norm(x)
-        small = _norm(slope) <= self.largest * (REFINED[dtype] * _norm(rho) + rounding)
+        rounding = ROUNDING * self.largest * norm(x)
+        small = norm(slope) <= self.largest * (REFINED[dtype] * norm(rho) + rounding)
         done: Tensor = (
-            small | (_norm(rho) <= REFINED[dtype] * _norm(r) + rounding) | ~torch.isfinite(_norm(slope))
+            small | (norm(rho) <= REFINED[dtype] * norm(r) + rounding) | ~torch.isfinite(norm(slope))
         )
         return done
 
     def _arrived(self, rho: Tensor, r: Tensor, dtype: torch.dtype) -> Tensor:
         """Whether a row has half of its digits."""
-        arrived: Tensor = _norm(rho) <= ARRIVED[dtype] * _norm(r)
+        arrived: Tensor = norm(rho) <= ARRIVED[dtype] * norm(r)
         return arrived
 
     def _level(self, damping: float) -> _Level:
@@ -258,27 +259,14 @@ class GramFactor(Factor):
         return self._levels[damping]
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return flat(a * b).sum(1)
-
-
-def _rows(scalars: Tensor, like: Tensor) -> Tensor:
-    return scalars.reshape(-1, *[1] * (like.dim() - 1))
-
-
-def _norm(value: Tensor) -> Tensor:
-    sizes: Tensor = torch.linalg.vector_norm(flat(value), dim=1)
-    return sizes
-
-
 def _smallest(inverse: Inverse, shape: Shape, like: LinearOperator, iterations: int = 8) -> float:
     """The smallest eigenvalue of K + μI by inverse iteration from a fixed start; an upper bound, a little above."""
     start = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     value = start.to(like.device)
     for _ in range(iterations):
-        size = _norm(value)
+        size = norm(value)
         if not bool(torch.isfinite(size).all()):
             return 0.0
         value = inverse.solve(value / size.reshape(-1, *[1] * len(shape)))
-    largest = float(_norm(value).max())
+    largest = float(norm(value).max())
     return 1 / largest if largest > 0 and math.isfinite(largest) else 0.0

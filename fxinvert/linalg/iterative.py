@@ -19,8 +19,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fxinvert.linalg.operators import LinearOperator, flat
+from fxinvert.linalg.operators import LinearOperator
 from fxinvert.linalg.solvers import ARRIVED, REFINED, Factor, Solution
+from fxinvert.linalg.vectors import by_sample, dot, norm
 
 #: what a round has to bring the slope down to, for another one to be worth it
 WORTHWHILE = 0.5
@@ -90,20 +91,18 @@ class IterativeFactor(Factor):
         converged = torch.zeros_like(rows, dtype=torch.bool)
         active = torch.arange(len(rows), device=rows.device)
         size, slope = (
-            _norm(r[rows].double()),
+            norm(r[rows].double()),
             torch.full((len(rows),), torch.inf, dtype=torch.float64, device=r.device),
         )
         tried = found.of(rows)
         while len(active):
             rho = r[rows[active]].double() - a.apply(tried.x)
-            renewed, left = _norm(a.adjoint(rho) - damping * tried.x), _norm(rho)
+            renewed, left = norm(a.adjoint(rho) - damping * tried.x), norm(rho)
             better = ~(renewed >= slope)
             found.put(rows[active], better, tried)
             steep, far = renewed / (self.largest * left), left / size
             # a row that is not finite has no solution
-            ended = ~((steep > tolerance) & (far > tolerance)) | (
-                self.largest * _norm(tried.x) > limit * size
-            )
+            ended = ~((steep > tolerance) & (far > tolerance)) | (self.largest * norm(tried.x) > limit * size)
             converged[active] |= better & (ended | (steep <= arrived) | (far <= arrived))
             going = better & ~ended & (renewed <= WORTHWHILE * slope) & (tried.steps < self.limit)
             active, slope, rho, size = (v[going] for v in (active, renewed, rho, size))
@@ -126,15 +125,15 @@ class IterativeFactor(Factor):
         rho, x0, y0, size, longest = (
             v.to(a.dtype) for v in (task.rho, result.x, result.y, task.size, task.longest)
         )
-        x, y, steps, least = torch.zeros_like(x0), torch.zeros_like(y0), result.steps, _norm(rho)
+        x, y, steps, least = torch.zeros_like(x0), torch.zeros_like(y0), result.steps, norm(rho)
         g = missing(rho, x0, y0)
         w = g if preconditioner is None else preconditioner.solve(g)
-        p, gamma = w, _dot(g, w)
+        p, gamma = w, dot(g, w)
         while True:
-            error, left = _norm(g) / (1 if dual else self.largest), _norm(rho)
+            error, left = norm(g) / (1 if dual else self.largest), norm(rho)
             least = torch.minimum(least, left)
             going = (error > enough * left) & (left > enough * size) & (left <= DIVERGED * least)
-            going &= (gamma > 0) & (steps < self.limit) & (self.largest * _norm(x0 + x) <= longest)
+            going &= (gamma > 0) & (steps < self.limit) & (self.largest * norm(x0 + x) <= longest)
             if not bool(going.all()):
                 result.add(rows, ~going, x, y, steps)
                 kept = (rows, rho, x0, y0, size, longest, x, y, steps, least, p, gamma)
@@ -144,13 +143,13 @@ class IterativeFactor(Factor):
             steps = steps + 1
             t = a.adjoint(p) if dual else p
             q = a.apply(t)
-            alpha = gamma / ((_dot(t, t) if dual else _dot(q, q)) + damping * _dot(p, p))
-            x, rho = x + _rows(alpha, t) * t, rho - _rows(alpha, q) * q
-            y = y + _rows(alpha, p) * p if dual else y
+            alpha = gamma / ((dot(t, t) if dual else dot(q, q)) + damping * dot(p, p))
+            x, rho = x + by_sample(alpha, t) * t, rho - by_sample(alpha, q) * q
+            y = y + by_sample(alpha, p) * p if dual else y
             g = missing(rho, x0 + x, y0 + y)
             w = g if preconditioner is None else preconditioner.solve(g)
-            renewed = _dot(g, w)
-            p, gamma = w + _rows(renewed / gamma, p) * p, renewed
+            renewed = dot(g, w)
+            p, gamma = w + by_sample(renewed / gamma, p) * p, renewed
 
 
 class _Task(NamedTuple):
@@ -185,16 +184,3 @@ class _Found:
         self.x[rows[done]] += x[done]
         self.y[rows[done]] += y[done]
         self.steps[rows[done]] = steps[done]
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return flat(a * b).sum(1)
-
-
-def _rows(scalars: Tensor, like: Tensor) -> Tensor:
-    return scalars.reshape(-1, *[1] * (like.dim() - 1))
-
-
-def _norm(value: Tensor) -> Tensor:
-    sizes: Tensor = torch.linalg.vector_norm(flat(value), dim=1)
-    return sizes

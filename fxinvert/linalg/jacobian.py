@@ -17,7 +17,8 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fxinvert.errors import SolveError
-from fxinvert.linalg.operators import LinearOperator, flat
+from fxinvert.linalg.operators import LinearOperator
+from fxinvert.linalg.vectors import flat
 
 
 class Jacobian(LinearOperator):

@@ -18,11 +18,6 @@ from fxinvert.errors import SolveError
 Shape = tuple[int, ...]
 
 
-def flat(value: Tensor) -> Tensor:
-    """Every sample as a vector: `(B, …)` → `(B, n)`, `(B,)` → `(B, 1)`."""
-    return value.flatten(1) if value.dim() > 1 else value[:, None]
-
-
 class LinearOperator(ABC):
     """A linear map between batches of tensors."""
 

@@ -18,8 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fxinvert.linalg.operators import LinearOperator, flat
+from fxinvert.linalg.operators import LinearOperator
 from fxinvert.linalg.solvers import Gradients
+from fxinvert.linalg.vectors import dot
 
 #: most directions that are kept, and most entries of them per sample
 DIRECTIONS, ENTRIES = 48, 2**20
@@ -35,7 +36,7 @@ class Direction(NamedTuple):
 
     def share(self, r: Tensor) -> Tensor:
         """⟨q, r⟩ / ⟨q, q⟩."""
-        return torch.where(self.square > 0, _dot(self.q, r) / torch.where(self.square > 0, self.square, 1), 0)
+        return torch.where(self.square > 0, dot(self.q, r) / torch.where(self.square > 0, self.square, 1), 0)
 
 
 class Recycled:
@@ -79,14 +80,14 @@ class Recycled:
             )
         iterations = torch.zeros(len(r), dtype=torch.long, device=r.device)
         start = torch.full_like(small_enough, torch.inf)
-        size = _dot(residual, residual).sqrt()
+        size = dot(residual, residual).sqrt()
         converged = skip | ~torch.isfinite(size) | (size <= small_enough)
         room = max(2, min(DIRECTIONS, ENTRIES // max(1, x[:1].numel() + 2 * r[:1].numel())))
         eps = torch.finfo(r.dtype).eps
         while not bool((converged | (iterations >= limit)).all()):
             idle = converged | (iterations >= limit)
             s = operator.adjoint(residual)
-            steep = _dot(s, s).sqrt()
+            steep = dot(s, s).sqrt()
             start = torch.where(~idle & torch.isinf(start), steep, start)
             converged = converged | ~torch.isfinite(steep) | (steep <= tolerance * largest * size)
             converged = converged | (steep <= start * slope) | (steep == 0)
@@ -95,29 +96,25 @@ class Recycled:
             if bool(idle.all()):
                 break
             p, u, q = s, residual, operator.apply(s)
-            length = _dot(q, q)
+            length = dot(q, q)
             largest = torch.where(
                 idle, largest, torch.maximum(largest, length.sqrt() / torch.where(idle, 1, steep))
             )
             for known in self._kept:
                 share = known.share(q)
                 p, u, q = _along(p, -share, known.p), _along(u, -share, known.u), _along(q, -share, known.q)
-            square = _dot(q, q)
+            square = dot(q, q)
             # nothing but rounding is left of it
             spent = square <= (100 * eps) ** 2 * length
             made = Direction(p, u, q, torch.where(idle | spent, 0, square))
             share = made.share(residual)
             x, dual, residual = _along(x, share, p), _along(dual, share, u), _along(residual, -share, q)
             self._kept = [*self._kept[1 - room :], made]
-            size = torch.where(idle, size, _dot(residual, residual).sqrt())
+            size = torch.where(idle, size, dot(residual, residual).sqrt())
             converged = converged | (~idle & (spent | (size <= small_enough)))
         slope_known = torch.where(self.known, torch.inf, start)
         self.known = self.known | (iterations > 0)
         return Gradients(x, dual, iterations, converged, slope_known, largest)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return flat(a * b).sum(1)
 
 
 def _along(value: Tensor, share: Tensor, direction: Tensor) -> Tensor:

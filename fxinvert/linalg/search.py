@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fxinvert.linalg.jacobian import Explicit, Jacobian
-from fxinvert.linalg.operators import flat
 from fxinvert.linalg.recycled import Recycled
 from fxinvert.linalg.solvers import Gradients, cgls
+from fxinvert.linalg.vectors import by_sample, flat, norm
 
 #: part of the correction in the null space of J, relative to the correction, at which an answer counts as the nearest
 #: (it is longer than the nearest by half the square); in float32 as much as its rounding can tell
@@ -276,14 +276,3 @@ class Search:
         damping = torch.maximum(torch.where(taken, less, more), self.least_damping)
         self.damping = torch.where(excused, self.damping, damping)
         self.refused = torch.where(taken | amplified, 0, self.refused + (~excused).long())
-
-
-def norm(value: Tensor) -> Tensor:
-    """Euclidean norm of every sample: `(B, …)` → `(B,)`."""
-    norms: Tensor = torch.linalg.vector_norm(flat(value), dim=1)
-    return norms
-
-
-def by_sample(rows: Tensor, like: Tensor) -> Tensor:
-    """Per-sample values `(B,)` that broadcast to `(B, …)`."""
-    return rows.reshape(-1, *[1] * (like.dim() - 1))

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fxinvert.linalg.operators import LinearOperator, flat
+from fxinvert.linalg.operators import LinearOperator
+from fxinvert.linalg.vectors import by_sample, dot, flat
 
 #: condition up to which solves are made in float32: its square times 6e-8 is the worst that rounding does to an answer
 SINGLE = 32.0
@@ -205,38 +206,30 @@ def cgls(
     """
     x = torch.zeros(len(r), *operator.in_shape, dtype=r.dtype, device=r.device)
     dual, residual, s = torch.zeros_like(r), r, operator.adjoint(r)
-    p, u, gamma = s, r, _dot(s, s)
+    p, u, gamma = s, r, dot(s, s)
     start, iterations = gamma, torch.zeros(len(r), dtype=torch.long, device=r.device)
     # a sample that is not finite has no solution, and must not keep the others iterating
-    converged = ~torch.isfinite(gamma) | (gamma <= (tolerance * largest).square() * _dot(r, r)) | (gamma == 0)
+    converged = ~torch.isfinite(gamma) | (gamma <= (tolerance * largest).square() * dot(r, r)) | (gamma == 0)
     converged = converged if skip is None else converged | skip
     while True:
         idle = converged | (iterations >= limit)
         if bool(idle.all()):
             break
         iterations = iterations + ~idle
-        q, length = operator.apply(p), _dot(p, p)
-        squared = _dot(q, q)
+        q, length = operator.apply(p), dot(p, p)
+        squared = dot(q, q)
         largest = torch.where(idle, largest, torch.maximum(largest, (squared / length).sqrt()))
         alpha = torch.where(idle, 0, gamma / torch.where(idle, 1, squared + damping * length))
-        x = x + _rows(alpha, x) * p
-        dual = dual + _rows(alpha, r) * u
-        residual = residual - _rows(alpha, residual) * q
-        s = operator.adjoint(residual) - _rows(damping, x) * x
-        renewed, size = _dot(s, s), _dot(residual, residual)
+        x = x + by_sample(alpha, x) * p
+        dual = dual + by_sample(alpha, r) * u
+        residual = residual - by_sample(alpha, residual) * q
+        s = operator.adjoint(residual) - by_sample(damping, x) * x
+        renewed, size = dot(s, s), dot(residual, residual)
         converged = converged | (size <= small_enough.square())
         converged = (
             converged | (renewed <= (tolerance * largest).square() * size) | (renewed <= start * slope**2)
         )
         beta = torch.where(converged, 0, renewed / torch.where(converged, 1, gamma))
-        p, u = s + _rows(beta, p) * p, residual - _rows(damping, dual) * dual + _rows(beta, u) * u
+        p, u = s + by_sample(beta, p) * p, residual - by_sample(damping, dual) * dual + by_sample(beta, u) * u
         gamma = renewed
     return Gradients(x, dual, iterations, converged, start.sqrt(), largest)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return flat(a * b).sum(1)
-
-
-def _rows(scalars: Tensor, like: Tensor) -> Tensor:
-    return scalars.reshape(-1, *[1] * (like.dim() - 1))

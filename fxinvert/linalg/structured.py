@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fxinvert.errors import SolveError
-from fxinvert.linalg.operators import LinearOperator, Shape, flat
+from fxinvert.linalg.operators import LinearOperator, Shape
+from fxinvert.linalg.vectors import flat
 
 
 class Diagonal(LinearOperator):

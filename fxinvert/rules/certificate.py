@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fxinvert.errors import DataError
-from fxinvert.linalg.operators import flat
+from fxinvert.linalg.vectors import flat
 from fxinvert.rules.op import Op
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fxinvert.linalg.fixed_point import fixed_point
-from fxinvert.linalg.operators import flat
+from fxinvert.linalg.vectors import by_sample, flat
 from fxinvert.rules.certificate import Certificate, Inverse, Status, relative, row_norms
 from fxinvert.rules.fallback import TOLERANCES, invert_matrix_free
 from fxinvert.rules.op import Op
@@ -72,9 +72,9 @@ def _near_identity(op: Op, target: Tensor) -> Inverse:
     if bool(arrived.all()):
         value = found.value.to(own)
         return Inverse(value, _certificate(op, target, value, int(found.evaluations.max())))
-    rest = invert_matrix_free(op, torch.where(_rows(arrived, target), op.output, target))
+    rest = invert_matrix_free(op, torch.where(by_sample(arrived, target), op.output, target))
     solved = moved & arrived
-    value = torch.where(_rows(solved, target), found.value.to(own), rest.target)
+    value = torch.where(by_sample(solved, target), found.value.to(own), rest.target)
     status = rest.certificate.status
     if bool(solved.any()) and status is Status.NEAREST:
         status = Status.EXACT
@@ -97,8 +97,3 @@ def _certificate(op: Op, target: Tensor, value: Tensor, evaluations: int) -> Cer
         failed=torch.zeros_like(residual, dtype=torch.bool),
         iterations=evaluations,
     )
-
-
-def _rows(rows: Tensor, like: Tensor) -> Tensor:
-    """Per-sample values `(B,)` that broadcast to `(B, …)`."""
-    return rows.reshape(-1, *[1] * (like.dim() - 1))
