@@ -90,6 +90,12 @@ def test_what_is_computed_from_parameters_and_buffers_follows_them() -> None:
     assert set(vars(model)["_buffers"]) == {"b"}
 
 
+def test_sizes_are_joined_with_numbers() -> None:
+    model = Model(lambda self, x: x.view(x.size()[:-1] + torch.Size([2, 3])).tanh().view((*x.size()[:2], 6)))
+    graph, x = fxinvert.trace(model, torch.randn(2, 5, 6)), torch.randn(3, 5, 6)
+    assert torch.equal(graph(x), model(x))
+
+
 def test_a_tied_parameter_has_one_name() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
     model[2].weight = model[0].weight
