@@ -127,7 +127,12 @@ def _tried(function: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
         raise
     except Exception as error:  # whatever the user's forward raises
         shapes = ", ".join(str(tuple(v.shape)) for v in inputs if isinstance(v, Tensor))
-        raise TraceError(f"the model does not run on inputs of shape {shapes}: {error}") from error
+        raise TraceError(f"the model does not run on inputs of shape {shapes}: {said(error)}") from error
+
+
+def said(error: Exception) -> str:
+    """What an error says; of one that says nothing, as a bare `assert` does, its kind."""
+    return str(error) or type(error).__name__
 
 
 def _difference(expected: Tensor, actual: Tensor) -> str | None:

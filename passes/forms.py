@@ -45,7 +45,11 @@ def _active(argument: Any) -> bool:
 
 def _is_transposed(argument: Any) -> bool:
     """Whether an operand is a parameter or constant of the model, a matrix, transposed."""
-    if not isinstance(argument, fx.Node) or tuple(argument.args[1:]) not in _TRANSPOSES.get(argument.target, ()):
+    if not isinstance(argument, fx.Node) or tuple(argument.args[1:]) not in _TRANSPOSES.get(
+        argument.target, ()
+    ):
         return False
     matrix = argument.args[0]
-    return isinstance(matrix, fx.Node) and matrix.op == "get_attr" and len(matrix.meta["tensor_meta"].shape) == 2
+    return (
+        isinstance(matrix, fx.Node) and matrix.op == "get_attr" and len(matrix.meta["tensor_meta"].shape) == 2
+    )

@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_map
 from fxinvert.errors import TraceError
 from fxinvert.passes.activity import mark, start_later
 from fxinvert.passes.capture import attribute, describe
+from fxinvert.passes.checks import said
 from fxinvert.passes.decompose import DECOMPOSED
 from fxinvert.passes.forms import arranged
 from fxinvert.passes.inline import record
@@ -104,7 +105,7 @@ class Builder:
                     raise
                 except Exception as error:  # whatever the user's code raises on the example
                     raise TraceError(
-                        f"the model does not run on the example inputs: {describe(node)}: {error}"
+                        f"the model does not run on the example inputs: {describe(node)}: {said(error)}"
                     ) from error
         if remaining:
             raise TraceError(

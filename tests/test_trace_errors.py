@@ -34,6 +34,15 @@ def _through_a_view(self: Any, x: Tensor) -> Tensor:
     return y
 
 
+def _says_nothing(self: Any, x: Tensor) -> Tensor:
+    raise AssertionError
+
+
+def _says_nothing_at_a_node(self: Any, x: Tensor) -> Tensor:
+    torch._assert(x.size(1) == 4, "")  # type: ignore[no-untyped-call]
+    return x + 1
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -47,6 +56,8 @@ def _through_a_view(self: Any, x: Tensor) -> Tensor:
         (Model(lambda self, x: x - x.mean(0)), "across the samples of a batch"),
         (Model(lambda self, x: x.sum(0)), "batch size of the example"),
         (Model(lambda self, x: self.fc(x), fc=nn.Linear(4, 2)), r"does not run on .*'fc'.*cannot be multiplied"),
+        (Model(_says_nothing), r"does not run on .*\(2, 3\): AssertionError"),
+        (Model(_says_nothing_at_a_node), r"does not run on .*'_assert'.*: AssertionError"),
         (nn.Sequential(nn.LazyLinear(3)), "lazy modules"),
         (nn.Linear(3, 2, device="meta"), "no values .*load its weights"),
     ],
