@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -37,6 +38,19 @@ def arranged(call: Call) -> Call:
     if call.op in _PRODUCTS and _active(first) and _is_transposed(second):
         return Call(ATEN.linear.default, (first, second.args[0]), {})
     return call
+
+
+def by_position(function: Any, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """A call that reads a field of a named tuple, as in `x.max(1).values`, by its position: ATen's have no names."""
+    if (
+        function is getattr
+        and isinstance(args[0], fx.Node)
+        and isinstance(args[0].target, torch._ops.OpOverload)
+    ):
+        fields = [given.name for given in args[0].target._schema.returns]
+        if len(fields) > 1 and args[1] in fields:
+            return operator.getitem, (args[0], fields.index(args[1]))
+    return function, args
 
 
 def _active(argument: Any) -> bool:

@@ -30,7 +30,7 @@ from fxinvert.passes.activity import mark, start_later
 from fxinvert.passes.capture import attribute, describe
 from fxinvert.passes.checks import said
 from fxinvert.passes.decompose import DECOMPOSED
-from fxinvert.passes.forms import arranged
+from fxinvert.passes.forms import arranged, by_position
 from fxinvert.passes.inline import record
 from fxinvert.passes.inverse_op import call_arguments
 from fxinvert.passes.leaves import any_tensor, copied, evaluation_copy, identifier, leaves, mapped, printable
@@ -152,7 +152,8 @@ class Builder:
             return args[0][args[1]]  # one of several tensors, each of which has a node
         if node.op != "call_module":
             owner = node.meta.get("path")
-            return self.called(node.target, args, kwargs, owner and self.unique(owner, "@"))
+            target, args = by_position(node.target, args)
+            return self.called(target, args, kwargs, owner and self.unique(owner, "@"))
         module = self.raw.get_submodule(str(node.target))
         path = self.unique(str(node.target), "@")
         if not self.rules.keeps_whole(type(module)) and type(module).__module__.startswith("torch.nn"):

@@ -96,6 +96,14 @@ def test_sizes_are_joined_with_numbers() -> None:
     assert torch.equal(graph(x), model(x))
 
 
+@pytest.mark.parametrize("name", ["max", "sort", "median"])
+def test_fields_of_results_are_read_by_name(name: str) -> None:
+    model = Model(lambda self, x: getattr(torch, name)(x, dim=2).values)
+    graph, x = fxinvert.trace(model, torch.randn(2, 5, 4)), torch.randn(3, 5, 4)
+    assert torch.equal(graph(x), model(x))
+    assert [n.meta["op"] for n in graph.graph.nodes if n.op == "call_function"] == [name, "getitem"]
+
+
 def test_a_tied_parameter_has_one_name() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
     model[2].weight = model[0].weight
