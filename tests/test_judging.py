@@ -130,3 +130,18 @@ def test_a_step_that_only_helps_on_the_sample_is_not_taken() -> None:
     judged = judge([[Update("a", {})]], "searched", Deceptive(), start)
     assert judged.metrics == start
     assert judged.candidate.sizes == (0.0,)
+
+
+class Exploding(Deceptive):
+    """Held-out data on which only short steps help, and longer ones overshoot without measure."""
+
+    sampled = False
+
+    def search(self, proposals: Any, candidates: Any) -> list[Metrics]:
+        steps = [max(c.sizes) for c in candidates]
+        return [Metrics(1.0 - step + (10 * step) ** 12, None, 10) for step in steps]
+
+
+def test_a_short_step_is_found_where_longer_ones_explode() -> None:
+    judged = judge([[Update("a", {})]], "none", Exploding(), Metrics(1.0, None, 10))
+    assert judged.candidate.sizes == (LEAST,)

@@ -117,8 +117,12 @@ def _searched(proposals: Sequence[Proposal], share: Share, held_out: HeldOut, st
     (half,) = measured([Candidate(index, _times(HALF, shares[index]))])
     found = min([stay, whole, half], key=_loss)
     step = min(interpolated(stay.metrics.loss, half.metrics.loss, whole.metrics.loss), most)
-    if all(abs(step - tried) > NEAR * tried for tried in (HALF, 1.0)):
+    tried = [HALF, 1.0]
+    if all(abs(step - other) > NEAR * other for other in tried):
         found = min([found, *measured([Candidate(index, _times(step, shares[index]))])], key=_loss)
+        tried.append(step)
+    if found is stay and LEAST not in tried:  # losses that explode are no parabola
+        found = min([stay, *measured([Candidate(index, _times(LEAST, shares[index]))])], key=_loss)
     return found
 
 
