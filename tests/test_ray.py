@@ -25,8 +25,9 @@ def test_every_kind_of_run_gives_the_same_bytes_on_a_cluster() -> None:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         for kind, settings in KINDS.items():
-            there = train(**settings, executor="ray", workers=2, sweeps=1)
-            assert weights(there) == weights(train(**settings, sweeps=1)), kind
+            once = settings | {"sweeps": 1}
+            there = train(**once, executor="ray", workers=2)
+            assert weights(there) == weights(train(**once)), kind
     finally:
         ray.shutdown()
 
