@@ -114,15 +114,20 @@ def _searched(proposals: Sequence[Proposal], share: Share, held_out: HeldOut, st
 
     whole = min(measured([Candidate(i, own) for i, own in enumerate(shares)]), key=_loss)
     index = whole.candidate.proposal
-    (half,) = measured([Candidate(index, _times(HALF, shares[index]))])
+
+    def at(step: float) -> Judged:
+        (judged,) = measured([Candidate(index, _times(step, shares[index]))])
+        return judged
+
+    half = at(HALF)
     found = min([stay, whole, half], key=_loss)
     step = min(interpolated(stay.metrics.loss, half.metrics.loss, whole.metrics.loss), most)
     tried = [HALF, 1.0]
     if all(abs(step - other) > NEAR * other for other in tried):
-        found = min([found, *measured([Candidate(index, _times(step, shares[index]))])], key=_loss)
+        found = min([found, at(step)], key=_loss)
         tried.append(step)
     if found is stay and LEAST not in tried:  # losses that explode are no parabola
-        found = min([stay, *measured([Candidate(index, _times(LEAST, shares[index]))])], key=_loss)
+        found = min([stay, at(LEAST)], key=_loss)
     return found
 
 
