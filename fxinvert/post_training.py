@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import nn
 
 import fxinvert
 from fxinvert.errors import CutError, DataError
-from fxinvert.feed import Count, Feed, survey
+from fxinvert.feed import Feed, survey
 from fxinvert.inversion.inverse_graph import Reconstructed
 from fxinvert.output_target import OutputTargetFunction, automatic
 from fxinvert.output_target import output_target as named_target
@@ -44,7 +44,7 @@ from fxinvert.training.recalibrate import Moments
 from fxinvert.training.sizes import Quadratic
 from fxinvert.training.sweeps import Settings, run_sweeps
 from fxinvert.training.wide import WideEquations
-from fxinvert.workshop import Workshop, count_chunk
+from fxinvert.workshop import Workshop
 
 #: what results of tasks are made of
 KNOWN: list[type] = [NormalEquations, WideEquations, Tally, Moments, Fingerprint, Quadratic, Course]
@@ -174,16 +174,13 @@ def post_train(
         crew = Crew(hand, journal.store, retries, journal.note) if journal else Crew(hand, retries=retries)
         shared = hand.share(context)
 
-        def counted(name: str) -> Callable[[list[int]], list[Count]]:
-            def count_all(indices: list[int]) -> list[Count]:
-                tasks = [Task(i, f"survey {i}", count_chunk, (shared, name, i)) for i in indices]
-                return list(Crew(hand, retries=retries).run(tasks))
-
-            return count_all
+        def ask(look: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+            tasks = (Task(i, f"survey {i}", look, (shared, *own)) for i, own in enumerate(arguments))
+            return Crew(hand, retries=retries).run(tasks)
 
         judged: dict[str, Part] = {"validation": "all"} if "validation" in sources else {"train": "held_out"}
         surveyed = {
-            name: survey(name, context, hand, journal is not None, judged.get(name), counted(name))
+            name: survey(name, context, hand, journal is not None, judged.get(name), ask)
             for name in context.sources
         }
         feeds, notes = _parts(surveyed)
@@ -256,7 +253,6 @@ def identity(
             "waves": [[segment.name for segment in wave] for wave in ordered],
             "output_target": [target.name for target in targets],
             "chunks": {name: len(feed.counts) for name, feed in feeds.items()},
-            "read": {name: "here" if feed.source.local else "by workers" for name, feed in feeds.items()},
             "threads": threads,
             "memory_limit": context.memory_limit,
         },

@@ -7,7 +7,7 @@ from functools import reduce
 from itertools import chain
 from typing import Any
 
-from fxinvert.feed import All, Count, Feed, Stream, Where, count
+from fxinvert.feed import All, Feed, Stream, Where
 from fxinvert.output_target import OutputTarget
 from fxinvert.progress import Display
 from fxinvert.scheduling.crew import Crew, Task
@@ -71,7 +71,7 @@ class Workshop:
         return not self.feeds["held_out"].sample.is_whole
 
     def search(self, proposals: Sequence[Proposal], candidates: Sequence[Candidate]) -> list[Metrics]:
-        if not self._sample:  # data that are read elsewhere are measured there
+        if not self._sample:  # too few samples to keep some aside
             return self.measure(proposals, candidates)
         found = tallies(self.context, self._sample, proposals=proposals, candidates=candidates)
         return [total.metrics for total in found]
@@ -203,12 +203,6 @@ def do_job(
     batches = Stream(own, wheres, part, name)
     result = job(own, batches, **(arguments if isinstance(arguments, Mapping) else arguments.get()))
     return result, batches.fingerprint
-
-
-def count_chunk(context: Shared[Context], name: str, index: int) -> Count:
-    """What a survey tells of a chunk that every process can read."""
-    own = context.get()
-    return count(own, own.sources[name].chunk(index))
 
 
 def _first(items: Iterator[Where], number: int) -> Iterator[Where]:

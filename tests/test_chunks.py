@@ -17,6 +17,7 @@ from fxinvert import DataError
 from fxinvert.training.batch import Batch, checked
 from fxinvert.training.chunks import source_of
 from fxinvert.training.fingerprint import Fingerprint, fingerprint
+from fxinvert.training.held_out import KEPT, HeldOutSample, bound
 
 Data = list[tuple[Tensor, Tensor]]
 
@@ -117,6 +118,56 @@ def test_a_factory_and_its_data_give_the_same_bytes() -> None:
     expected = weights(train(sweeps=1))
     assert weights(train(lambda: data(), sweeps=1)) == expected
     assert weights(train([lambda i=i: data()[i : i + 4] for i in range(0, 20, 4)], sweeps=1)) == expected
+
+
+#: so many that a fifth of them is more than what is kept to search steps on
+MANY = data(6000, 200)
+FORMS: dict[str, Any] = {
+    "loader": DataLoader(TensorDataset(*map(torch.cat, zip(*MANY, strict=True))), batch_size=200),
+    "factory": lambda: MANY,
+    "factory of a generator": lambda: iter(MANY),
+    "shards": [lambda i=i: MANY[i : i + 4] for i in range(0, len(MANY), 4)],
+}
+
+
+def trained(form: Any, **settings: Any) -> tuple[str, float, list[float]]:
+    """The weights and steps of a run that is judged on more samples than it searches on."""
+    result = train(form, sweeps=1, schedule="parallel", **settings)
+    assert result.baseline.samples > KEPT
+    return weights(result), result.final.loss, [record.step for record in result.history]
+
+
+def test_the_same_data_in_any_form_give_the_same_bytes() -> None:
+    expected = trained(MANY)
+    assert {name: trained(form) for name, form in FORMS.items()} == dict.fromkeys(FORMS, expected)
+    shards = FORMS["shards"]
+    assert trained(shards, validation_data=shards) == trained(MANY, validation_data=MANY)
+
+
+@pytest.mark.slow
+def test_data_that_workers_read_give_the_same_bytes() -> None:
+    assert trained(FORMS["factory"], executor="processes", workers=2) == trained(MANY)
+
+
+@given(st.integers(0, 2**30), st.integers(1, 5 * KEPT), st.integers(1, 900))
+def test_a_sample_gathered_from_parts_is_that_of_the_whole(seed: int, count: int, size: int) -> None:
+    x = torch.randn(count, 2, generator=torch.Generator().manual_seed(seed)).round(
+        decimals=1
+    )  # some are alike
+    whole = HeldOutSample()
+    parts = [HeldOutSample() for _ in range(3)]
+    for i, rows in enumerate(torch.split(x, size)):
+        batch = Batch((rows,), torch.zeros(len(rows)))
+        whole.add(batch)
+        parts[i % 3].add(batch)
+    most = bound(torch.cat([part.hashes for part in parts]))
+    joined = HeldOutSample()
+    joined.largest = max(part.largest for part in parts)
+    for part in parts:
+        part.limit(most)
+        joined.join(part)
+    pairs = zip(joined.batches(), whole.batches(), strict=True)
+    assert all(torch.equal(samples_of(a), samples_of(b)) for a, b in pairs)
 
 
 def test_a_chunk_can_be_read_by_its_number() -> None:

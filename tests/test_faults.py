@@ -258,7 +258,6 @@ CHANGED: list[tuple[dict[str, Any], str]] = [
     ({"schedule": "parallel"}, "settings: waves"),
     ({"chunk": 2}, "settings: chunks"),
     ({"memory_limit": 2**20}, "settings: memory_limit"),
-    ({"given": lambda: data()}, "settings: read"),
     ({"given": data(shift=0.1)}, "data: train"),
     ({"given": data()[:-1]}, "data: train"),
 ]
@@ -272,6 +271,14 @@ def test_another_run_in_the_same_directory_is_refused_with_what_differs(
     with pytest.raises(DataError, match=f"begun with something else.*{said}"):
         train(**change, run_directory=tmp_path)
     assert weights(train(run_directory=tmp_path)) == weights(train()), "something of the run was lost"
+
+
+def test_a_run_goes_on_with_the_same_data_in_another_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(tmp_path, monkeypatch, 7, KeyboardInterrupt())
+    assert weights(train(lambda: data(), run_directory=tmp_path)) == weights(train())
+    assert set(Counter(line["key"] for line in events(tmp_path, "task")).values()) == {1}
 
 
 def test_another_model_is_refused_by_the_names_of_its_weights(
