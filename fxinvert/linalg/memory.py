@@ -93,29 +93,33 @@ class Ledger:
 class FactorCache:
     """Keeps what was computed from an op's parameters until the parameters change or the memory is needed.
 
+    On the processor their values are compared. Elsewhere the comparison would wait for the device at every use: there
+    a tensor that torch has counted no change of since is taken to be the same, so that what is written through
+    `.data`, which torch does not count, goes unnoticed.
+
     Args:
         ledger: counts what all caches hold; by default one for the whole process.
     """
 
     def __init__(self, ledger: Ledger | None = None) -> None:
-        self._entries: dict[Any, tuple[tuple[Tensor, ...], Any]] = {}
+        self._entries: dict[Any, _Entry] = {}
         self._ledger = ledger or LEDGER
         self.itself = weakref.ref(self)
 
     def get(self, key: Any, parameters: tuple[Tensor, ...], build: Callable[[], Any]) -> Any:
         """The value built for `key` with these parameter values; built anew when any value differs."""
         known = self._entries.get(key)
-        if known is None or not all(map(torch.equal, known[0], parameters)):
+        if known is None or not known.holds_for(parameters):
             self._entries.pop(key, None)  # two of them need not be held at once
-            known = tuple(p.detach().clone() for p in parameters), build()
+            known = _Entry(parameters, build())
             self._entries[key] = known
         device = parameters[0].device if parameters else torch.device("cpu")
         self._ledger.used(self, key, device)
-        return known[1]
+        return known.value
 
     def values(self) -> list[Any]:
         """All that is kept."""
-        return [value for _, value in self._entries.values()]
+        return [entry.value for entry in self._entries.values()]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FactorCache, ()  # a copy computes anew
@@ -127,10 +131,35 @@ class FactorCache:
     def size(self, key: Any) -> int | None:
         """Bytes of an entry, None where it is not held."""
         known = self._entries.get(key)
-        if known is None:
-            return None
-        parameters, value = known
-        return sum(p.nbytes for p in parameters) + int(getattr(value, "nbytes", 0))
+        return None if known is None else known.nbytes
+
+
+class _Entry:
+    """A value, with the parameters that it was built from as they were then."""
+
+    def __init__(self, parameters: tuple[Tensor, ...], value: Any) -> None:
+        self.value = value
+        self._copies = tuple(p.detach().clone() for p in parameters)
+        self._seen = [(weakref.ref(p), _changes(p)) for p in parameters]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(p.nbytes for p in self._copies) + int(getattr(self.value, "nbytes", 0))
+
+    def holds_for(self, parameters: tuple[Tensor, ...]) -> bool:
+        return all(map(self._is, range(len(parameters)), parameters))
+
+    def _is(self, i: int, parameter: Tensor) -> bool:
+        tensor, changes = self._seen[i]
+        counted = parameter.device.type != "cpu" and changes is not None
+        if counted and tensor() is parameter and _changes(parameter) == changes:
+            return True
+        return torch.equal(self._copies[i], parameter)
+
+
+def _changes(tensor: Tensor) -> int | None:
+    """How often a tensor was written to, where torch counts that."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def _size(entry: tuple[weakref.ref[FactorCache], Any]) -> int | None:

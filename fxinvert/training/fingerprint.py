@@ -60,8 +60,8 @@ def fingerprint(batch: Batch, number: int) -> tuple[Fingerprint, Tensor]:
     inputs, labels = _combined([first, *others]), _combined(map(bits_hash, tensors_of(batch.labels)))
     pairs = _mixed(inputs * 3 + _mixed(labels))
     places = torch.arange(len(batch), device=pairs.device) + (number + 1) * 2**32
-    sums = (int(h.sum()) & _MASK for h in (inputs, labels, pairs, _mixed(pairs + places * _ODD)))
-    return Fingerprint(len(batch), *sums), _kept_aside(first)
+    sums = torch.stack([inputs, labels, pairs, _mixed(pairs + places * _ODD)]).sum(1).tolist()
+    return Fingerprint(len(batch), *(value & _MASK for value in sums)), _kept_aside(first)
 
 
 def kept_aside(samples: Tensor) -> Tensor:

@@ -1,0 +1,161 @@
+"""On a CUDA device: the results of the processor, everything kept on the device, no waiting in between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import test_elementwise_rules
+import test_linear_rules
+import test_movement_rules
+import test_normalization_rules
+import test_pooling_rules
+import test_reduction_rules
+import test_simplex_rules
+import torch
+from linear_problems import relative
+from rule_samples import ALL
+from runs import KINDS, network
+from runs import data as points
+from test_every_rule import OTHERS, Called
+from test_reference_pipeline import NETWORKS, _target, data_of
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import fxinvert
+import fxinvert.models as zoo
+from fxinvert.linalg import Convolution, SolveSettings, SpectralFactor
+from fxinvert.linalg.choice import choose
+from fxinvert.testing import check_rule
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+DEVICE = torch.device("cuda")
+F64 = torch.float64
+
+
+def moved(values: Any, device: torch.device = DEVICE) -> Any:
+    """Tensors and modules, in whatever holds them, on a device."""
+    return pytree.tree_map(lambda v: v.to(device) if isinstance(v, Tensor | nn.Module) else v, values)
+
+
+def assert_close(found: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Equal up to rounding errors of the whole, since single numbers may cancel."""
+    assert found.device.type == DEVICE.type
+    assert found.dtype == expected.dtype
+    assert relative(found.cpu().double(), expected.double()) <= tolerance
+
+
+# --- rules --------------------------------------------------------------------------------------------------
+
+#: every op of the tables that rules are tried on: how it is made, and the shape of a batch
+OPS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    **{str(sample): (sample.make, sample.shape) for sample in ALL},
+    **{f"{name}-norm": made for name, made in test_normalization_rules.MAKES.items()},
+    **test_linear_rules.OPS,
+    **{name: (lambda op=op: op, shape) for name, (op, shape, *_) in test_movement_rules.OPS.items()},
+    **{name: (lambda op=op: op, shape) for name, (op, shape) in test_pooling_rules.OPS.items()},
+    **{name: (lambda op=op: op, (4, 3, 4, 5)) for name, op in test_reduction_rules.OPS.items()},
+    **{name: (lambda op=op: op, shape) for name, (op, shape) in test_simplex_rules.OPS.items()},
+    **{name: (lambda call=call: Called(call), shape) for name, (call, shape) in OTHERS.items()},
+}
+#: it leaves the device
+del OPS["cpu"]
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("name", OPS)
+def test_rules_keep_their_promises(name: str, dtype: torch.dtype) -> None:
+    make, shape = OPS[name]
+    check_rule(moved(make()), torch.randn(shape, dtype=dtype, device=DEVICE), dtype=dtype)
+
+
+@test_elementwise_rules.cases
+@pytest.mark.parametrize("dtype", [F64, torch.float32, torch.bfloat16])
+def test_elementwise_rules_keep_their_promises(case: test_elementwise_rules.Case, dtype: torch.dtype) -> None:
+    report = check_rule(moved(case.op(dtype)), case.batch(dtype=dtype).to(DEVICE))
+    assert report.identity == 0
+
+
+# --- solvers ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damping", [0.0, 1e-2])
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+def test_solvers_of_convolutions(dtype: torch.dtype, damping: float) -> None:
+    weight = torch.randn(6, 4, 3, 3, dtype=F64)
+    options = {"stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1}
+    r = torch.randn(5, 6, 9, 9, dtype=F64)
+    expected = SpectralFactor(Convolution(weight, (4, 9, 9), **options)).solve(r, damping).correction
+    a = Convolution(weight.to(DEVICE, dtype), (4, 9, 9), **options)
+    tried = [c for c in choose(a, SolveSettings(max_iterations=500)).candidates if not c.why_not]
+    assert len(tried) >= 3
+    for candidate in tried:
+        found = candidate.make().solve(r.to(DEVICE, dtype), damping).correction
+        assert_close(found, expected.to(dtype), 1e-6 if dtype == F64 else 1e-3)
+
+
+# --- whole networks -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reconstruction", ["nodewise", "linearized"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_targets_are_those_of_the_processor(name: str, reconstruction: Any) -> None:
+    model = zoo.load(name, "converged").double()
+    ((inputs, labels),), _, output = data_of(name, 4)
+    inputs, labels = (
+        pytree.tree_map(lambda v: v.double() if v.is_floating_point() else v, g) for g in (inputs, labels)
+    )
+
+    def run(device: torch.device) -> fxinvert.Reconstruction:
+        graph = fxinvert.trace(model.to(device), moved(inputs, device), output=output)
+        inverse = fxinvert.invert(graph, output_target=_target(labels), reconstruction=reconstruction)
+        return inverse(moved(inputs, device), moved(labels, device))
+
+    expected, found = run(torch.device("cpu")), run(DEVICE)
+    assert set(found.targets) == set(expected.targets)
+    for node, target in expected.targets.items():
+        assert_close(found.targets[node], target, 1e-5)
+        assert found.certificates[node].status == expected.certificates[node].status
+
+
+def test_a_warm_inversion_never_waits_for_the_device() -> None:
+    model = zoo.load("digits_cnn", "early").to(DEVICE)
+    ((inputs, labels),), _, _ = moved(data_of("digits_cnn", 256))
+    inverse = fxinvert.invert(fxinvert.trace(model, inputs[:2]), output_target="cross_entropy")
+    inverse(inputs, labels)  # factorizes
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = inverse(inputs, labels)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(target.device.type == "cuda" for target in found.targets.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_runs_of_every_kind(kind: str) -> None:
+    settings = {"output_target": "cross_entropy", "chunk": 4, **KINDS[kind]}
+    result = fxinvert.post_train(network().to(DEVICE), moved(points()), **settings)
+    assert all(p.device.type == "cuda" for p in result.model.parameters())
+    assert result.final.loss < result.baseline.loss
+    expected = fxinvert.post_train(network(), points(), **settings)
+    assert result.final.loss == pytest.approx(expected.final.loss, rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_sweep_over_a_reference_network(name: str) -> None:
+    train, held_out, output = moved(data_of(name, 64))
+    result = fxinvert.post_train(
+        zoo.load(name, "early").to(DEVICE), train, validation_data=held_out, output=output, sweeps=1, progress=False
+    )  # fmt: skip
+    assert result.final.no_worse_than(result.baseline)
+    assert all(p.device.type == "cuda" for p in result.model.parameters())
+
+
+def test_what_was_trained_is_exported(tmp_path: Path) -> None:
+    train, held_out, _ = moved(data_of("digits_cnn", 128))
+    model = zoo.load("digits_cnn", "early").to(DEVICE)
+    result = fxinvert.post_train(model, train, validation_data=held_out, sweeps=1)
+    report = fxinvert.export_onnx(result, train[0][0][:2], tmp_path / "model.onnx")
+    assert report.max_abs <= 1e-4
