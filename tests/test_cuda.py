@@ -84,10 +84,11 @@ def test_elementwise_rules_keep_their_promises(case: test_elementwise_rules.Case
 @pytest.mark.parametrize("dtype", [F64, torch.float32])
 def test_solvers_of_convolutions(dtype: torch.dtype, damping: float) -> None:
     weight = torch.randn(6, 4, 3, 3, dtype=F64)
-    options = {"stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1}
     r = torch.randn(5, 6, 9, 9, dtype=F64)
-    expected = SpectralFactor(Convolution(weight, (4, 9, 9), **options)).solve(r, damping).correction
-    a = Convolution(weight.to(DEVICE, dtype), (4, 9, 9), **options)
+    expected = (
+        SpectralFactor(Convolution(weight, (4, 9, 9), (1, 1), (1, 1), (1, 1), 1)).solve(r, damping).correction
+    )
+    a = Convolution(weight.to(DEVICE, dtype), (4, 9, 9), (1, 1), (1, 1), (1, 1), 1)
     tried = [c for c in choose(a, SolveSettings(max_iterations=500)).candidates if not c.why_not]
     assert len(tried) >= 3
     for candidate in tried:

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 
 import fxinvert
 from fxinvert.passes import normalize
+from fxinvert.passes.leaves import copied
 from fxinvert.passes.spelling import to_aten
 
 
@@ -190,7 +191,6 @@ def test_what_looks_alike_but_is_not_stays_apart() -> None:
 
 def test_a_result_that_rounds_differently_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums depend on where in memory their operands lie; what is meant does not."""
-    copied = normalize.copied
     monkeypatch.setattr(
         normalize,
         "copied",
