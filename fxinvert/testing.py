@@ -118,14 +118,16 @@ class _Check:
         self, op: nn.Module | Callable[..., Any], example: Tensor, rules: RuleSet, tolerance: float | None
     ) -> None:
         inverse = invert(trace(_as_model(op, rules), example, rules=rules), output_target=_given, rules=rules)
-        nodes = [node for node in Flow(inverse.graph).nodes if node.op != "placeholder"]
-        if len(nodes) != 1:
+        flow = Flow(inverse.graph)
+        nodes = [node for node in flow.nodes if node.op != "placeholder"]
+        first = flow.stretches[-1]
+        if len(nodes) != 1 and not (first.copies and first.exit is flow.exit):
             listed = ", ".join(node.meta["op"] for node in nodes) or "none"
             raise DataError(
                 f"{type(op).__name__} comes to {len(nodes)} ops ({listed}); check_rule() takes one at a time"
             )
         self.inverse: InverseGraph = inverse
-        self.rule: Rule = inverse.inverse_op(nodes[0]).rule
+        self.rule: Rule = inverse.inverse_of(first).rule
         self.tolerance = tolerance or TOLERANCES[example.dtype]
         self.samples, self.identity, self.residual, self.independence = 0, 0.0, 0.0, 0.0
         self.statuses: list[Status] = []

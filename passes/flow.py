@@ -4,7 +4,7 @@ In the graph of the values that depend on the input, a value's target follows fr
 the first value that every path from it to the output passes (Cooper, Harvey & Kennedy 2001, as in networkx). Where the
 two are one op apart, the op is inverted by its rule, its other operands held at their anchors. Where paths part and meet
 again in between, they bound a *region*: single-entry, single-exit, the smallest that holds the branching, and inverted
-as a whole. Dominators, likewise, are the values that every path from input to output passes: the possible cuts.
+as a whole. What pads or repeats the map of a convolution is one affine op with it (`copies.py`). Dominators, likewise, are the values that every path from input to output passes: the possible cuts.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch.fx.passes.shape_prop import TensorMetadata
 from fxinvert.errors import NoRuleError
 from fxinvert.passes.activity import followed
 from fxinvert.passes.capture import no_path
+from fxinvert.passes.copies import run_from
 from fxinvert.passes.leaves import leaves
 
 #: stands before everything that the paths start at
@@ -33,7 +34,7 @@ class Stretch:
     Attributes:
         entry: the value.
         exit: the value whose target it follows from.
-        inside: what lies between the two, in graph order; without it, and taken once, `exit` is the op that inverts.
+        inside: what lies between the two, in graph order; without it, and taken once, `exit` is the op that is inverted.
     """
 
     entry: fx.Node
@@ -43,7 +44,14 @@ class Stretch:
     @property
     def is_region(self) -> bool:
         """Whether paths part and meet again between entry and exit."""
+        if self.copies:
+            return False
         return bool(self.inside) or leaves((self.exit.args, self.exit.kwargs)).count(self.entry) > 1
+
+    @property
+    def copies(self) -> bool:
+        """Whether what lies between pads or repeats the entry for the convolution at the exit, and they are one op."""
+        return bool(self.inside) and run_from(self.inside[0]) == [*self.inside, self.exit]
 
 
 class Flow:
@@ -95,7 +103,9 @@ class Flow:
             if node is self.exit or not has_target(node):
                 continue
             exit_ = next(n for n in self._chain(after, node) if n is not node)
-            found.append(Stretch(node, exit_, tuple(self._between(i, exit_))))
+            inside = tuple(self._between(i, exit_))
+            run = [] if inside or exit_ is self.exit else run_from(exit_)
+            found.append(Stretch(node, run[-1], tuple(run[:-1])) if run else Stretch(node, exit_, inside))
         return found
 
     def _chain(self, dominator: dict[Any, Any], node: fx.Node) -> Iterator[fx.Node]:

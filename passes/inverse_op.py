@@ -16,6 +16,7 @@ from fxinvert.errors import FxInvertError, RuleError
 from fxinvert.linalg import Factor, SolveSettings
 from fxinvert.rules import FactorCache, Inverse, Op, Rule
 from fxinvert.rules.certificate import Status, certified, keep_failed_at_anchor
+from fxinvert.rules.keys import op_named
 
 #: stands for the unknown argument while the others are named
 UNKNOWN = object()
@@ -151,8 +152,7 @@ class InverseOp(nn.Module):
             return self.function  # type: ignore[no-any-return]
         if self.function.count(".") != 2:
             return getattr(Tensor, self.function)  # type: ignore[no-any-return]
-        namespace, packet, overload = self.function.split(".")
-        return getattr(getattr(getattr(torch.ops, namespace), packet), overload)  # type: ignore[no-any-return]
+        return op_named(self.function)
 
     def _who(self) -> str:
         return f"the rule for {self.rule.key!r} ({self.rule.origin}), at node {self.name!r},"

@@ -19,11 +19,13 @@ from torch.utils._pytree import tree_leaves
 
 from fxinvert.linalg import SolveSettings
 from fxinvert.passes.capture import attribute, describe
+from fxinvert.passes.copies import padded_arguments
 from fxinvert.passes.flow import Flow, Stretch, has_target
 from fxinvert.passes.inverse_op import InverseOp, call_arguments
 from fxinvert.passes.leaves import printable
 from fxinvert.passes.region import held, owner_of, region_graph
 from fxinvert.rules import RuleSet
+from fxinvert.rules.padded import PADDED, padded_convolution
 from fxinvert.rules.region import REGION
 from fxinvert.rules.registry import Kind, matrix_free
 
@@ -46,6 +48,8 @@ def synthesize(graph: fx.GraphModule, rules: RuleSet, settings: SolveSettings) -
         node, path = stretch.entry, stretch.entry.meta["path"]
         if stretch.is_region:
             op = inverse_region(stretch, settings)
+        elif stretch.copies:
+            op = inverse_padded(stretch, rules, settings)
         else:
             op = inverse_op(stretch.exit, node, rules, settings)
         inverted = inverse.call(stretch, op, targets[stretch.exit.meta["path"]])
@@ -81,6 +85,21 @@ def inverse_region(stretch: Stretch, settings: SolveSettings) -> InverseOp:
     return InverseOp(matrix_free(REGION), name, region_graph(stretch), 0, settings, rows)
 
 
+def inverse_padded(stretch: Stretch, rules: RuleSet, settings: SolveSettings) -> InverseOp:
+    """What inverts a convolution together with what pads or repeats its input."""
+    path, rule = stretch.exit.meta["path"], rules.require(PADDED, describe(stretch.exit))
+    return InverseOp(rule, path, padded_convolution, 0, settings.at(path))
+
+
+def arguments_of(stretch: Stretch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a stretch, as the one op that is inverted, is called with."""
+    if stretch.is_region:
+        return (stretch.entry, *held(stretch)), {}
+    if stretch.copies:
+        return padded_arguments(stretch.inside, stretch.exit), {}
+    return stretch.exit.args, stretch.exit.kwargs
+
+
 #: rules that ask nothing of the axes behind the first; their ops may mix the rows of a sample
 _BY_SAMPLE = (Kind.MOVES, Kind.MATRIX_FREE)
 
@@ -110,17 +129,12 @@ class _Synthesis:
     def call(self, stretch: Stretch, op: InverseOp, target: fx.Node) -> fx.Node:
         """The call that gives a value its target, given the one that it follows from."""
         entry, exit_ = stretch.entry, stretch.exit
-        if stretch.is_region:
-            name = f"{entry.name}_to_{exit_.name}_inverse"
-            arguments: Any = (entry, *held(stretch)), {}
-        else:
-            name = f"{exit_.name}_inverse"
-            arguments = exit_.args, exit_.kwargs
+        name = f"{entry.name}_to_{exit_.name}_inverse" if stretch.inside else f"{exit_.name}_inverse"
         while name in self._taken:
             name += "_"
         self._taken.add(name)
         self.root.add_module(name, op)
-        given, options = fx.node.map_arg(arguments, self.value)
+        given, options = fx.node.map_arg(arguments_of(stretch), self.value)
         call = self.graph.call_module(name, (target, self.value(exit_), *given), options)
         call.meta[TARGET_OF] = entry.name
         return call

@@ -339,7 +339,7 @@ class Inverted:
 
     def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, Certificate]:
         found = self.inverse(x, target)
-        first, _ = found.names
+        first, *_ = found.names
         return found.targets[first], found.certificates[first]
 
 

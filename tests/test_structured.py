@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from linear_problems import F64, matrix, relative
@@ -17,6 +19,7 @@ from fxinvert.linalg import (
     DiagonalFactor,
     Function,
     LinearOperator,
+    PaddedConvolution,
     Selection,
     SolveSettings,
     SpectralFactor,
@@ -40,6 +43,8 @@ def operators(device: str) -> list[LinearOperator]:
     index = torch.tensor([[0, 3, 3], [-1, 5, 1]], device=device)
     padding = Selection.padding((2, 4, 5), (2, 1, 1, 2), "reflect", like)
     convolution = Convolution(made(3, 2, 3, 2), padding.out_shape, (2, 1), (0, 0), (1, 1), 1)
+    sliding: dict[str, Any] = {"stride": (2, 1), "padding": (0, 1), "dilation": (1, 1), "groups": 1}
+    grouped = {**sliding, "padding": (0, 0), "groups": 2}
     low_rank = Composition(Dense(made(6, 2)), Dense(made(2, 6)))
     return [
         Dense(made(4, 6)),
@@ -52,6 +57,8 @@ def operators(device: str) -> list[LinearOperator]:
         Sum(Diagonal(made(6)), low_rank),
         convolution,
         Composition(convolution, padding),
+        PaddedConvolution(made(3, 2, 3, 2), (2, 4, 5), [[1, 0, 1, 2, 3, 2], [0, 0, 1, 1, -1, 4]], **sliding),
+        PaddedConvolution(made(4, 1, 2, 3), (2, 4, 6), [[3, 0, 1, 2, 3], [*range(6), 0, 1]], **grouped),
         Transpose(Composition(convolution, padding)),
         TransposedConvolution(made(2, 3, 3), (2, 4), (3, 8), (2,), (1,), (1,), 1),
         Function(lambda x: F.avg_pool2d(x, 2, stride=1) + 1, (1, 4, 5), like),

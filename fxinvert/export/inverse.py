@@ -142,8 +142,8 @@ def _chain(inverse: InverseGraph, start: fx.Node, values: dict[fx.Node, Any]) ->
         copied(stretch.exit)
     target = wanted
     for number, stretch in reversed(list(enumerate(stretches))):
-        inverted = inverse.inverse_op(stretch.exit)
-        step = step_of(inverted.rule, inverse.op(stretch.exit, values), describe(stretch.exit))
+        op = inverse.op_of(stretch, values)
+        step = step_of(inverse.inverse_of(stretch).rule, op, describe(stretch.exit))
         root.add_module(f"inverse_{number}", step)
         target = graph.call_module(f"inverse_{number}", (target, copies[stretch.exit], copies[stretch.entry]))
     root.add_module("unmoved", Unmoved())

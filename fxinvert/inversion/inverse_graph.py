@@ -22,9 +22,9 @@ from fxinvert.notebook import table
 from fxinvert.output_target import OutputTarget, OutputTargetFunction, output_target
 from fxinvert.passes import trace
 from fxinvert.passes.capture import evaluating
-from fxinvert.passes.flow import Flow, by_sample, has_target
+from fxinvert.passes.flow import Flow, Stretch, by_sample, has_target
 from fxinvert.passes.inverse_op import InverseOp
-from fxinvert.passes.synthesize import ANCHOR_OF, TARGET_OF, inverse_op, renew, synthesize
+from fxinvert.passes.synthesize import ANCHOR_OF, TARGET_OF, arguments_of, inverse_op, renew, synthesize
 from fxinvert.passes.trace import is_normalized
 from fxinvert.rules import Certificate, Op, RuleSet, default_rules
 from fxinvert.rules.certificate import relative
@@ -155,6 +155,15 @@ class InverseGraph:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
         return inverted.op(values[node], args, kwargs)
 
+    def inverse_of(self, stretch: Stretch) -> InverseOp:
+        """What finds the target of a stretch's entry in the inverse graph."""
+        return self.graph_module.get_submodule(self._inverses[stretch.entry.name])  # type: ignore[return-value]
+
+    def op_of(self, stretch: Stretch, values: Mapping[fx.Node, Any]) -> Op:
+        """A stretch as its rule sees it, with the values of one forward pass."""
+        args, kwargs = fx.node.map_arg(arguments_of(stretch), lambda n: values[n])
+        return self.inverse_of(stretch).op(values[stretch.exit], args, kwargs)
+
     @property
     def output_node(self) -> fx.Node:
         """The forward node that gives the supervised output."""
@@ -194,9 +203,9 @@ class InverseGraph:
     def _steps(self) -> Iterator[tuple[str, str, str]]:
         """From the output back: whose target leads to whose, the op, and how it is inverted."""
         for stretch in Flow(self.graph).stretches:
-            rule = self.graph_module.get_submodule(self._inverses[stretch.entry.name]).rule
+            rule = self.inverse_of(stretch).rule
             path = " → ".join(node.meta["path"] for node in (stretch.exit, stretch.entry))
-            yield path, rule.key, rule.kind.value  # type: ignore[union-attr,misc]
+            yield path, rule.key, rule.kind.value
 
     def _stops(self) -> Iterator[str]:
         for node in Flow(self.graph).sources:

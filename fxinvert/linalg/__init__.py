@@ -6,6 +6,7 @@ from fxinvert.linalg.convolution import Convolution, TransposedConvolution
 from fxinvert.linalg.iterative import IterativeFactor
 from fxinvert.linalg.memory import FactorCache
 from fxinvert.linalg.operators import Dense, Function, LinearOperator
+from fxinvert.linalg.padded import PaddedConvolution, rows_of
 from fxinvert.linalg.solvers import DiagonalFactor, Factor, Solution, SpectralFactor
 from fxinvert.linalg.structured import BlockDiagonal, Composition, Diagonal, Selection, Sum, Transpose
 
@@ -23,6 +24,7 @@ __all__ = [
     "Factor",
     "FactorCache",
     "Function",
+    "PaddedConvolution",
     "IterativeFactor",
     "LinearOperator",
     "Solution",
@@ -32,5 +34,6 @@ __all__ = [
     "choose",
     "factorize",
     "solve_anchored",
+    "rows_of",
     "solve_diagonal",
 ]

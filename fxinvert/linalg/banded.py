@@ -8,13 +8,14 @@ groups and zero padding need nothing of their own: they only decide which rows m
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fxinvert.linalg.convolution import Convolution, Slices
+from fxinvert.linalg.convolution import Convolution
 from fxinvert.linalg.definite import definite_inverse, without_dead
 from fxinvert.linalg.operators import Shape
 
@@ -90,17 +91,14 @@ def layout(operator: Convolution, *, outputs: bool) -> Layout:
     # what a convolution calls its inputs is the finer side; for a transposed one that is its output
     fine = outputs != operator.forward
     shape = operator.out_shape if outputs else operator.in_shape
-    options, kernel, found = operator.options, operator.weight.shape[2:], []
-    for axis, (k, s, d) in enumerate(zip(kernel, options["stride"], options["dilation"], strict=True)):
-        reach = d * (k - 1) // (1 if fine else s)
-        size = shape[1 + axis]
-        row = math.prod(shape) // (options["groups"] * size)
+    groups, found = operator.options["groups"], []
+    for axis, size in enumerate(shape[1:]):
+        reach = operator.reach(axis, inputs=fine)
+        row = math.prod(shape) // (groups * size)
         least = min(size, -(-SMALLEST_BLOCK // row))
         for rows in sorted({least, min(size, max(least, reach)), size}):
             blocks = -(-size // rows)
-            found.append(
-                Layout(shape, options["groups"], axis, rows, blocks, min(-(-reach // rows), blocks - 1))
-            )
+            found.append(Layout(shape, groups, axis, rows, blocks, min(-(-reach // rows), blocks - 1)))
     return min(found, key=Layout.solve_cost)
 
 
@@ -112,7 +110,12 @@ class Gram:
 
     def __init__(self, operator: Convolution, *, outputs: bool) -> None:
         self.layout = layout(operator, outputs=outputs)
-        self._slices: Slices = operator.slices(self.layout.axis)
+        sliced = operator.slices(self.layout.axis)
+        self._matrices, self._reading = sliced.matrices, sliced.reading
+        self._readers: dict[int, list[int]] = {}
+        for output, taps in enumerate(self._reading):
+            for source in taps:
+                self._readers.setdefault(source, []).append(output)
         self._fine = outputs != operator.forward
         self._rows: dict[tuple[tuple[int, int], ...], Tensor] = {}
         self._size = self.layout.shape[1 + self.layout.axis]
@@ -122,7 +125,7 @@ class Gram:
         h, n = self.layout.rows, self.layout.row
         keys = [[self._key(i * h + a, j * h + b) for b in range(h)] for a in range(h)]
         inside = tuple(i * h + a < self._size for a in range(h))
-        made = self._slices.matrices.new_zeros(self.layout.groups, h * n, h * n)
+        made = self._matrices.new_zeros(self.layout.groups, h * n, h * n)
         for a, row in enumerate(keys):
             for b, key in enumerate(row):
                 if key:
@@ -135,16 +138,18 @@ class Gram:
 
     def _key(self, i: int, j: int) -> tuple[tuple[int, int], ...]:
         """The pairs of taps by which two rows meet."""
-        slices = self._slices
+        reading = self._reading
         if self._fine:
-            pairs = [(slices.tap(o, i), slices.tap(o, j)) for o in slices.outputs_of(i)]
+            both = [(reading[o][i], reading[o][j]) for o in self._readers.get(i, ()) if j in reading[o]]
+        elif max(i, j) < len(reading):
+            both = [(reading[i][s], reading[j][s]) for s in reading[i] if s in reading[j]]
         else:
-            pairs = [(slices.tap(i, s), slices.tap(j, s)) for s in slices.inputs_of(i)]
-        return tuple((a, b) for a, b in pairs if a is not None and b is not None)
+            both = []
+        return tuple(pair for taps in both for pair in itertools.product(*taps))
 
     def _sum(self, pairs: tuple[tuple[int, int], ...]) -> Tensor:
         if pairs not in self._rows:
-            left, right = (self._slices.matrices[list(taps)] for taps in zip(*pairs, strict=True))
+            left, right = (self._matrices[list(taps)] for taps in zip(*pairs, strict=True))
             # one product over all pairs of taps
             if self._fine:
                 made = left.permute(1, 3, 0, 2).flatten(2) @ right.permute(1, 0, 2, 3).flatten(1, 2)

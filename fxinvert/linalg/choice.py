@@ -38,7 +38,7 @@ VECTORS, TRANSFORMS = 6, 16
 _NEEDED: dict[Method, str] = {
     "diagonal": "it takes an operator for which AᵀA is diagonal",
     "banded": "it takes a convolution",
-    "circulant": "it takes a convolution",
+    "circulant": "it takes a convolution, of maps padded by zeros or in a circle",
 }
 
 
@@ -167,9 +167,9 @@ def _candidates(operator: LinearOperator, settings: SolveSettings, limit: int) -
         return GramFactor(operator, lambda shift: BlockBanded(gram, shift), name)
 
     def circulant() -> Factor:
-        assert isinstance(operator, Convolution)
-        around = Circulant(operator, outputs=dual, shift=SHIFT)
-        return IterativeFactor(operator, settings.max_iterations, around)
+        assert around is not None
+        preconditioner = Circulant(around, outputs=dual, shift=SHIFT)
+        return IterativeFactor(operator, settings.max_iterations, preconditioner)
 
     entries = 8 * (2 * m * n + side * (side + other))
     large = f"smaller side {side} exceeds direct_limit={settings.direct_limit}"
@@ -216,17 +216,19 @@ def _candidates(operator: LinearOperator, settings: SolveSettings, limit: int) -
                 fits(entries),
             )
         )
-        around = torus(operator, outputs=dual)
-        entries = 3 * 16 * around.entries + WORK * (m + n)
+    around = operator.around if isinstance(operator, Convolution) else None
+    if around is not None:
+        turned = torus(around, outputs=dual)
+        entries = 3 * 16 * turned.entries + WORK * (m + n)
         found.append(
             Candidate(
                 "circulant",
-                DOUBLE * 8 * around.entries * around.channels,
+                DOUBLE * 8 * turned.entries * turned.channels,
                 PRECONDITIONED
                 * (
                     2 * product
                     + ENTRY * (VECTORS * (m + n) + TRANSFORMS * side)
-                    + PRODUCT * 8 * around.entries
+                    + PRODUCT * 8 * turned.entries
                 ),
                 entries,
                 circulant,

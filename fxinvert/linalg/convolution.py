@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,41 +22,21 @@ _CONVOLUTION: dict[int, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
 }
 
 
+#: of every output row, the input rows that it reads, with the taps that they meet there
+Reading = tuple[dict[int, tuple[int, ...]], ...]
+
+
 @dataclass(frozen=True)
 class Slices:
-    """A convolution cut along one spatial axis: output row o is the sum of M_κ (input row o·stride − before + κ·dilation).
+    """A convolution cut along one spatial axis: an output row is the sum of M_κ (input row) over the taps κ that they meet at.
 
     Attributes:
         matrices: M_κ, `(k, groups, m, n)` in float64: what a row of the input, channels first, adds to one of the output.
-        inputs, outputs: number of rows.
-        stride, before, dilation: along the axis.
+        reading: who meets whom.
     """
 
     matrices: Tensor
-    inputs: int
-    outputs: int
-    stride: int
-    before: int
-    dilation: int
-
-    def tap(self, output: int, source: int) -> int | None:
-        """The κ with which an input row enters an output row, None where it does not."""
-        if not (0 <= output < self.outputs and 0 <= source < self.inputs):
-            return None
-        tap, rest = divmod(source + self.before - self.stride * output, self.dilation)
-        return tap if rest == 0 and 0 <= tap < len(self.matrices) else None
-
-    def outputs_of(self, source: int) -> range:
-        """The output rows that an input row may enter."""
-        span = self.dilation * (len(self.matrices) - 1)
-        return range(
-            -((span - source - self.before) // self.stride), (source + self.before) // self.stride + 1
-        )
-
-    def inputs_of(self, output: int) -> range:
-        """The input rows that may enter an output row."""
-        first = self.stride * output - self.before
-        return range(first, first + self.dilation * (len(self.matrices) - 1) + 1, self.dilation)
+    reading: Reading
 
 
 class Convolution(LinearOperator):
@@ -109,8 +89,10 @@ class Convolution(LinearOperator):
                 f"a kernel of {tuple(weight.shape[2:])} with dilation {tuple(dilation)} does not fit into a map of "
                 f"{tuple(in_shape[1:])} with {tuple(ends)} added by padding"
             )
+        self._map = tuple(in_shape)
         self._padded = in_shape[0], *(size + p for size, p in zip(in_shape[1:], ends, strict=True))
         super().__init__(in_shape, (weight.shape[0], *spatial), weight)
+        self._convolved = self.out_shape
         self._forward, self._input_gradient = _CONVOLUTION[len(spatial)]
         # without strides and groups the adjoint is a convolution, too, and faster so than as a gradient; not in float64
         self._flipped_padding = [
@@ -134,7 +116,7 @@ class Convolution(LinearOperator):
                 r, self._flipped, padding=self._flipped_padding, dilation=self.options["dilation"]
             )
         if self._ends is None:
-            return self._input_gradient((len(r), *self.in_shape), self.weight, r, **self.options)
+            return self._input_gradient((len(r), *self._map), self.weight, r, **self.options)
         padded = self._input_gradient((len(r), *self._padded), self.weight, r, **self.options)
         return pad(padded, [-end for end in self._ends])
 
@@ -153,38 +135,61 @@ class Convolution(LinearOperator):
     def cost(self) -> float:
         return 2.0 * math.prod(self.out_shape) * self.weight[0].numel()
 
+    @property
+    def around(self) -> Convolution | None:
+        """The convolution with zeros beyond the ends of the map that stands for this one on a torus, if any does."""
+        return self
+
     def slices(self, axis: int) -> Slices:
         """The convolution cut along a spatial axis, counted from 0."""
-        groups = self.options["groups"]
-        others = [i for i in range(len(self.in_shape) - 1) if i != axis]
+        others = [i for i in range(len(self._map) - 1) if i != axis]
         taps = self.weight.to(torch.float64).movedim(2 + axis, 0)
-        return Slices(
-            torch.stack([self._across(tap, others, groups) for tap in taps]),
-            inputs=self.in_shape[1 + axis],
-            outputs=self.out_shape[1 + axis],
-            stride=self.options["stride"][axis],
-            before=self.padding[axis],
-            dilation=self.options["dilation"][axis],
-        )
+        return Slices(torch.stack([self._across(tap, others) for tap in taps]), self.reading(axis))
 
-    def _across(self, tap: Tensor, others: list[int], groups: int) -> Tensor:
+    def reading(self, axis: int) -> Reading:
+        """Which rows along a spatial axis meet, and at which taps."""
+        places = self.places(axis)
+        stride, dilation = (self.options[name][axis] for name in ("stride", "dilation"))
+        found = []
+        for output in range(self._convolved[1 + axis]):
+            taps: dict[int, tuple[int, ...]] = {}
+            for tap in range(self.weight.shape[2 + axis]):
+                at = output * stride - self.padding[axis] + tap * dilation
+                if 0 <= at < len(places) and places[at] >= 0:
+                    taps[places[at]] = (*taps.get(places[at], ()), tap)
+            found.append(taps)
+        return tuple(found)
+
+    def places(self, axis: int) -> Sequence[int]:
+        """Which input row every row of the map that is convolved is, −1 for none."""
+        return range(self._map[1 + axis])
+
+    def reach(self, axis: int, *, inputs: bool) -> int:
+        """How far apart two input rows along an axis may be that enter one output row; or output rows that share one."""
+        span: int = self.options["dilation"][axis] * (self.weight.shape[2 + axis] - 1)
+        return span if inputs else span // int(self.options["stride"][axis])
+
+    def _across(self, tap: Tensor, others: list[int]) -> Tensor:
         """The convolution along the other axes with one tap, as a matrix `(groups, m, n)`."""
+        groups = self.options["groups"]
         if not others:
             return tap.reshape(groups, -1, tap.shape[1])
-        shape = tap.shape[1], *(self.in_shape[1 + i] for i in others)
-        along: dict[str, list[int]] = {
-            name: [values[i] for i in others]
-            for name, values in (
-                ("stride", self.options["stride"]),
-                ("padding", self.padding),
-                ("dilation", self.options["dilation"]),
-                ("after", self.after),
-            )
-        }
-        one = Convolution(tap, (groups * shape[0], *shape[1:]), groups=groups, **along)
+        one = self._along(tap, others)
+        shape = tap.shape[1], *one.in_shape[1:]
         units = torch.eye(math.prod(shape), dtype=tap.dtype, device=tap.device).reshape(-1, 1, *shape)
         columns = one.apply(units.expand(-1, groups, *shape).flatten(1, 2))
         return columns.reshape(len(units), groups, -1).permute(1, 2, 0)
+
+    def _along(self, weight: Tensor, axes: list[int]) -> Convolution:
+        """The same along some axes only, by a kernel that has no others."""
+        return Convolution(weight, (self._map[0], *(self._map[1 + i] for i in axes)), **self._options(axes))
+
+    def _options(self, axes: list[int]) -> dict[str, Any]:
+        """How it slides along some axes."""
+        sliding = {**self.options, "padding": self.padding, "after": self.after}
+        return {
+            name: value if name == "groups" else [value[i] for i in axes] for name, value in sliding.items()
+        }
 
 
 class TransposedConvolution(Convolution):
@@ -212,7 +217,6 @@ class TransposedConvolution(Convolution):
         super().__init__(weight, out_shape, stride, padding, dilation, groups)
         # the convolution sees more positions than there are where the output padding is a stride or more
         self._positions = (slice(None), slice(None), *(slice(size) for size in in_shape[1:]))
-        self._convolved = self.out_shape
         self.in_shape, self.out_shape = tuple(in_shape), tuple(out_shape)
 
     def apply(self, x: Tensor) -> Tensor:
@@ -237,20 +241,13 @@ class TransposedConvolution(Convolution):
 
     def slices(self, axis: int) -> Slices:
         """The convolution that this is the transpose of, its outputs cut to the positions there are."""
-        convolution = Convolution(
-            self.weight,
-            self.out_shape,
-            self.options["stride"],
-            self.padding,
-            self.options["dilation"],
-            self.options["groups"],
-        )
-        sliced, groups = convolution.slices(axis), self.options["groups"]
+        sliced, groups = super().slices(axis), self.options["groups"]
         others: Shape = tuple(size for i, size in enumerate(self.in_shape[1:]) if i != axis)
         everything: Shape = tuple(size for i, size in enumerate(self._convolved[1:]) if i != axis)
+        matrices = sliced.matrices
         if others != everything:
-            taps, n = len(sliced.matrices), sliced.matrices.shape[-1]
-            cut = sliced.matrices.reshape(taps, groups, -1, *everything, n)
+            taps, n = len(matrices), matrices.shape[-1]
+            cut = matrices.reshape(taps, groups, -1, *everything, n)
             cut = cut[(slice(None), slice(None), slice(None), *(slice(size) for size in others))]
-            sliced = replace(sliced, matrices=cut.reshape(taps, groups, -1, n))
-        return replace(sliced, outputs=self.in_shape[1 + axis])
+            matrices = cut.reshape(taps, groups, -1, n)
+        return Slices(matrices, sliced.reading[: self.in_shape[1 + axis]])

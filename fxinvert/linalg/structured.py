@@ -50,7 +50,9 @@ class Selection(LinearOperator):
 
     def __init__(self, index: Tensor, in_shape: Sequence[int], like: Tensor) -> None:
         super().__init__(in_shape, index.shape, like)
-        self.index, self._none = index, index < 0
+        none = index < 0
+        self.index, self._places = index, index.clamp(min=0).flatten()
+        self._none = none if bool(none.any()) else None
 
     @classmethod
     def padding(cls, in_shape: Sequence[int], ends: Sequence[int], mode: str, like: Tensor) -> Selection:
@@ -68,11 +70,12 @@ class Selection(LinearOperator):
         return cls(padded[0].long(), in_shape, like)
 
     def apply(self, x: Tensor) -> Tensor:
-        return torch.where(self._none, 0, flat(x)[:, self.index])
+        picked = flat(x).index_select(1, self._places).reshape(len(x), *self.out_shape)
+        return picked if self._none is None else picked.masked_fill_(self._none, 0)
 
     def adjoint(self, r: Tensor) -> Tensor:
-        kept = torch.where(self._none, 0, r).flatten(1)
-        summed = kept.new_zeros(len(r), self.size[1]).index_add(1, self.index.clamp(min=0).flatten(), kept)
+        kept = (r if self._none is None else r.masked_fill(self._none, 0)).flatten(1)
+        summed = kept.new_zeros(len(r), self.size[1]).index_add_(1, self._places, kept)
         return summed.reshape(len(r), *self.in_shape)
 
     def to(self, dtype: torch.dtype) -> Selection:

@@ -118,4 +118,6 @@ def _why(node: fx.Node, stretch: Stretch | None) -> str:
     where = stretch.exit.meta["path"]
     if stretch.is_region:
         return f"paths part here and meet at {where}: the region is inverted as a whole"
+    if stretch.copies:
+        return f"from the target of {where}, which convolves what is made of copies of it: the two are one linear system"
     return f"from the target of {where}, which follows; what else that takes is held"

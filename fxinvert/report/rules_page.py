@@ -12,6 +12,7 @@ from fxinvert.rules import Rule, RuleSet, key_of
 from fxinvert.rules.constants import CONSTANTS
 from fxinvert.rules.families import reference, summary
 from fxinvert.rules.joint import JOINT
+from fxinvert.rules.padded import PADDED
 
 _HEAD = """# Rules
 
@@ -47,6 +48,11 @@ _OTHERS = {
     "torchvision.models.swin_transformer._get_relative_position_bias": _FIXED,
     "_weight_norm": _FIXED,
     "_weight_norm_interface": _FIXED,
+}
+
+#: what is no op of torch's own
+_WRITTEN = {
+    PADDED: ["nn.Conv2d(…, padding_mode=…)", "nn.Conv2d(…)(F.pad(…))", "nn.Conv2d(…)(F.interpolate(…))"]
 }
 
 _JOINT = """
@@ -87,7 +93,9 @@ def spellings(key: str) -> list[str]:
 
 
 def _row(rule: Rule) -> str:
-    named = spellings(rule.key) or [rule.key if "." in rule.key else f"aten.{rule.key}"]
+    named = (
+        _WRITTEN.get(rule.key) or spellings(rule.key) or [rule.key if "." in rule.key else f"aten.{rule.key}"]
+    )
     written = ", ".join(f"`{name}`" for name in named)
     parameters = "yes" if rule.trainable else ""
     cells = (rule.kind.value, parameters, summary(rule), reference(rule))

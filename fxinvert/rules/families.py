@@ -36,6 +36,7 @@ FAMILIES: dict[str, Family] = {
     "movement": Family("Every input gets the mean of the targets of its copies.", DIAGONAL),
     "normalization": Family("The nearest point of a ball, group by group.", BALL),
     "norms": Family("The nearest point of a sphere, a ray or a cone.", DIRECT),
+    "padded": Family("One linear system with the padding.", EQUATION),
     "pooling": Family("One linear system, the same for every channel.", EQUATION),
     "reduction": Family("The nearest entries that have the value that is asked for.", DIRECT),
     "resampling": Family("A linear system for every sample.", EQUATION),

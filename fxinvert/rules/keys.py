@@ -54,6 +54,12 @@ def key_of(spelling: Any) -> str:
     )
 
 
+def op_named(name: str) -> torch._ops.OpOverload:
+    """The op with a qualified name, `"aten.pad.default"`."""
+    namespace, packet, overload = name.split(".")
+    return getattr(getattr(getattr(torch.ops, namespace), packet), overload)  # type: ignore[no-any-return]
+
+
 def is_torch(spelling: Any) -> bool:
     """Whether a spelling is torch's own, or that of an op, rather than a user's class or function."""
     if isinstance(spelling, str | torch._ops.OpOverload | torch._ops.OpOverloadPacket):
