@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx
@@ -11,11 +12,13 @@ import pytest
 import torch
 from reference import inputs_of
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import fxinvert
 from fxinvert import models
 from fxinvert.errors import DataError, ExportMismatchError, NoRuleError
-from fxinvert.export import export_inverse, inverse_steps
+from fxinvert.export import export_inverse, inverse_scalar, inverse_steps
+from fxinvert.export.inverse_steps import step_of
 
 ROWS = torch.linspace(-1, 1, 24).reshape(4, 6)
 
@@ -55,43 +58,105 @@ NETS: dict[str, tuple[nn.Module, Tensor]] = {
         torch.rand(4, 2, 5, 5),
     ),
     "transposed": (nn.Sequential(nn.ConvTranspose1d(2, 3, 2), nn.Tanh()), torch.rand(4, 2, 5)),
+    "with maxima": (
+        nn.Sequential(
+            nn.Conv2d(1, 3, 2), nn.GELU(), nn.MaxPool2d(2), nn.SiLU(), nn.AdaptiveMaxPool2d((1, 2)), nn.Flatten()
+        ),
+        torch.rand(4, 1, 6, 10),
+    ),
 }  # fmt: skip
 
 
-QUICK = [nn.ReLU6(), nn.ELU(0.7), nn.Softplus(3.0, 2.0)]
-SLOW = [
-    *(
-        nn.ReLU(),
-        nn.Hardtanh(-0.3, 0.4),
-        nn.Hardsigmoid(),
-        nn.CELU(0.5),
-        nn.SELU(),
-        nn.Softplus(),
-        nn.Softsign(),
-    ),
-    *(nn.LogSigmoid(), nn.LeakyReLU(0.1), nn.Tanh(), nn.Sigmoid()),
+EXPORTED = [
+    nn.ReLU6(),
+    nn.ELU(0.7),
+    nn.GELU(),
+    nn.SiLU(),
+    nn.Hardswish(),
+    nn.Tanhshrink(),
+    nn.Hardshrink(0.4),
 ]
+ACTIVATIONS = [
+    *(nn.ReLU(), nn.Hardtanh(-0.3, 0.4), nn.LeakyReLU(0.1), nn.LeakyReLU(-0.3), nn.PReLU(), nn.Threshold(0.1, 0.4)),
+    *(nn.CELU(0.5), nn.SELU(), nn.Softplus(), nn.Softplus(3.0, 2.0), nn.Softsign(), nn.LogSigmoid(), nn.Tanh()),
+    *(nn.Sigmoid(), nn.Hardsigmoid(), nn.GELU("tanh"), nn.Mish(), nn.Softshrink(0.4)),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "activation", [*QUICK, *(pytest.param(one, marks=pytest.mark.slow) for one in SLOW)], ids=str
-)
-def test_every_activation_that_rises(activation: nn.Module, tmp_path: Path) -> None:
+class Steps(nn.Module):
+    """The exported steps of some activations, beside one another."""
+
+    def __init__(self, activations: Sequence[nn.Module], rows: Tensor) -> None:
+        super().__init__()
+        self.activations = nn.ModuleList(activations)
+        self.steps = nn.ModuleList()
+        for activation in activations:
+            inverse = fxinvert.invert(activation, rows)
+            op = inverse.op(inverse.output_node, inverse.forward(rows))
+            self.steps.append(step_of(inverse.inverse_op(inverse.output_node).rule, op, str(activation)))
+
+    def forward(self, target: Tensor, anchor: Tensor) -> tuple[Tensor, ...]:
+        pairs = zip(self.activations, self.steps, strict=True)
+        return tuple(step(target, activation(anchor), anchor) for activation, step in pairs)
+
+
+def test_every_activation(tmp_path: Path) -> None:
     """Targets within and beyond what is reached; from both ends of it, and from within."""
-    path = tmp_path / "inverse.onnx"
-    rows = 4 * torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
-    export_inverse(activation, rows, path, batch_sizes=(2,))
-    inverse = fxinvert.invert(activation, rows, output_target=lambda outputs, labels: labels)
-    targets = activation(rows) + torch.linspace(-3, 3, 24).reshape(4, 6).flip(1)
-    rec = inverse(rows, targets)
+    rows = 4 * torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
+    targets = torch.linspace(-4, 4, 240).reshape(6, 40).T
+    for activations in (EXPORTED, ACTIVATIONS):
+        steps = Steps(activations, rows).eval().requires_grad_(False)
+        for activation, found in zip(activations, steps(targets, rows), strict=True):
+            inverse = fxinvert.invert(activation, rows, output_target=lambda outputs, labels: labels)
+            assert torch.allclose(found, inverse(rows, targets).targets["input"], atol=1e-4, rtol=1e-3), (
+                activation
+            )
+            assert not torch.allclose(found, rows, atol=0.1)
+    steps = Steps(EXPORTED, rows).eval().requires_grad_(False)
+    fxinvert.export_onnx(
+        steps, (targets, rows), tmp_path / "steps.onnx", batch_sizes=(40,), atol=1e-4, rtol=1e-3
+    )
+
+
+class Call(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def moves(x: Tensor) -> Tensor:
+    x = x.reshape(-1, 2, 3).permute(0, 2, 1).flip(1)[:, 1:].roll(1, 1)
+    return F.pad(x, (2, 3), mode="replicate").repeat(1, 2, 1)
+
+
+def combines(x: Tensor) -> Tensor:
+    return x.reshape(-1, 2, 3, 2, 5).mean((1, 3)).sum(1, keepdim=True)
+
+
+def chooses(x: Tensor) -> Tensor:
+    x = F.max_pool1d(x[:, None], 2, stride=3, padding=1)
+    return F.max_pool2d(x.reshape(-1, 2, 7, 6), (2, 3), (4, 6), dilation=2).amax(2).amin(1)
+
+
+@pytest.mark.parametrize(("function", "size"), [(moves, 6), (combines, 60), (chooses, 250)])
+def test_ops_that_move_combine_or_choose(
+    function: Callable[[Tensor], Tensor], size: int, tmp_path: Path
+) -> None:
+    path, model, rows = tmp_path / "inverse.onnx", Call(function), torch.randn(4, size)
+    export_inverse(model, rows, path, batch_sizes=(2,))
+    inverse = fxinvert.invert(model, rows, output_target=lambda outputs, labels: labels)
+    output = function(rows)
+    targets = output + torch.randn(output.shape, generator=torch.Generator().manual_seed(2))
     found = run(path, rows, targets)
-    expected = rec.targets[rec.names[0]]
-    assert torch.allclose(found, expected, atol=1e-4, rtol=1e-3)
+    assert torch.allclose(found, inverse(rows, targets).targets["x"], atol=1e-5)
     assert not torch.allclose(found, rows, atol=0.1)
 
 
-@pytest.mark.parametrize("net", NETS)
-def test_chains_of_affine_and_increasing_ops(net: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("net", [*list(NETS)[:-1], pytest.param("with maxima", marks=pytest.mark.slow)])
+def test_chains(net: str, tmp_path: Path) -> None:
     model, example = NETS[net]
     report = export_inverse(model.eval(), example, tmp_path / "inverse.onnx")
     assert [entry.shape for entry in report.differences] == [(n, *example.shape[1:]) for n in (1, 2, 7)]
@@ -132,9 +197,13 @@ def test_what_cannot_be_expressed_is_refused_by_name(tmp_path: Path, monkeypatch
         export_inverse(Branches(), ROWS, path)
     export_inverse(Branches(), ROWS, path, at="add", batch_sizes=(2,))
     path.unlink()
-    net = nn.Sequential(nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 3))
-    with pytest.raises(NoRuleError, match=r"node '1'.*gelu.*Take a node behind it"):
+    net = nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 3))
+    with pytest.raises(NoRuleError, match=r"node '1'.*layer_norm.*Take a node behind it"):
         export_inverse(net, ROWS, path)
+    with pytest.raises(NoRuleError, match=r"node '0'.*max_pool1d.*its windows overlap"):
+        export_inverse(nn.Sequential(nn.MaxPool1d(3, 1)), torch.rand(2, 2, 5), path)
+    with pytest.raises(NoRuleError, match=r"no form for the inverse of one of the nodes 'erf'.*erf_inv"):
+        export_inverse(Call(torch.erf), ROWS, path)
     with pytest.raises(DataError, match=r"no node 'nowhere'.*those that do: input, 0, 1"):
         export_inverse(net, ROWS, path, at="nowhere")
     monkeypatch.setattr(inverse_steps, "MATRIX_LIMIT", 20)
@@ -147,7 +216,7 @@ def test_a_wrong_step_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def wrong(self: object, target: Tensor, output: Tensor, anchor: Tensor) -> Tensor:
         return target
 
-    monkeypatch.setattr(inverse_steps.Increasing, "forward", wrong)
+    monkeypatch.setattr(inverse_scalar.Nearest, "forward", wrong)
     net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
     with pytest.raises(ExportMismatchError, match="'reconstructed'"):
         export_inverse(net, ROWS, tmp_path / "inverse.onnx")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxinvert.errors import DataError, NoRuleError
+from fxinvert.errors import DataError, NoRuleError, TraceError
 from fxinvert.export.annotate import set_metadata
 from fxinvert.export.called import BATCH, Call
 from fxinvert.export.facts import facts_of
@@ -88,7 +88,13 @@ def export_inverse(
         cases = [_case(inverse, call, node, size) for size in sizes]
         facts = facts_of(frozen, None, {"inverse_at": node.meta["path"]}, proven=proven(sizes, atol, rtol))
         given = Call.of(chain, tuple(cases[-1].inputs.values()))
-        program = translate(chain, given, cases, opset, half=False, destination=destination)
+        try:
+            program = translate(chain, given, cases, opset, half=False, destination=destination)
+        except TraceError as error:
+            ops = ", ".join(repr(stretch.exit.meta["path"]) for stretch in _stretches(graph, node))
+            raise NoRuleError(
+                f"ONNX has no form for the inverse of one of the nodes {ops}: {error} Take a node behind it."
+            ) from error
         set_metadata(program.model, facts)
         written = Path(folder) / destination.name
         save(program, written, destination, external=False)

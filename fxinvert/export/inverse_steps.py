@@ -6,20 +6,26 @@ rule computes: the proof of the file compares the two.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from fxinvert.errors import NoRuleError
+from fxinvert.export.inverse_entries import Maxima, Moved, Reduced, disjoint_windows
+from fxinvert.export.inverse_scalar import Nearest, plain
 from fxinvert.linalg import Dense, factorize
 from fxinvert.rules import Op
-from fxinvert.rules.branches import Branch
+from fxinvert.rules.groups import axes
+from fxinvert.rules.movement import invert_movement
+from fxinvert.rules.pooling import MAXIMA
+from fxinvert.rules.reduction import largest_to, mean_to, smallest_to, sum_to
 from fxinvert.rules.registry import Kind, Rule
 from fxinvert.rules.shape import reshaped
 
 #: entries of the largest matrix that is put into a file: 32 MB in double precision
 MATRIX_LIMIT = 4_000_000
+
+#: reductions whose rule is made of what ONNX has, too
+REDUCTIONS = {"mean": mean_to, "sum": sum_to, "amax": largest_to, "amin": smallest_to}
 
 #: differences of the output, relative to its largest entry, that count as none
 ROUNDING = 1e-5
@@ -34,8 +40,10 @@ class Unmoved(nn.Module):
 
     def forward(self, target: Tensor, output: Tensor, feature: Tensor, found: Tensor) -> Tensor:
         """`(B, …)` each → `(B, …)`, as the feature."""
-        missing = (target - output).abs().flatten(1).amax(1)
-        same = missing <= ROUNDING * output.abs().flatten(1).amax(1)
+        missing, size = (
+            value.abs().reshape(value.shape[0], -1).amax(1) for value in (target - output, output)
+        )
+        same = missing <= ROUNDING * size
         return torch.where(same.reshape(-1, *[1] * (feature.dim() - 1)), feature, found)
 
 
@@ -45,27 +53,6 @@ class Reshape(nn.Module):
     def forward(self, target: Tensor, output: Tensor, anchor: Tensor) -> Tensor:
         """`(B, …)` three times → the target of the input, `(B, …)`."""
         return target.reshape(anchor.shape)
-
-
-class Increasing(nn.Module):
-    """A function that increases on one interval and is constant beyond it: the inverse of the target, moved into what it reaches.
-
-    The anchor stays where the output is the target already, and where both lie at or beyond the same end of what is reached.
-    """
-
-    def __init__(self, branch: Branch, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.inverse = branch.inverse
-        self.low, self.high = (float(end) for end in branch.last(dtype))
-
-    def forward(self, target: Tensor, output: Tensor, anchor: Tensor) -> Tensor:
-        """`(B, …)` three times → the target of the input, `(B, …)`."""
-        kept = target == output
-        if self.low > -math.inf:
-            kept = kept | ((target <= self.low) & (output <= self.low))
-        if self.high < math.inf:
-            kept = kept | ((target >= self.high) & (output >= self.high))
-        return torch.where(kept, anchor, self.inverse(target.clamp(self.low, self.high), anchor))
 
 
 class Solved(nn.Module):
@@ -110,16 +97,32 @@ def step_of(rule: Rule, op: Op, described: str) -> nn.Module:
     """
     if rule.invert is reshaped:
         return Reshape()
-    branch = _only_rise(rule.branches(op)) if rule.branches and op.anchor.shape == op.output.shape else None
-    if branch is not None:
-        return Increasing(branch, op.anchor.dtype)
-    if rule.kind is Kind.AFFINE:
-        return _solved(op, described)
+    if rule.branches and op.anchor.shape == op.output.shape and plain(branches := rule.branches(op)):
+        return Nearest(branches, op.anchor.dtype)
+    match rule.kind:
+        case Kind.MOVES if rule.invert is invert_movement:
+            return Moved(op)
+        case Kind.AFFINE:
+            return _solved(op, described)
+        case Kind.CLOSED_FORM if rule.key in REDUCTIONS:
+            return Reduced(REDUCTIONS[rule.key], axes(op, op.attributes.get("dim")))
+        case Kind.CLOSED_FORM if rule.key in MAXIMA:
+            return _maxima(op, described)
     raise NoRuleError(
         f"{described} cannot be exported inverted: {rule.kind.value} has no form in ONNX here. What can: affine ops with "
-        "a small matrix, reshapes, and functions that rise on one interval and are constant elsewhere, such as relu, hardtanh, elu, "
-        "softplus, tanh and sigmoid. Take a node behind it."
+        "a small matrix, ops that move or copy entries, functions applied entry by entry, such as relu, gelu and sigmoid, "
+        "sums, means and maxima, over axes or windows that do not overlap. Take a node behind it."
     )
+
+
+def _maxima(op: Op, described: str) -> Maxima:
+    index = disjoint_windows(op)
+    if index is None:
+        raise NoRuleError(
+            f"{described} cannot be exported inverted: its windows overlap, and which of their entries to raise is a search of "
+            "as many steps as it takes. Take a node behind it."
+        )
+    return Maxima(index, op.anchor[0, 0].numel())
 
 
 def _solved(op: Op, described: str) -> Solved:
@@ -137,14 +140,3 @@ def _solved(op: Op, described: str) -> Solved:
 
     jacobian = torch.func.jacrev(sample)(torch.zeros_like(op.anchor[0]))
     return Solved(op, jacobian.reshape(outer, inner), 1)
-
-
-def _only_rise(branches: tuple[Branch, ...]) -> Branch | None:
-    """The branch on which a function rises, if it is constant on the others and jumps nowhere."""
-    moving = [branch for branch in branches if not branch.flat]
-    if len(moving) != 1:
-        return None
-    (branch,) = moving
-    ends = (branch.low, branch.high, branch.least, branch.most)
-    plain = not (branch.open_low or branch.open_high or any(isinstance(end, Tensor) for end in ends))
-    return branch if plain and branch.rises else None

@@ -60,7 +60,7 @@ def even(root: Scalar, least: Number = 0) -> Branches:
 
 def odd(inverse: Scalar) -> Branches:
     """An increasing function with f(−x) = −f(x), from its inverse for y ≥ 0."""
-    return everywhere((-INF, INF), lambda y: inverse(y.abs()).copysign_(y))
+    return everywhere((-INF, INF), lambda y: inverse(y.abs()).mul_(y.sign()))
 
 
 def clipped(low: Number, high: Number) -> Branches:

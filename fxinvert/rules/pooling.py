@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -58,8 +59,7 @@ def invert_maximum(op: Op, target: Tensor, window: Sliding) -> Inverse:
     size, out = op.anchor.shape[-n:], target.shape[-n:]
     if window.tiles and all(m * k <= s for m, k, s in zip(out, window.kernel, size, strict=True)):
         return _invert_tile_maxima(op, target, window.kernel)
-    index = torch.arange(size.numel(), device=op.anchor.device).reshape(1, 1, *size)
-    index = window.unfold(index, out, fill=-1).reshape(out.numel(), -1)
+    index = sliding_index(window, size, out).to(op.anchor.device)
     return invert_window_maxima(op, target, index, n, disjoint=window.disjoint)
 
 
@@ -181,6 +181,25 @@ def adaptive_index(size: Sequence[int], out: Sequence[int]) -> Tensor:
         joined = torch.where((outer < 0) | (inner < 0), -1, outer * n + inner)
         index = joined.reshape(len(index) * m, -1)
     return index
+
+
+def sliding_index(window: Sliding, size: Sequence[int], out: Sequence[int]) -> Tensor:
+    """The inputs in each sliding window, by their flat places: `(positions, entries)`, −1 for padding."""
+    index = torch.arange(math.prod(size)).reshape(1, 1, *size)
+    return window.unfold(index, out, fill=-1).reshape(math.prod(out), -1)
+
+
+def maximum_index(op: Op) -> Tensor:
+    """The same for an op of `MAXIMA`."""
+    spatial = int(op.key[-2])
+    size, out = op.anchor.shape[-spatial:], op.output.shape[-spatial:]
+    if "kernel_size" not in op.attributes:
+        return adaptive_index(size, out)
+    return sliding_index(sliding(each(op.attributes["kernel_size"], spatial), op.attributes), size, out)
+
+
+#: maxima over windows
+MAXIMA = tuple(f"{kind}max_pool{spatial}d" for kind in ("", "adaptive_") for spatial in (1, 2, 3))
 
 
 def rules() -> list[Rule]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +21,8 @@ Scalar = Callable[[Tensor], Tensor]
 
 #: nodes from a power of two to the next are 2 ** NODES
 NODES = 8
-#: bits of a float32 below those that tell the node
-SHIFT = 23 - NODES
+#: bits of a float32 below those that tell the node, and what is added to its exponent
+SHIFT, BIAS = 23 - NODES, 127
 #: below this coordinate the pre-image is that of zero
 SMALLEST = 2.0**-52
 
@@ -43,10 +44,14 @@ class Tabulated:
     value_at: Scalar
 
     def __call__(self, value: Tensor) -> Tensor:
+        lines = _lines(self, value.device, value.dtype)
         at = self.coordinate(value).flatten().abs_()
+        if torch.compiler.is_exporting():  # ONNX has neither a number's bits nor complex numbers
+            place = lines.place(at)
+            return (lines.constant[place] + lines.slope[place] * at).view_as(value)
         index = torch.bitwise_right_shift(at.float().view(torch.int32), SHIFT)
         # one look-up for both numbers of a line
-        line = _lines(self, value.device, value.dtype).index_select(0, index)
+        line = lines.joined.index_select(0, index)
         x = torch.addcmul(line.real, line.imag, at)
         if value.dtype == torch.float64:
             x = self.newton(x, value.flatten())
@@ -81,12 +86,31 @@ class Tabulated:
         return x + (value - known)
 
 
-@functools.cache
-def _lines(inverse: Tabulated, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The lines x = constant + slope · coordinate between nodes, as complex numbers constant + i slope.
+class Lines(NamedTuple):
+    """The lines x = constant + slope · coordinate between nodes.
 
-    There is an entry for every upper half of a float32's bits.
+    Attributes:
+        joined: the complex numbers constant + i slope, one for every upper half of a float32's bits.
+        first: the place of the first line that is needed; all before it are alike.
+        constant, slope: of the lines from there on, up to the last that is needed.
     """
+
+    joined: Tensor
+    first: int
+    constant: Tensor
+    slope: Tensor
+
+    def place(self, at: Tensor) -> Tensor:
+        """Whose line a coordinate lies on, by arithmetic; where rounding takes the one beside it, the two meet."""
+        exponent = at.clamp(min=SMALLEST / 2).log2().floor()
+        mantissa = (at * torch.exp2(-exponent) - 1).clamp(min=0.0)
+        index = ((exponent + BIAS + mantissa) * (1 << NODES)).long() - self.first
+        return index.clamp(0, len(self.constant) - 1)
+
+
+@functools.cache
+def _lines(inverse: Tabulated, device: torch.device, dtype: torch.dtype) -> Lines:
+    """The table of an inverse."""
     with torch.inference_mode(False), torch.no_grad():
         grid = (torch.arange(1 << (31 - SHIFT), dtype=torch.int32) << SHIFT).view(torch.float32).double()
         end = inverse.function(torch.tensor(inverse.ends[1], dtype=torch.float64))
@@ -99,6 +123,10 @@ def _lines(inverse: Tabulated, device: torch.device, dtype: torch.dtype) -> Tens
         inside = solved[:-1] & solved[1:]
         slope[:-1][inside] = (nodes.diff() / grid.diff())[inside]
         constant = nodes - slope * grid
-        last = int(inside.nonzero()[-1])
+        first, last = int(inside.nonzero()[0]), int(inside.nonzero()[-1])
         constant[last + 1 :], slope[last + 1 :] = constant[last], slope[last]
-        return torch.complex(constant.to(dtype), slope.to(dtype)).to(device)
+        constant, slope = constant.to(device, dtype), slope.to(device, dtype)
+        needed = slice(first - 1, last + 1)
+        return Lines(
+            torch.complex(constant, slope), first - 1, constant[needed].clone(), slope[needed].clone()
+        )
