@@ -1,11 +1,55 @@
-"""Region: a stretch of the graph as a graph of its own, a function of the value at its entry."""
+"""Region: a stretch of the graph as a function of the value at its entry."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 from torch import fx, nn
 
 from fxinvert.passes.flow import Stretch
 from fxinvert.passes.leaves import mapped, printable
+
+
+class Region(nn.Module):
+    """A stretch of the graph as a module: `(entry, *held)` → exit.
+
+    Its graph is made when it is first asked for: where regions nest, each of them holds all those inside it, and many
+    are never called.
+
+    Args:
+        stretch: the region.
+
+    Attributes:
+        hinged: whether all that follows is a ReLU.
+    """
+
+    def __init__(self, stretch: Stretch) -> None:
+        super().__init__()
+        self._stretch: Stretch | None = stretch
+        self._interior: fx.GraphModule | None = None
+        self.hinged = [n.meta.get("op") for n in stretch.exit.users] == ["relu"]
+
+    @property
+    def interior(self) -> fx.GraphModule:
+        """The region as a graph."""
+        if self._interior is None:
+            assert self._stretch is not None
+            self._interior = region_graph(self._stretch)
+        return self._interior
+
+    @property
+    def forward(self) -> Callable[..., Any]:  # type: ignore[override]
+        """The interior's, so that arguments go by its names."""
+        return self.interior.forward
+
+    def print_tabular(self) -> None:
+        """Prints the interior, a node a line."""
+        self.interior.graph.print_tabular()
+
+    def __getstate__(self) -> dict[str, Any]:
+        _ = self.interior  # made now: the graph around it is not saved with it
+        return self.__dict__ | {"_stretch": None}
 
 
 def owner_of(node: fx.Node) -> fx.GraphModule:
@@ -23,7 +67,7 @@ def held(stretch: Stretch) -> list[fx.Node]:
 
 
 def region_graph(stretch: Stretch) -> fx.GraphModule:
-    """The region as a graph module: `(entry, *held)` → exit; its `hinged` tells whether all that follows is a ReLU."""
+    """The region as a graph module: `(entry, *held)` → exit."""
     graph, root = fx.Graph(), nn.Module()
     owner = owner_of(stretch.exit)
     nodes = {n: graph.placeholder(n.name) for n in (stretch.entry, *held(stretch))}
@@ -35,6 +79,4 @@ def region_graph(stretch: Stretch) -> fx.GraphModule:
         args, kwargs = mapped((node.args, node.kwargs), nodes.__getitem__)
         nodes[node] = graph.create_node(node.op, target, args, kwargs, name=node.name)
     graph.output(nodes[stretch.exit])
-    region = printable(fx.GraphModule(root, graph, "Region"))
-    vars(region)["hinged"] = [n.meta.get("op") for n in stretch.exit.users] == ["relu"]
-    return region
+    return printable(fx.GraphModule(root, graph, "Region"))

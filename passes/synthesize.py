@@ -23,7 +23,7 @@ from fxinvert.passes.copies import padded_arguments
 from fxinvert.passes.flow import Flow, Stretch, has_target
 from fxinvert.passes.inverse_op import InverseOp, call_arguments
 from fxinvert.passes.leaves import printable
-from fxinvert.passes.region import held, owner_of, region_graph
+from fxinvert.passes.region import Region, held, owner_of
 from fxinvert.rules import RuleSet
 from fxinvert.rules.padded import PADDED, padded_convolution
 from fxinvert.rules.region import REGION
@@ -82,7 +82,7 @@ def inverse_region(stretch: Stretch, settings: SolveSettings) -> InverseOp:
     """What inverts a region for its entry: the fallback, on the region's own graph."""
     name = f"{stretch.entry.meta['path']} → {stretch.exit.meta['path']}"
     rows = _rows(stretch.entry, stretch.exit)
-    return InverseOp(matrix_free(REGION), name, region_graph(stretch), 0, settings, rows)
+    return InverseOp(matrix_free(REGION), name, Region(stretch), 0, settings, rows)
 
 
 def inverse_padded(stretch: Stretch, rules: RuleSet, settings: SolveSettings) -> InverseOp:

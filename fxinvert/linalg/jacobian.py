@@ -39,7 +39,13 @@ class Jacobian(LinearOperator):
             self._output = function(self._leaf)
         super().__init__(point.shape[1:], self._output.shape[1:], point)
         self._has_forward_mode = True
-        self.adjoint(torch.zeros_like(self._output))  # whether there is a derivative at all
+        if not self._output.requires_grad:
+            raise _not_differentiable()
+
+    @property
+    def output(self) -> Tensor:
+        """The function's value at the point."""
+        return self._output.detach()
 
     def apply(self, x: Tensor) -> Tensor:
         if self._has_forward_mode:
@@ -85,8 +91,12 @@ class Jacobian(LinearOperator):
                 output, leaf, r, retain_graph=keep, create_graph=create_graph, allow_unused=True
             )
         if gradient is None:
-            raise SolveError("the output does not depend on the input in a way that can be differentiated")
+            raise _not_differentiable()
         return gradient if create_graph else gradient.detach()
+
+
+def _not_differentiable() -> SolveError:
+    return SolveError("the output does not depend on the input in a way that can be differentiated")
 
 
 class Explicit(LinearOperator):

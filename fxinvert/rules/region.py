@@ -1,12 +1,15 @@
 """Regions: single-entry single-exit pieces of the graph, inverted as a whole.
 
-A region that gives the shape it takes is often near the identity, x + F(x) as in residual networks: a fixed-point
-iteration reaches the target by a few evaluations (`fxinvert.linalg.fixed_point`). What it does not reach is left to the
-matrix-free fallback, from the anchor, sample by sample. A reached target is claimed to be `EXACT`: the solution is the
-only one near the anchor wherever the Jacobian is regular, but nothing here shows that it is.
+A region that gives the shape it takes is often near the identity, x + F(x) as in residual networks: an accelerated
+iteration reaches the target by a few evaluations, and where the region is far from the identity by gradients, too
+(`fxinvert.linalg.fixed_point`). What it does not reach is left to the matrix-free fallback, from the anchor, sample by
+sample. A reached target is claimed to be `EXACT`: the solution is the only one near the anchor wherever the Jacobian is
+regular, but nothing here shows that it is.
 
 Where a ReLU follows, as after the addition of a residual block, its rule has inverted it exactly, and any value up to 0
-does for a target up to 0: only what is to be positive, or is, binds the region.
+does for a target up to 0: only what is to be positive, or is, binds the region. A value that is to be positive keeps its
+slope below 0, so that it can get there. Where the target is out of reach all the same, that would cost more than it
+gains, and the region is judged by what the ReLU makes of it.
 """
 
 from __future__ import annotations
@@ -16,16 +19,18 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from fxinvert.linalg.fixed_point import fixed_point
-from fxinvert.linalg.vectors import by_sample, flat
-from fxinvert.rules.certificate import Certificate, Inverse, Status, relative, row_norms
+from fxinvert.linalg.fixed_point import FixedPoint, fixed_point
+from fxinvert.linalg.vectors import by_sample, flat, norm
+from fxinvert.rules.certificate import Certificate, Inverse, Status, reached, relative, row_norms
 from fxinvert.rules.fallback import TOLERANCES, invert_matrix_free
 from fxinvert.rules.op import Op
 
 #: the key of a region, which no op has
 REGION = "region"
-#: pairs of products with the Jacobian and its transpose, for every sample that the fixed-point iteration leaves
+#: pairs of products with the Jacobian and its transpose, for every sample that the iteration leaves
 PRODUCTS = 60
+#: relative error before a ReLU that is worth no more steps, unless these are fast
+ENOUGH = 1e-3
 
 
 def invert_region(op: Op, target: Tensor) -> Inverse:
@@ -41,40 +46,41 @@ def invert_region(op: Op, target: Tensor) -> Inverse:
     settings = dataclasses.replace(op.settings, max_iterations=min(op.settings.max_iterations, PRODUCTS))
     op = dataclasses.replace(op, settings=settings)
     if op.attributes.get("hinged"):
-        op, target = _hinged(op, target)
+        return _before_relu(op, target)
     if op.anchor.shape != op.output.shape:
         return invert_matrix_free(op, target)
     return _near_identity(op, target)
 
 
-def _hinged(op: Op, target: Tensor) -> tuple[Op, Tensor]:
-    """The region and its target where nothing below 0 matters; a value that is to be positive keeps its slope below."""
-    live = target > 0
-
-    def evaluate(x: Tensor) -> Tensor:
-        output = op(x)
-        return torch.where(live, output, output.relu())
-
-    output = torch.where(live, op.output, op.output.relu())
-    return dataclasses.replace(op, evaluate=evaluate, output=output), target.relu()
-
-
-def _near_identity(op: Op, target: Tensor) -> Inverse:
-    """By the fixed-point iteration as far as it gets; the other samples by the fallback, these held still."""
+def _iterated(
+    op: Op, target: Tensor, *, enough: float = 0.0, closest: bool = False
+) -> tuple[FixedPoint, Tensor]:
+    """What the iteration finds, and the samples that have arrived."""
     own = op.anchor.dtype
     working = torch.promote_types(own, torch.float32)
     anchor, output, wanted = (value.to(working) for value in (op.anchor, op.output, target))
-    size = row_norms(wanted)
+    size = norm(wanted)
     tolerance = TOLERANCES.get(own, torch.finfo(own).eps ** 0.5)
-    goal = tolerance * torch.where(size > 0, size, 1)
-    found = fixed_point(lambda x: op(x.to(own)).to(working), anchor, output, wanted, goal)
-    moved, arrived = flat(found.value != anchor).any(1), found.error <= goal
+    size = torch.where(size > 0, size, 1)
+    goal, satisfied = tolerance * size, max(tolerance, enough) * size
+
+    def function(x: Tensor) -> Tensor:
+        return op(x.to(own)).to(working)
+
+    found = fixed_point(function, anchor, output, wanted, goal, enough=satisfied, closest=closest)
+    return found, found.error <= satisfied
+
+
+def _near_identity(op: Op, target: Tensor) -> Inverse:
+    """By the iteration as far as it gets; the other samples by the fallback, these held still."""
+    found, arrived = _iterated(op, target)
+    value = found.value.to(op.anchor.dtype)
     if bool(arrived.all()):
-        value = found.value.to(own)
         return Inverse(value, _certificate(op, target, value, int(found.evaluations.max())))
+    moved = flat(found.value != op.anchor).any(1)
     rest = invert_matrix_free(op, torch.where(by_sample(arrived, target), op.output, target))
     solved = moved & arrived
-    value = torch.where(by_sample(solved, target), found.value.to(own), rest.target)
+    value = torch.where(by_sample(solved, target), value, rest.target)
     status = rest.certificate.status
     if bool(solved.any()) and status is Status.NEAREST:
         status = Status.EXACT
@@ -87,11 +93,40 @@ def _near_identity(op: Op, target: Tensor) -> Inverse:
     return Inverse(value, certificate)
 
 
+def _before_relu(op: Op, target: Tensor) -> Inverse:
+    """Where nothing below 0 matters: by the iteration, and what does not arrive again, as the ReLU sees it."""
+    live, target = target > 0, target.relu()
+
+    def bound(x: Tensor) -> Tensor:
+        return op(x).clamp(min=floor)
+
+    def seen(x: Tensor) -> Tensor:
+        return op(x).relu()
+
+    # the slope below 0 that `live` values keep
+    floor = torch.zeros_like(target).masked_fill_(live, -torch.inf)
+    sought = dataclasses.replace(op, evaluate=bound, output=op.output.clamp(min=floor))
+    judged = dataclasses.replace(op, evaluate=seen, output=op.output.relu())
+    found, arrived = _iterated(sought, target, enough=ENOUGH)
+    value, evaluations = found.value.to(op.anchor.dtype), int(found.evaluations.max())
+    if not bool(arrived.all()):
+        # what has arrived is held still
+        other, _ = _iterated(
+            judged, torch.where(by_sample(arrived, target), judged.output, target), closest=True
+        )
+        errors = [norm(judged(v) - target) for v in (value, other.value.to(value.dtype))]
+        better = ~arrived & (errors[1] < errors[0])
+        value = torch.where(by_sample(better, value), other.value.to(value.dtype), value)
+        evaluations += int(other.evaluations.max())
+    return Inverse(value, _certificate(judged, target, value, evaluations))
+
+
 def _certificate(op: Op, target: Tensor, value: Tensor, evaluations: int) -> Certificate:
-    """Of a batch that has arrived; nothing had to be solved where the target is the output."""
+    """What was reached; nothing had to be solved where the target is the output."""
     residual = relative(op(value) - target, target)
+    arrived = Status.EXACT if evaluations else Status.NEAREST
     return Certificate(
-        status=Status.EXACT if evaluations else Status.NEAREST,
+        status=arrived if reached(residual, op.anchor.dtype) else Status.DAMPED,
         residual=residual,
         distance=row_norms(value - op.anchor),
         failed=torch.zeros_like(residual, dtype=torch.bool),
