@@ -1,0 +1,1 @@
+"""The commands as one writes them: arguments and options, and the call of what does the work."""

@@ -1,0 +1,159 @@
+"""Commands that train: the demonstration, a run, and a run that goes on or is looked after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from fxinvert.command_line.options import (
+    DEFAULT,
+    Address,
+    AnyData,
+    AnyModel,
+    AsJson,
+    BatchSize,
+    Chunk,
+    Cuts,
+    Device,
+    Directory,
+    Executor,
+    InputColumns,
+    LabelColumns,
+    Mean,
+    Pretrained,
+    Report,
+    Resize,
+    Run,
+    ScheduleName,
+    Seed,
+    Segments,
+    Std,
+    SupervisedOutput,
+    Weights,
+    Workers,
+    config_of,
+    given,
+    setting,
+)
+from fxinvert.commands.config import PLACE, MethodName, PostTrainConfig, Share, read_settings
+from fxinvert.errors import DataError
+
+
+def demo(
+    model: Annotated[
+        Literal["digits_cnn", "digits_mlp"], typer.Option(help="The reference network.")
+    ] = "digits_cnn",
+    state: Annotated[Literal["early", "converged"], typer.Option(help="The state of its weights.")] = "early",
+    run_directory: Directory = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order in which AdamW sees the samples.")] = 0,
+    report: Report = True,
+    as_json: AsJson = False,
+) -> None:
+    """Do everything on data and weights inside the package: plan, post-train, compare with AdamW, export, prove."""
+    from fxinvert.commands.demo import demo as run_demo
+    from fxinvert.commands.report import conclude
+    from fxinvert.report import make_console
+
+    console = make_console(stderr=as_json)
+    conclude(run_demo(model, state, run_directory, seed, console), report, console, as_json)
+
+
+def post_train(
+    context: typer.Context,
+    model: AnyModel = "",
+    data: AnyData = "",
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Settings, such as config.yaml of a run; what is given besides goes first."
+        ),
+    ] = None,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    validation: Annotated[str | None, setting("validation", metavar="DATA")] = None,
+    test: Annotated[str | None, setting("test", metavar="DATA")] = None,
+    segments: Segments = None,
+    cuts: Cuts = None,
+    only: Annotated[list[str] | None, setting("only", metavar="NAME,…")] = None,
+    method: Annotated[MethodName, setting("method")] = DEFAULT.method,
+    schedule: ScheduleName = DEFAULT.schedule,
+    output_target: Annotated[str, setting("output_target")] = DEFAULT.output_target,
+    supervised_output: SupervisedOutput = None,
+    sweeps: Annotated[int, setting("sweeps", min=1)] = DEFAULT.sweeps,
+    patience: Annotated[int, setting("patience", min=1)] = DEFAULT.patience,
+    least_gain: Annotated[float, setting("least_gain", min=0)] = DEFAULT.least_gain,
+    inputs: Annotated[Literal["updated", "original"], setting("inputs")] = DEFAULT.inputs,
+    share: Annotated[Share, setting("share")] = DEFAULT.share,
+    recalibrate: Annotated[bool, setting("recalibrate", "--recalibrate/--no-recalibrate")] = False,
+    damping: Annotated[float, setting("damping", min=0)] = DEFAULT.damping,
+    satisfied_weight: Annotated[float, setting("satisfied_weight", min=0, max=1)] = DEFAULT.satisfied_weight,
+    error: Annotated[Literal["plain", "weighted"], setting("error")] = DEFAULT.error,
+    every: Annotated[int | None, setting("every", min=1)] = None,
+    ops: Annotated[Literal["together", "in_turn"], setting("ops")] = DEFAULT.ops,
+    optimizer: Annotated[str, setting("optimizer")] = DEFAULT.optimizer,
+    learning_rate: Annotated[float | None, setting("learning_rate")] = None,
+    epochs: Annotated[int, setting("epochs", min=1)] = DEFAULT.epochs,
+    alpha: Annotated[float, setting("alpha", min=0)] = DEFAULT.alpha,
+    executor: Executor = DEFAULT.executor,
+    workers: Workers = None,
+    address: Address = None,
+    threads: Annotated[int, setting("threads", min=1)] = DEFAULT.threads,
+    chunk: Chunk = DEFAULT.chunk,
+    retries: Annotated[int, setting("retries", min=0)] = DEFAULT.retries,
+    memory_limit: Annotated[int, setting("memory_limit", min=1)] = DEFAULT.memory_limit,
+    device: Device = DEFAULT.device,
+    batch_size: BatchSize = DEFAULT.batch_size,
+    mean: Mean = None,
+    std: Std = None,
+    resize: Resize = None,
+    input_columns: InputColumns = None,
+    label_columns: LabelColumns = None,
+    seed: Seed = DEFAULT.seed,
+    export: Annotated[bool, setting("export", "--export/--no-export")] = DEFAULT.export,
+    report: Report = DEFAULT.report,
+    run_directory: Directory = None,
+    as_json: AsJson = False,
+) -> None:
+    """Post-train your model on your data; write weights, metrics, a proven ONNX file and a report."""
+    settings = config_of(context, **(read_settings(config) if config is not None else {}))
+    if not settings.model or not settings.data:
+        raise DataError("a model and data are needed: fxinvert post-train MODEL DATA, or --config FILE")
+    from fxinvert.commands.report import conclude
+    from fxinvert.commands.run import execute
+    from fxinvert.report import make_console
+
+    console = make_console(stderr=as_json)
+    conclude(execute(settings, run_directory, console), settings.report, console, as_json)
+
+
+def resume(
+    context: typer.Context,
+    run: Run,
+    executor: Executor = DEFAULT.executor,
+    workers: Workers = None,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a run that was interrupted; it ends as if it had not been."""
+    from fxinvert.commands.report import conclude
+    from fxinvert.commands.run import resume as go_on
+    from fxinvert.report import make_console
+    from fxinvert.scheduling.run_directory import CONFIG, is_finished
+
+    console = make_console(stderr=as_json)
+    if is_finished(run):
+        console.print(f"The run in {run} is finished.")
+        return
+    place = {name: value for name, value in given(context).items() if name in PLACE}
+    go_on(run, place, console)
+    conclude(run, PostTrainConfig.of(**read_settings(run / CONFIG)).report, console, as_json)
+
+
+def status(run: Run, as_json: AsJson = False) -> None:
+    """Tell how far a run is, who works on it, and what went wrong."""
+    from fxinvert.commands.status import show_status
+    from fxinvert.report import make_console
+
+    show_status(run, make_console(), as_json)
