@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,17 +27,26 @@ _TRANSPOSES: dict[Any, tuple[tuple[Any, ...], ...]] = {
     ATEN.transpose.int: ((0, 1), (1, 0), (-1, -2), (-2, -1)),
     ATEN.permute.default: (([1, 0],),),
 }
+#: products without a bias, and the same with it
+_WITH_BIAS: dict[Any, Callable[..., Call]] = {
+    ATEN.linear.default: lambda x, weight, bias: Call(ATEN.linear.default, (x, weight, bias), {}),
+    ATEN.matmul.default: lambda x, weight, bias: Call(ATEN.addmm.default, (bias, x, weight), {}),
+    ATEN.mm.default: lambda x, weight, bias: Call(ATEN.addmm.default, (bias, x, weight), {}),
+}
 
 
 def arranged(call: Call) -> Call:
-    """The call in the form that rules and training know: its input first, a layer written as `x @ weight.T` a linear one."""
+    """The call in the form that rules and training know: its input first, a layer written as `x @ weight.T + bias` one op."""
     if call.kwargs or len(call.args) != 2:
         return call
     first, second = call.args
     if call.op in _EXCHANGED and _active(second) and not _active(first):
-        return Call(_EXCHANGED[call.op], (second, first), {})
+        first, second = second, first
+        call = Call(_EXCHANGED[call.op], (first, second), {})
     if call.op in _PRODUCTS and _active(first) and _is_transposed(second):
         return Call(ATEN.linear.default, (first, second.args[0]), {})
+    if call.op is ATEN.add.Tensor and _is_bias(second, first):
+        return _WITH_BIAS[first.target](*first.args, second)
     return call
 
 
@@ -67,3 +77,16 @@ def _is_transposed(argument: Any) -> bool:
     return (
         isinstance(matrix, fx.Node) and matrix.op == "get_attr" and len(matrix.meta["tensor_meta"].shape) == 2
     )
+
+
+def _is_bias(vector: Any, product: Any) -> bool:
+    """Whether a parameter or constant is added, one number an output, to a product with another that nothing else reads."""
+    if not isinstance(product, fx.Node) or product.target not in _WITH_BIAS or product.users:
+        return False
+    if not isinstance(vector, fx.Node) or vector.op != "get_attr" or len(product.args) != 2:
+        return False
+    given, matrix = (n.meta["tensor_meta"].shape for n in product.args)  # type: ignore[union-attr]
+    outputs = product.meta["tensor_meta"].shape[-1:]
+    if product.target is not ATEN.linear.default and (len(given) != 2 or len(matrix) != 2):
+        return False
+    return product.args[1].op == "get_attr" and vector.meta["tensor_meta"].shape == outputs  # type: ignore[union-attr]

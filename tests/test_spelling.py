@@ -199,3 +199,33 @@ def test_a_result_that_rounds_differently_is_the_same(monkeypatch: pytest.Monkey
     graph = fxinvert.trace(nn.Linear(6, 3), torch.randn(2, 6))
     ((_, target, *_),) = calls(graph)
     assert target is torch.ops.aten.linear.default
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "size", "function"),
+    [
+        ("linear", (5, 3), (4, 3), lambda x, w, b: x @ w.T + b),
+        ("linear", (2, 5, 3), (4, 3), lambda x, w, b: b + x.matmul(w.mT)),
+        ("linear", (2, 5, 3), (4, 3), lambda x, w, b: F.linear(x, w).add_(b)),
+        ("addmm", (5, 3), (3, 4), lambda x, w, b: x @ w + b),
+        ("addmm", (5, 3), (3, 4), lambda x, w, b: b + torch.mm(x, w)),
+    ],
+)
+def test_a_bias_that_is_added_belongs_to_the_layer(
+    op: str, shape: tuple[int, ...], size: tuple[int, ...], function: Any
+) -> None:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.randn(size)), nn.Parameter(torch.randn(4))
+
+        def forward(self, x: Tensor) -> Any:
+            return function(x, self.weight, self.bias)
+
+    model, x = Layer().eval(), torch.randn(shape)
+    graph = fxinvert.trace(model, x)
+    torch.testing.assert_close(graph(x), model(x))
+    (node,) = [n for n in graph.graph.nodes if n.op == "call_function"]
+    assert node.meta["op"] == op
+    (segment,) = fxinvert.partition(graph).segments
+    assert set(segment.parameters) == {"weight", "bias"}
