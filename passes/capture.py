@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,7 +110,7 @@ def symbolic_graph(
         if tracer.is_leaf_module(model, ""):  # torch's modules need not be traceable, only runnable
             return symbolic_graph(nn.Sequential(model), inputs, rules, choose)
         raise CaptureError(
-            f"{type(model).__name__} cannot be traced symbolically: {error}. Usual causes are Python control flow "
+            f"{type(model).__name__} cannot be traced symbolically: {error}{raised_at(error)}. Usual causes are Python control flow "
             "on tensor values or shapes in forward(); move it into a function of its own and give that function a "
             "rule with @fxinvert.inverse_rule, which keeps it whole"
         ) from error
@@ -171,6 +172,12 @@ def _target_name(target: Any) -> str:
 
 #: frames in these folders are not the user's
 _FOREIGN = (str(Path(torch.__file__).parent), str(Path(__file__).resolve().parent))
+
+
+def raised_at(error: BaseException) -> str:
+    """`, at File "model.py", line 3, in forward`: the user's line that an error was raised on, if there is one."""
+    line = _source_line("".join(traceback.format_tb(error.__traceback__)))
+    return f", at {line}" if line else ""
 
 
 def _source_line(stack: str | None) -> str | None:

@@ -15,7 +15,7 @@ from torch.fx.proxy import GraphAppendingTracer
 from torch.utils import _pytree as pytree
 
 from fxinvert.errors import TraceError
-from fxinvert.passes.capture import attribute
+from fxinvert.passes.capture import attribute, raised_at
 from fxinvert.passes.checks import KEEP_FIRST, WITH_BATCH_SIZE
 from fxinvert.passes.inputs import Flat, Inputs
 from fxinvert.passes.leaves import mapped
@@ -59,7 +59,9 @@ def export_graph(
             )
             captured = program.module()
     except Exception as error:  # whatever the exporter raises on the user's code
-        raise TraceError(f"torch.export cannot capture {type(model).__name__}: {_reason(error)}") from error
+        raise TraceError(
+            f"torch.export cannot capture {type(model).__name__}: {_reason(error)}{raised_at(error)}"
+        ) from error
     return _Rebuilt(model, captured, inputs, "model", lambda results: results[0]).raw()
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from torch import fx, nn
 
 from fxinvert.errors import CutError, NoRuleError
+from fxinvert.passes.activity import followed
 from fxinvert.passes.capture import attribute
 from fxinvert.passes.flow import Flow
 from fxinvert.passes.plan import Plan, Segment, Shape
@@ -140,17 +141,37 @@ def _named_cuts(flow: Flow, cuts: Sequence[str]) -> list[fx.Node]:
             )
         node = inside[-1]
         if node not in position:
-            order = {n: i for i, n in enumerate(active)}
-            nearest = next(n for n in line if order[n] >= order[node])
             raise CutError(
-                f"{node.meta['path']!r} is not a cut: other paths lead past it. "
-                f"The nearest cut after it is {nearest.meta['path']!r}"
+                f"{node.meta['path']!r} is not a cut: {_why_not(flow, node)}; {_nearest(flow, node)}"
             )
         if node is line[-1]:
             raise CutError(f"{name!r} is the model's output; a cut there leaves an empty segment")
         if node not in chosen:
             chosen.append(node)
     return sorted(chosen, key=position.__getitem__)
+
+
+def _why_not(flow: Flow, cut: fx.Node) -> str:
+    """What keeps a value from being a cut: an edge by which a path from the input to the output leads past it."""
+    order = {node: i for i, node in enumerate(flow.nodes)}
+    reached = set(flow.sources) - {cut}
+    for node in flow.nodes:
+        if node is not cut and not reached.isdisjoint(followed(node)):
+            reached.add(node)
+    edges = ((n, node) for node in flow.nodes for n in followed(node) if {n, node} <= reached)
+    for before, after in edges:
+        if order[before] < order[cut] < order[after]:
+            return f"the edge {before.meta['path']!r} → {after.meta['path']!r} leads past it"
+    return "its value is not one real tensor with the samples first, and has no target"
+
+
+def _nearest(flow: Flow, node: fx.Node) -> str:
+    """The last cut before a value and the first after it, in words."""
+    order = {n: i for i, n in enumerate(flow.nodes)}
+    cuts = [n for n in flow.line[:-1] if n.op != "placeholder"]
+    before = [f"{n.meta['path']!r} before it" for n in cuts if order[n] < order[node]][-1:]
+    after = [f"{n.meta['path']!r} after it" for n in cuts if order[n] > order[node]][:1]
+    return f"the nearest cut is {' or '.join(before + after)}" if before + after else "this model has none"
 
 
 def _check_ties(pieces: list[tuple[str, list[fx.Node]]], trained: dict[fx.Node, tuple[str, ...]]) -> None:

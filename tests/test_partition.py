@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -90,7 +92,10 @@ def test_inside_a_residual_block_there_is_no_cut() -> None:
     graph = fxinvert.trace(Residual(), torch.rand(2, 4))
     plan = fxinvert.partition(graph)
     assert [segment.trained for segment in plan.segments] == [("first",), ("inner",), ("last",)]
-    with pytest.raises(CutError, match=r"'inner' is not a cut.*nearest cut after it is 'add'"):
+    with pytest.raises(
+        CutError,
+        match=r"'inner' is not a cut: the edge 'relu' → 'add' leads past it.*nearest cut is 'relu' before it or 'add' after it",
+    ):
         fxinvert.partition(graph, cuts=["inner"])
 
 
@@ -143,3 +148,30 @@ def test_an_op_that_gives_several_tensors_does_not_stop_the_plan() -> None:
 
     plan = fxinvert.partition(fxinvert.trace(Halves(), torch.rand(2, 4)))
     assert names(plan) == ["enter", "leave"]
+
+
+def test_a_model_of_one_block_has_no_cut() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.inner(x)
+
+    with pytest.raises(CutError, match=r"the edge 'x' → 'add' leads past it; this model has none"):
+        fxinvert.partition(fxinvert.trace(Block(), torch.rand(2, 4)), cuts=["inner"])
+
+
+def test_a_complex_value_is_no_cut() -> None:
+    class Spectrum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 4), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.last(torch.fft.rfft(self.first(x)).abs())
+
+    graph = fxinvert.trace(Spectrum(), torch.rand(2, 4))
+    with pytest.raises(CutError, match=r"not one real tensor.*; the nearest cut is 'first' before it"):
+        fxinvert.partition(graph, cuts=["fft_rfft"])
