@@ -157,7 +157,8 @@ def test_a_model_of_one_block_has_no_cut() -> None:
             self.inner = nn.Linear(4, 4)
 
         def forward(self, x: Tensor) -> Tensor:
-            return x + self.inner(x)
+            result: Tensor = x + self.inner(x)
+            return result
 
     with pytest.raises(CutError, match=r"the edge 'x' → 'add' leads past it; this model has none"):
         fxinvert.partition(fxinvert.trace(Block(), torch.rand(2, 4)), cuts=["inner"])
