@@ -21,6 +21,7 @@ from fxinvert.errors import (
 )
 
 if TYPE_CHECKING:
+    from fxinvert.estimates import Estimate, estimate
     from fxinvert.explanation import Explanation, explain
     from fxinvert.export import export_onnx
     from fxinvert.inversion import InverseGraph, Reconstruction, invert
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent until the application says otherwise
 
 _HOMES = {
+    "estimates": ("Estimate", "estimate"),
     "export": ("export_onnx",),
     "explanation": ("Explanation", "explain"),
     "inversion": ("InverseGraph", "Reconstruction", "invert"),
@@ -65,6 +67,7 @@ def __dir__() -> list[str]:
 __all__ = [
     "CutError",
     "DataError",
+    "Estimate",
     "Explanation",
     "ExportMismatchError",
     "FxInvertError",
@@ -79,6 +82,7 @@ __all__ = [
     "SolveError",
     "TraceError",
     "default_rules",
+    "estimate",
     "explain",
     "export_onnx",
     "inverse_rule",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 import fxinvert
 from fxinvert.errors import CutError, DataError
@@ -42,7 +42,7 @@ from fxinvert.training.judge import Share, check_share
 from fxinvert.training.metrics import Tally
 from fxinvert.training.recalibrate import Moments
 from fxinvert.training.sizes import Quadratic
-from fxinvert.training.sweeps import Settings, run_sweeps
+from fxinvert.training.sweeps import Settings, Wave, run_sweeps
 from fxinvert.training.wide import WideEquations
 from fxinvert.workshop import Workshop
 
@@ -148,7 +148,7 @@ def post_train(
     _check_counts(least=0, retries=retries)
     _check_named("inputs", inputs, INPUTS)
     check_share(share)
-    trainer = _method(method, damping, satisfied_weight)
+    trainer = method_named(method, damping, satisfied_weight)
     settings = Settings(sweeps, share, inputs == "original", recalibrate, patience, least_gain)
     hand = executor_named(executor, workers)
     updated = copy.deepcopy(model)
@@ -160,9 +160,7 @@ def post_train(
         context = Context(updated, sources, output, rules, reconstruction, memory_limit)
         plan = plan or partition(context.graph, rules=rules)
         check_plan(plan, context)
-        if schedule == "auto" and isinstance(trainer, Auto):
-            schedule = "parallel"
-        ordered = waves(plan, schedule, context.graph.graph, only)
+        ordered = ordered_waves(plan, schedule, trainer, context.graph.graph, only)
         targets = (
             automatic(context.first.labels) if output_target == "auto" else [named_target(output_target)]
         )
@@ -259,7 +257,12 @@ def identity(
     }
 
 
-def _method(choice: str | Method, damping: float, satisfied_weight: float) -> Method:
+def method_named(choice: str | Method, damping: float = 1e-2, satisfied_weight: float = 0.1) -> Method:
+    """The method of that name, or the one given; the settings are closed form's.
+
+    Raises:
+        DataError: there is none of that name.
+    """
     if not isinstance(choice, str):
         return choice
     if choice not in METHODS:
@@ -267,6 +270,19 @@ def _method(choice: str | Method, damping: float, satisfied_weight: float) -> Me
     if choice == "closed_form":
         return ClosedForm(damping, satisfied_weight)
     return METHODS[choice]()
+
+
+def ordered_waves(
+    plan: Plan, schedule: str, method: Method, graph: fx.Graph, only: Sequence[str] | str | None
+) -> list[Wave]:
+    """The waves of a sweep; schedule `"auto"` is parallel for the method of that name.
+
+    Raises:
+        DataError, CutError: see `fxinvert.scheduling.waves`.
+    """
+    if schedule == "auto" and isinstance(method, Auto):
+        schedule = "parallel"
+    return waves(plan, schedule, graph, only)
 
 
 def _check_counts(least: int = 1, **settings: Any) -> None:

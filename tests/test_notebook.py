@@ -37,10 +37,11 @@ def shown(result: PostTrainingResult) -> dict[str, Any]:
         "inverse": inverse,
         "reconstruction": inverse(data.x_test[:4], data.y_test[:4]),
         "result": result,
+        "estimate": fxinvert.estimate(model, data.x_test[:2], result.plan, samples=1000),
     }
 
 
-KINDS = ("plan", "inverse", "reconstruction", "result")
+KINDS = ("plan", "inverse", "reconstruction", "result", "estimate")
 
 
 class Balanced(HTMLParser):

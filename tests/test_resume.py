@@ -18,9 +18,7 @@ from cli_folder import invoke, make_folder
 from runs import events
 
 import fxinvert
-from fxinvert import estimate as estimates
 from fxinvert.commands.config import PostTrainConfig
-from fxinvert.estimate import Estimate, Wave
 from fxinvert.post_training import open_journal
 from fxinvert.scheduling import store
 from fxinvert.scheduling.run_directory import is_finished
@@ -200,31 +198,3 @@ def test_a_run_with_other_data_is_refused(here: Path, monkeypatch: pytest.Monkey
     assert result.exit_code == 2
     assert "begun with something else: data: train" in result.stderr
     assert (here / "run" / "tasks").exists()
-
-
-# estimates
-
-
-def test_a_plan_shows_what_a_sweep_costs(here: Path) -> None:
-    result = invoke("plan", "cli_nets:Net", "data.npz", "--samples", "100000", "--schedule", "parallel")
-    assert result.exit_code == 0, result.output
-    assert "statistics of hidden, head" in result.output
-    assert "One closed-form sweep of 100,000 samples, in 49 chunks" in result.output
-
-
-def estimated(**change: Any) -> Estimate:
-    wave: dict[str, Any] = {
-        "segments": ("a",), "operations": 10, "sample_seconds": 1e-3, "forward_seconds": 1e-5, "statistics": 10**6,
-        "add_seconds": 1e-4, "solve_seconds": 0.1, "working": 1000,
-    }  # fmt: skip
-    return Estimate((Wave(**wave | change),), state=10**6, samples=10**6, chunk=1000, batch=100)
-
-
-def test_more_workers_take_no_longer_until_what_they_send_takes_over() -> None:
-    times = [estimated().seconds(workers) for workers in (1, 2, 4, 16, 64)]
-    assert times == sorted(times, reverse=True)
-    assert times[0] / times[1] == pytest.approx(2, rel=0.01)
-    sent = estimated(statistics=10**9)
-    bound = sent.chunks * 10**9 / estimates.BANDWIDTH
-    assert sent.seconds(10**4) > bound
-    assert sent.seconds(10**4) == pytest.approx(sent.seconds(100), rel=0.05)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 import fxinvert
 from fxinvert.commands.config import PostTrainConfig
-from fxinvert.commands.run import EXAMPLE_ROWS, options_of, output_key
+from fxinvert.commands.run import EXAMPLE_ROWS, method_of, options_of, output_key
 from fxinvert.errors import DataError, NoRuleError
-from fxinvert.estimate import PROBE, estimate
+from fxinvert.estimates import estimate
 from fxinvert.report import node_rows, nodes_table, print_json, rule_rows, rules_table
 from fxinvert.report.rules_page import rules_page
 from fxinvert.rules import RuleSet
@@ -54,7 +54,11 @@ def show_plan(
             samples=samples,
             batch=config.batch_size,
             chunk=config.chunk,
+            method=method_of(config),
             schedule=config.schedule,
+            only=config.only,
+            share=config.share,
+            recalibrate=config.recalibrate,
             output=output_key(config.supervised_output),
         )
     except NoRuleError as error:
@@ -68,11 +72,7 @@ def show_plan(
     if costs is None:
         console.print(f"This model cannot be inverted yet: {problem}", style="red")
         return
-    console.print(
-        f"One closed-form sweep of {samples:,} samples, in {costs.chunks:,} chunks, as measured here on {PROBE}:"
-    )
-    console.print(costs.tasks())
-    console.print(costs.scaling())
+    console.print(costs)
 
 
 def show_rules(modules: Sequence[str], console: Console, as_json: bool = False) -> None:

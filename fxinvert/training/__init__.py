@@ -3,6 +3,7 @@
 from fxinvert.training.auto import Auto
 from fxinvert.training.batch import Batch
 from fxinvert.training.closed_form import ClosedForm
+from fxinvert.training.costs import Cost, Estimated, Probe, Stage
 from fxinvert.training.data import Batches
 from fxinvert.training.gradient import Gradient, Optimizer
 from fxinvert.training.joint import Joint
@@ -15,14 +16,18 @@ __all__ = [
     "Batch",
     "Batches",
     "ClosedForm",
+    "Cost",
+    "Estimated",
     "Gradient",
     "Joint",
     "Method",
     "Metrics",
     "NormalEquations",
     "Optimizer",
+    "Probe",
     "Proposal",
     "Solved",
+    "Stage",
     "Update",
     "Work",
     "evaluate",

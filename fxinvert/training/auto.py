@@ -15,13 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from fxinvert.errors import DataError
+from fxinvert.output_target import OutputTarget
 from fxinvert.passes.plan import Segment
 from fxinvert.training.closed_form import ClosedForm
+from fxinvert.training.context import Context
+from fxinvert.training.costs import Probe, Stage
 from fxinvert.training.gradient import Optimizer
-from fxinvert.training.joint import Course, fit_jointly, parameters_of
-from fxinvert.training.recalibrate import recalibrated
+from fxinvert.training.joint import Course, course_stage, fit_jointly, parameters_of
+from fxinvert.training.recalibrate import recalibrated, recalibration
 from fxinvert.training.work import Proposal, Update, Work
 
 
@@ -76,16 +80,39 @@ class Auto:
     def _run(
         self, work: Work, segments: Sequence[Segment], rate: float, number: int, course: Course | None
     ) -> tuple[list[Proposal], Course]:
-        arguments = {
-            "output_target": work.output_target,
-            "exit_path": segments[-1].exit,
-            "names": parameters_of(work.context, [path for s in segments for path in s.nodes]),
-            "alpha": 0.0,
-            "optimizer": replace(self.optimizer, learning_rate=rate, seed=self.optimizer.seed + number),
-            "average": self.average,
+        optimizer = replace(self.optimizer, learning_rate=rate, seed=self.optimizer.seed + number)
+        arguments = self._arguments(work.context, work.output_target, segments) | {
+            "optimizer": optimizer,
             "steps": self.steps,
             "course": course,
         }
         ((snapshots, course),) = work.each(fit_jointly, [arguments])
-        name = f"gradient, learning rate {rate:g}"
-        return [[Update(name, changes)] for changes in snapshots], course
+        return [[Update(_name(rate), changes)] for changes in snapshots], course
+
+    def stages(self, probe: Probe, segments: Sequence[Segment]) -> Iterator[Stage]:
+        """Yields what `train` does, with as many runs as there may be."""
+        yield from recalibration(probe)
+        yield from self.closed_form.stages(probe, segments)
+        arguments = self._arguments(probe.context, probe.output_target, segments)
+        run = course_stage(probe, "", arguments, self.steps)
+        # snapshots after 1, 2, 4, … passes and after all of them
+        proposals = (run.passes - 1).bit_length() + 1
+        for rate in self.learning_rates:
+            ((_, cost),) = run.tasks
+            yield replace(run, tasks=((_name(rate), cost),), proposals=proposals, times=self.runs)
+
+    def _arguments(
+        self, context: Context, output_target: OutputTarget, segments: Sequence[Segment]
+    ) -> dict[str, Any]:
+        return {
+            "output_target": output_target,
+            "exit_path": segments[-1].exit,
+            "names": parameters_of(context, [path for s in segments for path in s.nodes]),
+            "alpha": 0.0,
+            "optimizer": self.optimizer,
+            "average": self.average,
+        }
+
+
+def _name(rate: float) -> str:
+    return f"gradient, learning rate {rate:g}"

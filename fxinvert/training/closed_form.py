@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from fxinvert.rules import ByPosition, Op, Trainable
 from fxinvert.training.batch import Batch
 from fxinvert.training.blocks import Equations, added, equations, equations_over
 from fxinvert.training.context import Context
+from fxinvert.training.costs import Probe, Stage, size_of
 from fxinvert.training.positions import drawn_positions
 from fxinvert.training.sensitivity import sensitivities
 from fxinvert.training.work import Proposal, Update, Work
@@ -84,29 +86,55 @@ class ClosedForm:
         Raises:
             SolveError: sums are not finite.
         """
-        owners: dict[str, list[str]] = {}
-        for path in (path for segment in segments for path in segment.trained):
-            owners.setdefault(_owner(work.context.nodes[path]), []).append(path)
-        groups = list(owners.values())
-        for paths in groups if self.ops == "in_turn" else [[path for group in groups for path in group]]:
+        for paths in self._groups(work.context, segments):
             yield from self._solved(work, paths)
 
-    def _solved(self, work: Work, paths: list[str]) -> Iterator[list[Proposal]]:
-        arguments = {
-            "output_target": work.output_target,
+    def stages(self, probe: Probe, segments: Sequence[Segment]) -> Iterator[Stage]:
+        """Yields a pass over the data for all ops, or for each; recursively, one for every block of samples."""
+        used = min(_whole(self.samples or probe.samples, probe.chunk), probe.samples)
+        block = min(_whole(self.every or used, probe.chunk), used)
+        for paths in self._groups(probe.context, segments):
+            cost, found = probe.measured(sums, self._arguments(probe.output_target, paths))
+            names = paths if self.ops == "in_turn" else [segment.name for segment in segments]
+            sent = size_of(found)
+            yield Stage(
+                tasks=((f"statistics of {', '.join(names)}", cost),),
+                by_chunk=True,
+                samples=block,
+                memory=2 * probe.batch_size * probe.values + 2 * sent,
+                sent=sent,
+                add_seconds=probe.seconds(partial(_added, found, found)),
+                solve_seconds=len(DAMPINGS) * probe.seconds(lambda: [v.solve(1e-2) for v in found.values()]),  # noqa: B023
+                proposals=len(DAMPINGS),
+                updates=len(found),
+                times=-(-used // block),
+            )
+
+    def _groups(self, context: Context, segments: Sequence[Segment]) -> list[list[str]]:
+        """The paths of the ops that are trained from one pass over the data; those that share parameters always are."""
+        owners: dict[str, list[str]] = {}
+        for path in (path for segment in segments for path in segment.trained):
+            owners.setdefault(_owner(context.nodes[path]), []).append(path)
+        groups = list(owners.values())
+        return groups if self.ops == "in_turn" else [[path for group in groups for path in group]]
+
+    def _arguments(self, output_target: OutputTarget, paths: list[str]) -> dict[str, Any]:
+        return {
+            "output_target": output_target,
             "paths": paths,
             "satisfied_weight": self.satisfied_weight,
             "weighted": self.error == "weighted",
             "position_fraction": self.position_fraction,
         }
+
+    def _solved(self, work: Work, paths: list[str]) -> Iterator[list[Proposal]]:
+        arguments = self._arguments(work.output_target, paths)
         known: Sums = {}
         size = self.every or self.samples
         count = None if size is None or self.samples is None else -(-self.samples // size)
         for block in islice(work.blocks(sums, arguments, size), count):
             for part in block:
-                known = {
-                    key: added(known[key], value) if key in known else value for key, value in part.items()
-                }
+                known = _added(known, part)
             inverse = work.context.inverse(work.output_target)
             representatives = {_owner(n): n for n in (work.context.nodes[path] for path in reversed(paths))}
             yield [
@@ -165,6 +193,15 @@ def sums(
                 key = _owner(node)
                 total[key] = added(total[key], part) if key in total else part
     return total
+
+
+def _whole(samples: int, chunk: int) -> int:
+    """The samples of the chunks that have so many."""
+    return -(-samples // chunk) * chunk
+
+
+def _added(known: Sums, more: Sums) -> Sums:
+    return {key: added(known[key], value) if key in known else value for key, value in more.items()}
 
 
 def _sums_of(

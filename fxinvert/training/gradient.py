@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import signature
 from itertools import chain, islice
 from typing import Any, Literal
@@ -18,9 +18,13 @@ from fxinvert.passes.plan import Segment
 from fxinvert.training.batch import Batch
 from fxinvert.training.closed_form import sample_weights
 from fxinvert.training.context import Context
+from fxinvert.training.costs import Probe, Stage, size_of
 from fxinvert.training.replay import leaves_of, replay
 from fxinvert.training.variants import given_by
 from fxinvert.training.work import Proposal, Update, Work
+
+#: over a few samples, when what a pass costs is measured
+PASSES = 2
 
 
 @dataclass(frozen=True)
@@ -101,24 +105,46 @@ class Gradient:
 
     def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal]]:
         """Yields the updates of all segments, each found alone."""
-        satisfied = self.satisfied_weight if self.loss == "weighted" else 1.0
-        arguments = [
-            {
-                "output_target": work.output_target,
-                "exit_path": segment.exit,
-                "names": segment.parameters,
-                "optimizer": self.optimizer,
-                "satisfied_weight": satisfied,
-            }
-            for segment in segments
-        ]
-        found = work.each(fit_segment, arguments)
+        found = work.each(fit_segment, [self._arguments(work.output_target, own) for own in segments])
         yield [
             [
                 Update(segment.name, changes, explained)
                 for segment, (changes, explained) in zip(segments, found, strict=True)
             ]
         ]
+
+    def stages(self, probe: Probe, segments: Sequence[Segment]) -> Iterator[Stage]:
+        """Yields one stage, with a task for each segment."""
+        optimizer = replace(self.optimizer, epochs=PASSES)
+        tasks, sizes = [], []
+        for segment in segments:
+            arguments = self._arguments(probe.output_target, segment) | {"optimizer": optimizer}
+            cost, found = probe.measured(fit_segment, arguments, optimizer.batch_size)
+            tasks.append((f"train {segment.name}", cost))
+            sizes.append(size_of(found))
+        yield Stage(
+            tasks=tuple(tasks),
+            by_chunk=False,
+            samples=probe.samples,
+            memory=step_memory(probe, optimizer) + 5 * max(sizes),  # leaves, gradients, two moments, changes
+            sent=max(sizes),
+            passes=self.optimizer.epochs,
+            updates=len(segments),
+        )
+
+    def _arguments(self, output_target: OutputTarget, segment: Segment) -> dict[str, Any]:
+        return {
+            "output_target": output_target,
+            "exit_path": segment.exit,
+            "names": segment.parameters,
+            "optimizer": self.optimizer,
+            "satisfied_weight": self.satisfied_weight if self.loss == "weighted" else 1.0,
+        }
+
+
+def step_memory(probe: Probe, optimizer: Optimizer) -> int:
+    """Bytes of the values of a step, the targets, the values replayed, and their gradients."""
+    return 4 * min(optimizer.batch_size, probe.batch_size) * probe.values
 
 
 def fit_segment(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,8 @@ from fxinvert.passes.capture import attribute, evaluating
 from fxinvert.passes.plan import Segment
 from fxinvert.training.batch import Batch
 from fxinvert.training.context import Context
-from fxinvert.training.gradient import Optimizer
+from fxinvert.training.costs import Probe, Stage, size_of
+from fxinvert.training.gradient import PASSES, Optimizer, step_memory
 from fxinvert.training.metrics import flat_classes, is_classification
 from fxinvert.training.replay import batch_norms, leaves_of, replay, statistics_of, training_graph
 from fxinvert.training.variants import given_by
@@ -59,20 +60,52 @@ class Joint:
         Raises:
             DataError: there are several segments, whose trained parts would contain one another.
         """
+        segment, arguments = self._arguments(work.context, work.output_target, segments)
+        ((snapshots, _),) = work.each(fit_jointly, [arguments])
+        yield [[Update(segment.name, snapshots[-1])]]
+
+    def stages(self, probe: Probe, segments: Sequence[Segment]) -> Iterator[Stage]:
+        """Yields the one task.
+
+        Raises:
+            DataError: as `train` does.
+        """
+        segment, arguments = self._arguments(probe.context, probe.output_target, segments)
+        yield course_stage(probe, f"train everything up to {segment.exit}", arguments)
+
+    def _arguments(
+        self, context: Context, output_target: OutputTarget, segments: Sequence[Segment]
+    ) -> tuple[Segment, dict[str, Any]]:
         if len(segments) > 1:
             raise DataError(
                 "joint training changes everything up to a cut, so that segments cannot be trained at the same time; "
                 "use schedule='single' or 'sequential'"
             )
-        arguments = {
-            "output_target": work.output_target,
-            "exit_path": segments[0].exit,
-            "names": parameters_before(work.context, work.context.nodes[segments[0].exit]),
+        (segment,) = segments
+        return segment, {
+            "output_target": output_target,
+            "exit_path": segment.exit,
+            "names": parameters_before(context, context.nodes[segment.exit]),
             "alpha": self.alpha,
             "optimizer": self.optimizer,
         }
-        ((snapshots, _),) = work.each(fit_jointly, [arguments])
-        yield [[Update(segments[0].name, snapshots[-1])]]
+
+
+def course_stage(probe: Probe, name: str, arguments: dict[str, Any], steps: int = 0) -> Stage:
+    """A run of `fit_jointly` with some arguments, of so many steps at least."""
+    optimizer: Optimizer = arguments["optimizer"]
+    few = arguments | {"optimizer": replace(optimizer, epochs=PASSES)}
+    cost, found = probe.measured(fit_jointly, few, optimizer.batch_size)
+    per_pass = -(-probe.samples // min(optimizer.batch_size, probe.batch_size))
+    size = size_of(found)
+    return Stage(
+        tasks=((name, cost),),
+        by_chunk=False,
+        samples=probe.samples,
+        memory=step_memory(probe, optimizer) + 2 * size,
+        sent=size,
+        passes=max(optimizer.epochs, -(-steps // per_pass)),
+    )
 
 
 class Average:

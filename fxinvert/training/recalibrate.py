@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from fxinvert.inversion.replay import forward_values
 from fxinvert.passes.capture import evaluating
 from fxinvert.training.batch import Batch
 from fxinvert.training.context import Context
+from fxinvert.training.costs import Probe, Stage, size_of
 from fxinvert.training.replay import batch_norms, replay, statistics_of
 from fxinvert.training.variants import given_by
 from fxinvert.training.work import Proposal, Update, Work
@@ -59,6 +60,19 @@ def recalibrated(work: Work) -> Proposal:
         for name, value in zip(names, own.mean_and_variance, strict=True):
             changes[name] = value - context.tensors[name].double()
     return [Update(NAME, changes)] if changes else []
+
+
+def recalibration(probe: Probe) -> Iterator[Stage]:
+    """What `recalibrated` costs, if there is something to change."""
+    if batch_norms(probe.context):
+        cost, found = probe.measured(moments, {})
+        yield Stage(
+            tasks=((NAME, cost),),
+            by_chunk=True,
+            samples=probe.samples,
+            memory=2 * probe.batch_size * probe.values,
+            sent=size_of(found),
+        )
 
 
 def moments(context: Context, batches: Iterable[Batch]) -> dict[str, Moments]:

@@ -1,0 +1,350 @@
+"""Estimates: what a sweep will cost, task by task, before any work; and how long it takes with more workers.
+
+Jobs are measured on a few samples, with the one thread that a task has by default (`fxinvert.training.costs`). Passes
+over the data are shared out by chunks; what is not shared is what one process does with what comes back: it adds
+statistics up in the order of the chunks, solves, and searches steps on a sample of the held-out data.
+"""
+
+from __future__ import annotations
+
+import copy
+import heapq
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+from torch import nn
+
+from fxinvert.notebook import table as html_table
+from fxinvert.passes.outputs import Key
+from fxinvert.passes.partition import partition
+from fxinvert.passes.plan import Plan, Segment
+from fxinvert.post_training import check_plan, method_named, ordered_waves
+from fxinvert.scheduling.executor import torch_threads
+from fxinvert.training import Method
+from fxinvert.training.batch import checked, tensors_of
+from fxinvert.training.chunks import CHUNK, source_of
+from fxinvert.training.context import Context
+from fxinvert.training.costs import Cost, Estimated, Probe, Stage
+from fxinvert.training.fingerprint import HELD_OUT
+from fxinvert.training.held_out import KEPT
+from fxinvert.training.judge import Candidate, Share, tallies
+from fxinvert.training.recalibrate import recalibration
+
+#: bytes per second between machines that estimates assume: ten gigabit Ethernet
+BANDWIDTH = 1.25e9
+#: bytes of what is told about a candidate
+TALLY = 32
+#: numbers of workers that times are told for
+WORKERS = (1, 2, 4, 8, 16, 64, 256, 1000)
+
+_HEADER = ("#", "task", "after", "how many", "mult-adds each", "memory", "sent back", "seconds each")
+
+
+@dataclass(frozen=True)
+class Wave:
+    """The training of some segments from one snapshot.
+
+    Attributes:
+        segments: their names.
+        stages: of the work; None: the method does not tell.
+    """
+
+    segments: tuple[str, ...]
+    stages: tuple[Stage, ...] | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """Tasks of one kind.
+
+    Attributes:
+        number: of the row.
+        task: what each does.
+        after: the rows whose tasks have to be done before.
+        count: how many there are.
+        times: how often that is repeated with what follows, at most.
+        operations: multiply-adds of each.
+        memory, sent: bytes that each works with and gives back.
+        seconds: of each.
+    """
+
+    number: int
+    task: str
+    after: tuple[int, ...]
+    count: int
+    times: int
+    operations: float
+    memory: float
+    sent: float
+    seconds: float
+
+
+@dataclass(frozen=True, repr=False)
+class Estimate:
+    """What a sweep costs; `print(estimate)` shows it.
+
+    Attributes:
+        method: its name.
+        waves: in order.
+        forward: what measuring a candidate costs per sample.
+        state: bytes of the parameters and buffers, which every worker is sent with every stage.
+        samples: in all; a fifth of them is held out.
+        chunk, batch: samples per chunk, and per batch, which is in memory.
+        measured: how many samples jobs were measured with, at most.
+        share: how updates share the correction.
+    """
+
+    method: str
+    waves: tuple[Wave, ...]
+    forward: Cost
+    state: int
+    samples: int
+    chunk: int
+    batch: int
+    measured: int
+    share: Share = "searched"
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks there are."""
+        return math.ceil(self.samples / self.chunk)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the method tells what it costs."""
+        return all(wave.stages is not None for wave in self.waves)
+
+    @property
+    def operations(self) -> float:
+        """Multiply-adds of all tasks."""
+        return sum(row.operations * row.count * row.times for row in self.rows())
+
+    def seconds(self, workers: int, bandwidth: float = BANDWIDTH) -> float:
+        """How long a sweep takes, at most; NaN if the method does not tell.
+
+        Args:
+            workers: at work.
+            bandwidth: bytes per second that one process can receive or send.
+        """
+        if not self.is_known:
+            return math.nan
+        here = 0.0 if workers == 1 else 1.0 / bandwidth
+        return sum(
+            self._stage_seconds(stage, workers, here) for wave in self.waves for stage in wave.stages or ()
+        )
+
+    def _stage_seconds(self, stage: Stage, workers: int, here: float) -> float:
+        each = [stage.samples * stage.passes * cost.seconds for _, cost in stage.tasks]
+        count = self._chunks_of(stage) if stage.by_chunk else len(each)
+        if stage.by_chunk:
+            each = [each[0] / count] * count
+        reducing = count * (stage.add_seconds + stage.sent * here)
+        # sums are added up while others are made; what is made last can only be added afterwards
+        work = max(_makespan(each, workers), reducing) + stage.solve_seconds
+        chunks = min(workers, self.chunks)
+        measuring = math.ceil(self.chunks / chunks) * self.chunk / HELD_OUT * self.forward.seconds
+        judging = self._search(stage) * self.forward.seconds + (measuring if self._is_sampled else 0.0)
+        return stage.times * (min(workers, count) * self.state * here + work + judging)
+
+    def _chunks_of(self, stage: Stage) -> int:
+        return max(math.ceil(stage.samples / (self.chunk * (1 - 1 / HELD_OUT))), 1)
+
+    @property
+    def _is_sampled(self) -> bool:
+        return self.samples / HELD_OUT > KEPT
+
+    def _candidates(self, stage: Stage) -> int:
+        """Forward passes: each alternative, half of the best and its best multiple, and the quadratic model's."""
+        sizes = stage.updates + 1 if stage.updates > 1 and self.share == "searched" else 0
+        return stage.proposals + 2 + sizes
+
+    def _search(self, stage: Stage) -> float:
+        """Samples that candidates are measured on here."""
+        return self._candidates(stage) * min(self.samples / HELD_OUT, KEPT)
+
+    def rows(self) -> Iterator[Row]:
+        """The tasks of a sweep, in their order; those of one stage can be done at the same time."""
+        number, before = 0, tuple[int, ...]()
+
+        def row(task: str, count: int, cost: Cost, samples: float, stage: Stage, **more: float) -> Row:
+            nonlocal number
+            number += 1
+            given = {"memory": 0.0, "sent": 0.0, "seconds": samples * cost.seconds, **more}
+            return Row(number, task, before, count, stage.times, samples * cost.operations, **given)
+
+        for stage in (stage for wave in self.waves for stage in wave.stages or ()):
+            begun, count = number, self._chunks_of(stage) if stage.by_chunk else 1
+            for task, cost in stage.tasks:
+                samples = stage.passes * stage.samples / count
+                yield row(task, count, cost, samples, stage, memory=stage.memory, sent=stage.sent)
+            before = tuple(range(begun + 1, number + 1))
+            if stage.solve_seconds:
+                spent = count * stage.add_seconds + stage.solve_seconds
+                yield row(
+                    "  add up and solve", 1, self.forward, 0, stage, memory=4 * stage.sent, seconds=spent
+                )
+                before = (number,)
+            tried = self._candidates(stage)
+            yield row(f"  judge {tried} candidates", 1, self.forward, self._search(stage), stage)
+            before = (number,)
+            if self._is_sampled:
+                held_out = self.samples / HELD_OUT / self.chunks
+                yield row("  measure the best", self.chunks, self.forward, held_out, stage, sent=TALLY)
+                before = (number,)
+
+    def to_dict(self, workers: Sequence[int] = WORKERS) -> dict[str, Any]:
+        """JSON-ready; `seconds` by the number of workers; no tasks and seconds if the method does not tell."""
+        shown = ("method", "state", "samples", "chunk", "batch", "measured")
+        return {name: getattr(self, name) for name in shown} | {
+            "chunks": self.chunks,
+            "waves": [list(wave.segments) for wave in self.waves],
+            "tasks": [asdict(row) for row in self.rows()],
+            "seconds": {str(n): self.seconds(n) for n in workers} if self.is_known else {},
+        }
+
+    def tasks(self) -> Table:
+        """The tasks of a sweep."""
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for header in _HEADER:
+            table.add_column(header, justify="left" if header == "task" else "right")
+        for cells in self._cells():
+            table.add_row(*cells)
+        return table
+
+    def scaling(self, workers: Sequence[int] = WORKERS) -> Table:
+        """How long a sweep takes with more workers."""
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for header in ("workers", "seconds per sweep", "speed-up", "efficiency"):
+            table.add_column(header, justify="right")
+        alone = self.seconds(1)
+        for count in workers:
+            speedup = alone / self.seconds(count)
+            table.add_row(
+                f"{count:,}", f"{self.seconds(count):.3g}", f"{speedup:.1f}", f"{speedup / count:.0%}"
+            )
+        return table
+
+    def __rich__(self) -> Group:
+        return Group(self._title(), self.tasks(), self.scaling()) if self.is_known else Group(self._title())
+
+    def __repr__(self) -> str:
+        console = Console(width=200, no_color=True)
+        with console.capture() as captured:
+            console.print(self)
+        return "\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines())
+
+    def _repr_html_(self) -> str:
+        times = ", ".join(f"{self.seconds(count):.3g} s with {count:,}" for count in WORKERS)
+        notes = [f"By the number of workers: {times}."] if self.is_known else []
+        return html_table(self._title(), _HEADER, self._cells(), notes)
+
+    def _title(self) -> str:
+        names = ", ".join(name for wave in self.waves for name in wave.segments)
+        what = f"One sweep of {names} by method {self.method!r} over {self.samples:,} samples in {self.chunks:,} chunks"
+        if self.is_known:
+            return f"{what}, at most, as measured here on {self.measured}"
+        return f"{what} is not estimated: the method has no `stages` that tell what it costs"
+
+    def _cells(self) -> Iterator[tuple[str, ...]]:
+        for row in self.rows():
+            yield (
+                f"{row.number}",
+                row.task,
+                "–".join(f"{number}" for number in sorted({*row.after[:1], *row.after[-1:]})),
+                f"{row.count:,}" if row.times == 1 else f"{row.count:,} × {row.times:,}",
+                f"{row.operations:.1e}" if row.operations else "",
+                _bytes(row.memory),
+                _bytes(row.sent),
+                f"{row.seconds:.3g}",
+            )
+
+
+def estimate(
+    model: nn.Module,
+    example_inputs: Any,
+    plan: Plan | None = None,
+    *,
+    samples: int,
+    batch: int = 256,
+    chunk: int = CHUNK,
+    method: str | Method = "closed_form",
+    schedule: str = "auto",
+    only: Sequence[str] | str | None = None,
+    share: Share = "searched",
+    recalibrate: bool = False,
+    output: Key | tuple[Key, ...] | None = None,
+) -> Estimate:
+    """Measures, on copies of a few samples, what a sweep of `fxinvert.post_train` costs with the same arguments.
+
+    Args:
+        model: the model, which stays as it is.
+        example_inputs: of a few samples, as for `fxinvert.trace`.
+        plan: the segments; by default one per trainable op.
+        samples: how many there will be.
+        batch, chunk: samples per batch, and batches per chunk.
+        method: by name, or an object. One of your own is estimated if it has the method `stages` of
+            `fxinvert.training.Estimated`.
+        schedule, only, share, recalibrate, output: see `fxinvert.post_train`.
+
+    Raises:
+        TraceError: the model cannot be captured.
+        NoRuleError: an op on the way has no rule.
+        DataError, CutError: settings, samples or plan do not fit.
+    """
+    trainer = method_named(method)
+    few = checked((example_inputs, torch.zeros(len(tensors_of(example_inputs)[0]))), "example_inputs")
+    context = Context(copy.deepcopy(model), {"train": source_of([tuple(few)])}, output)
+    few = few.to(context.device)
+    plan = plan or partition(context.graph)
+    check_plan(plan, context)
+    cost = sum(segment.cost for segment in plan.segments)
+    with torch_threads(1):
+        probe = Probe(context, few, samples, batch, min(batch * chunk, samples), cost)
+
+        def stages(segments: Sequence[Segment]) -> Iterator[Stage]:
+            assert isinstance(trainer, Estimated)
+            for stage in trainer.stages(probe, segments):
+                yield stage
+                if recalibrate:
+                    yield from recalibration(probe)
+
+        measured = tuple(
+            Wave(
+                tuple(segment.name for segment in segments),
+                tuple(stages(segments)) if isinstance(trainer, Estimated) else None,
+            )
+            for segments in ordered_waves(plan, schedule, trainer, context.graph.graph, only)
+        )
+        forward, _ = probe.measured(tallies, {"proposals": [[]], "candidates": [Candidate(0, ())]})
+    return Estimate(
+        method=trainer.name,
+        waves=measured,
+        forward=forward,
+        state=sum(value.nbytes for value in context.state().values()),
+        samples=samples,
+        chunk=min(batch * chunk, samples),
+        batch=batch,
+        measured=probe.rows,
+        share=share,
+    )
+
+
+def _makespan(each: Sequence[float], workers: int) -> float:
+    """When the last of some tasks is done, if every worker takes the next one as soon as it is free."""
+    free = [0.0] * min(workers, len(each))
+    for seconds in each:
+        heapq.heapreplace(free, free[0] + seconds)
+    return max(free)
+
+
+def _bytes(count: float) -> str:
+    if not count:
+        return ""
+    power = min(int(math.log(max(count, 1), 1000)), 4)
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

@@ -1,0 +1,199 @@
+"""Estimates: the operations that runs do are those that were told before, whatever the method, and who does them when."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_folder import invoke, make_folder
+from runs import data, network
+from torch.utils.flop_counter import FlopCounterMode
+
+import fxinvert
+from fxinvert import CutError, DataError, Estimate, estimates, models
+from fxinvert.estimates import WORKERS, Wave
+from fxinvert.passes.plan import Segment
+from fxinvert.training import (
+    Auto,
+    ClosedForm,
+    Cost,
+    Gradient,
+    Joint,
+    Method,
+    Optimizer,
+    Probe,
+    Proposal,
+    Stage,
+    Update,
+    Work,
+)
+
+QUICK = Optimizer(epochs=2)
+METHODS: dict[str, tuple[Method, str]] = {
+    "closed form": (ClosedForm(), "sequential"),
+    "closed form of a snapshot": (ClosedForm(), "parallel"),
+    "recursive": (ClosedForm(every=400), "sequential"),
+    "op by op, weighted, of some samples": (
+        ClosedForm(ops="in_turn", error="weighted", samples=300),
+        "parallel",
+    ),
+    "gradient": (Gradient(QUICK), "parallel"),
+    "joint": (Joint(optimizer=QUICK), "sequential"),
+    "plain": (Joint(alpha=0.0, optimizer=QUICK), "sequential"),
+    "auto": (Auto(learning_rates=(1e-3,), runs=1, optimizer=Optimizer(epochs=1)), "auto"),
+}
+
+
+def ratio(name: str, method: Method, schedule: str, **settings: Any) -> float:
+    """Estimated operations over those that were counted in a run."""
+    digits, model = models.digits(), models.load(name, "early")
+    settings = {"method": method, "schedule": schedule, **settings}
+    told = fxinvert.estimate(model, digits.x_train[:4], samples=len(digits.x_train), batch=64, **settings)
+    batches = models.batches(digits.x_train, digits.y_train, 64)
+    with FlopCounterMode(display=False) as counter:
+        fxinvert.post_train(model, batches, sweeps=1, output_target="cross_entropy", **settings)
+    done: float = counter.get_total_flops() / 2
+    return told.operations / done
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_run_does_the_operations_that_were_told(kind: str) -> None:
+    assert 0.8 < ratio("digits_mlp", *METHODS[kind]) < 1.25
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["closed form", "gradient", "auto"])
+@pytest.mark.parametrize("name", ["digits_cnn", "digits_resnet"])
+def test_convolutions_and_branches_do_the_operations_that_were_told(name: str, kind: str) -> None:
+    method, _ = METHODS[kind]
+    assert 0.8 < ratio(name, method, "parallel", recalibrate=kind == "auto") < 1.25
+
+
+def told(**settings: Any) -> Estimate:
+    return fxinvert.estimate(network(), data()[0][0], samples=10_000, batch=100, **settings)
+
+
+def test_what_a_method_does_is_told_in_order() -> None:
+    rows = list(told(method="auto").rows())
+    assert [row.task.strip() for row in rows][:5] == [
+        "statistics of 0, 2",
+        "add up and solve",
+        "judge 7 candidates",
+        "measure the best",
+        "gradient, learning rate 0.003",
+    ]
+    assert all(row.after == ((row.number - 1,) if row.number > 1 else ()) for row in rows)
+    assert rows[4].times == Auto().runs
+    together = list(told(method="gradient", schedule="parallel").rows())
+    assert [row.after for row in together] == [(), (), (1, 2), (3,)]
+
+
+def test_segments_of_a_snapshot_are_trained_at_the_same_time() -> None:
+    stage = Stage((("a", Cost(1, 3e-3)), ("b", Cost(1, 2e-3)), ("c", Cost(1, 1e-3))), False, 1000, 0, 0)
+    times = [one_stage(stage).seconds(workers) for workers in (1, 2, 3, 100)]
+    assert times == pytest.approx([6, 3, 3, 3], rel=0.01)
+
+
+def one_stage(stage: Stage) -> Estimate:
+    forward = Cost(10, 1e-9)
+    return Estimate("own", (Wave(("a",), (stage,)),), forward, 0, 10**6, 1000, 100, 64)
+
+
+def by_chunk(**change: Any) -> Estimate:
+    stage = Stage(
+        tasks=(("statistics of a", Cost(10, 1e-3)),), by_chunk=True, samples=800_000, memory=1000, sent=10**6,
+        add_seconds=1e-4, solve_seconds=0.1,
+    )  # fmt: skip
+    return replace(one_stage(replace(stage, **change)), state=10**6)
+
+
+def test_more_workers_take_no_longer_until_what_they_send_takes_over() -> None:
+    times = [by_chunk().seconds(workers) for workers in (1, 2, 4, 16, 64)]
+    assert times == sorted(times, reverse=True)
+    assert times[0] / times[1] == pytest.approx(2, rel=0.01)
+    sent = by_chunk(sent=10**9)
+    bound = sent.chunks * 10**9 / estimates.BANDWIDTH
+    assert sent.seconds(10**4) > bound
+    assert sent.seconds(10**4) == pytest.approx(sent.seconds(100), rel=0.05)
+
+
+class Shrinking:
+    """A method of a user's own."""
+
+    name = "shrinking"
+
+    def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal]]:
+        yield [[Update(own.name, {}) for own in segments]]
+
+
+class Telling(Shrinking):
+    """The same, and it tells what it costs."""
+
+    def stages(self, probe: Probe, segments: Sequence[Segment]) -> Iterator[Stage]:
+        yield Stage((("shrink", Cost(0, 1e-6)),), False, probe.samples, 0, 0)
+
+
+def test_methods_that_do_not_tell_are_named() -> None:
+    unknown = told(method=Shrinking())
+    for text in (str(unknown), unknown._repr_html_()):
+        assert "shrinking" in text
+        assert "is not estimated" in text
+    assert math.isnan(unknown.seconds(4))
+    assert unknown.to_dict()["seconds"] == {}
+    known = told(method=Telling())
+    assert "shrink" in str(known)
+    assert 0 < known.seconds(1) < math.inf
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"method": "magic"}, DataError, "unknown method 'magic'"),
+        ({"method": "joint", "schedule": "parallel"}, DataError, "everything up to a cut"),
+        ({"only": "3"}, CutError, "no segment '3'"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        told(**settings)
+
+
+# on the command line
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return make_folder(tmp_path, monkeypatch)
+
+
+def test_a_plan_shows_what_a_sweep_costs(here: Path) -> None:
+    result = invoke("plan", "cli_nets:Net", "data.npz", "--samples", "100000", "--schedule", "parallel")
+    assert result.exit_code == 0, result.output
+    assert "statistics of hidden, head" in result.output
+    assert "method 'closed_form' over 100,000 samples in 49 chunks" in result.output
+
+
+@pytest.mark.parametrize(
+    ("method", "task"),
+    [
+        ("gradient", "train hidden"),
+        ("joint", "train everything up to head"),
+        ("auto", "gradient, learning rate 0.001"),
+    ],
+)
+def test_a_plan_shows_what_other_methods_cost(here: Path, method: str, task: str) -> None:
+    command = ("plan", "cli_nets:Net", "--shape", "1,4,4", "--method", method)
+    shown = invoke(*command)
+    assert shown.exit_code == 0, shown.output
+    assert task in shown.output
+    sweep = json.loads(invoke(*command, "--json").stdout)["sweep"]
+    (row,) = (row for row in sweep["tasks"] if row["task"] == task)
+    assert row["operations"] > 0
+    assert row["seconds"] > 0
+    assert row["memory"] > 0
+    assert list(sweep["seconds"]) == [str(workers) for workers in WORKERS]
