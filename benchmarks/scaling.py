@@ -98,11 +98,16 @@ def run(samples: int = 20_000, batch: int = 250, rounds: int = 3) -> Iterator[Ra
         None,
         f"{1e3 * statistics.median(p.main for p in both) / chunks:.1f} ms of the processor per chunk of {batch * CHUNK}",
     )
+    yield from many_workers()
+
+
+def many_workers() -> Iterator[Ratio]:
+    """A sweep with many workers, simulated."""
     costs = simulated()
-    for workers in (1_000, 5_000):
+    for workers in (256, 1_000, 5_000):
         yield Ratio(
             f"cifar_cnn: sweep over {costs.samples:,} images, {workers:,} workers, simulated",
-            than,
+            "1 worker",
             costs.seconds(workers) / costs.seconds(1),
             None,
             f"speed-up {costs.seconds(1) / costs.seconds(workers):,.0f}; {costs.seconds(1):,.0f} s alone",

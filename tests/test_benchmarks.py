@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+import benchmarks
 from benchmarks import document
 from benchmarks.__main__ import RESULTS
 from benchmarks.studies import STUDIES, baselines
 from benchmarks.studies.curve import best, follow
 from benchmarks.studies.frame import Outcomes, Run, Study, outcomes, perform, table
 from benchmarks.studies.statistics import Interval, wilson
+from benchmarks.suites import FOLDER, SUITES
 from fxinvert import models
 from fxinvert.errors import DataError, FxInvertError
 from fxinvert.models.samples import OUTPUT, Samples
@@ -102,6 +107,28 @@ def test_every_file_is_a_line_of_a_table(name: str) -> None:
     known = {run.file: study.key(run.settings, run.seed) for run in study.runs(10)}
     for outcome in outcomes(study, RESULTS):
         assert known[f"{outcome.run}-{outcome.seed}.json"] == outcome.key
+
+
+def test_every_benchmark_is_a_suite() -> None:
+    modules = {
+        name: importlib.import_module(f"benchmarks.{name}")
+        for _, name, _ in iter_modules(benchmarks.__path__)
+    }
+    assert {name for name, module in modules.items() if hasattr(module, "run")} == SUITES.keys()
+    assert {path.stem for path in (RESULTS / FOLDER).glob("*.json")} <= SUITES.keys()
+
+
+def test_the_page_on_scaling_tells_what_was_measured() -> None:
+    page = (document.PAGE.parent / "scaling.md").read_text()
+    ratios = json.loads((RESULTS / FOLDER / "scaling.json").read_text())["ratios"]
+    told = {ratio["what"]: ratio for ratio in ratios}
+    for workers in ("256", "1,000", "5,000"):
+        (found,) = (told[what] for what in told if f" {workers} workers, simulated" in what)
+        speedup, alone = re.findall(r"[\d,]+(?= |;)", found["note"])
+        assert re.search(rf"\| {workers} \| [\d.]+ \| {speedup} \|", page)
+        assert f"| 1 | {alone} | 1 |" in page
+    (wall,) = (told[what] for what in told if what.endswith("2 workers, wall time"))
+    assert f"two took {wall['ratio']:.2f} of the time" in page
 
 
 def test_intervals() -> None:

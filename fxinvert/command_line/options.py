@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from fxinvert.commands.config import ExecutorName, PostTrainConfig, Schedule
+from fxinvert.commands.config import ExecutorName, MethodName, PostTrainConfig, Schedule, Share
 from fxinvert.errors import DataError
 
 
@@ -31,6 +31,16 @@ Pretrained = Annotated[bool, setting("pretrained", "--pretrained")]
 Segments = Annotated[int | None, setting("segments", min=1)]
 Cuts = Annotated[list[str] | None, setting("cuts", metavar="NAME,…")]
 SupervisedOutput = Annotated[str | None, setting("supervised_output", metavar="NAME|INDEX")]
+Only = Annotated[list[str] | None, setting("only", metavar="NAME,…")]
+TrainingMethod = Annotated[MethodName, setting("method")]
+ShareName = Annotated[Share, setting("share")]
+Recalibrate = Annotated[bool, setting("recalibrate", "--recalibrate/--no-recalibrate")]
+ErrorMeasure = Annotated[Literal["plain", "weighted"], setting("error")]
+Every = Annotated[int | None, setting("every", min=1)]
+Ops = Annotated[Literal["together", "in_turn"], setting("ops")]
+OptimizerName = Annotated[str, setting("optimizer")]
+Epochs = Annotated[int, setting("epochs", min=1)]
+Alpha = Annotated[float, setting("alpha", min=0)]
 ScheduleName = Annotated[Schedule, setting("schedule")]
 Executor = Annotated[ExecutorName, setting("executor")]
 Workers = Annotated[int | None, setting("workers", min=1)]
