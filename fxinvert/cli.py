@@ -106,6 +106,7 @@ COMMANDS: dict[Callable[..., None], list[str]] = {
     looking.plan: [
         "plan my_nets:small_cnn --shape 1,8,8",
         "plan my_nets:small_cnn data.npz --segments 2",
+        "plan my_nets:small_cnn --shape 1,8,8 --method auto --samples 100000",
         "plan torchvision:resnet18 --shape 3,64,64 --json",
     ],
     looking.explain: [
