@@ -213,9 +213,10 @@ def check_range(labels: Tensor, classes: int) -> None:
     Raises:
         DataError: one does not.
     """
-    if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= classes):
+    least, most = torch.stack(labels.aminmax()).tolist() if labels.numel() else (0, 0)
+    if least < 0 or most >= classes:
         raise DataError(
-            f"labels range from {int(labels.min())} to {int(labels.max())}; the model has {classes} classes, 0 to {classes - 1}"
+            f"labels range from {least} to {most}; the model has {classes} classes, 0 to {classes - 1}"
         )
 
 

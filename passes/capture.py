@@ -18,6 +18,8 @@ from fxinvert.rules import RuleSet
 
 #: packages whose functions are ops
 _TRANSPARENT = ("torch", "builtins", "math", "_operator")
+#: ops that cuDNN has a kernel of its own for
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
 class CaptureError(TraceError):
@@ -26,15 +28,28 @@ class CaptureError(TraceError):
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Runs the body with every module in evaluation mode, then restores each module's own mode."""
+    """Runs the body with every module in evaluation mode, then restores each module's own mode.
+
+    cuDNN differentiates recurrent layers in training mode only; a model that has some does without it.
+    """
+    cudnn = torch.backends.cudnn.enabled
     modes = [(module, module.training) for module in model.modules()]
     for module, _ in modes:  # `eval()` may be the user's own, and exported modules refuse it
         module.training = False
+    torch.backends.cudnn.enabled = cudnn and not _is_recurrent(model)
     try:
         yield
     finally:
+        torch.backends.cudnn.enabled = cudnn
         for module, training in modes:
             module.training = training
+
+
+def _is_recurrent(model: nn.Module) -> bool:
+    nodes = model.graph.nodes if isinstance(model, fx.GraphModule) else ()
+    return any(isinstance(m, nn.RNNBase) for m in model.modules()) or any(
+        n.meta.get("op") in _RECURRENT for n in nodes
+    )
 
 
 @contextmanager

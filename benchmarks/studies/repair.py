@@ -32,13 +32,13 @@ TASKS = [
 
 #: networks that branch have batch norms, too
 RESIDUAL = ("digits_resnet", "resnet20")
-#: processor seconds that each learning rate of AdamW gets, at least and for every sample
+#: processor seconds that each learning rate of AdamW gets, at least and for every sample: as many as `auto` takes
 SECONDS = {
-    "digits_cnn": (1.5, 0.0),
-    "digits_resnet": (3.0, 0.008),
-    "mnist_cnn": (1.5, 0.002),
-    "cifar_cnn": (2.0, 0.008),
-    "resnet20": (5.0, 0.08),
+    "digits_cnn": (5.0, 0.0),
+    "digits_resnet": (6.0, 0.008),
+    "mnist_cnn": (4.0, 0.003),
+    "cifar_cnn": (7.0, 0.004),
+    "resnet20": (15.0, 0.1),
 }
 
 

@@ -108,7 +108,8 @@ def _correction(jacobian: Tensor, missing: Tensor, condition_limit: float) -> Te
     size = gram.diagonal(dim1=1, dim2=2).sum(1)
     damping = size / condition_limit**2 + torch.finfo(torch.float64).tiny ** 0.5
     system = gram + torch.diag_embed(damping[:, None].expand(-1, gram.shape[1]))
-    weights = torch.linalg.solve(system, missing.double()).to(jacobian.dtype)
+    # damped as it is it has a solution; `solve` would wait for the device to look
+    weights = torch.linalg.solve_ex(system, missing.double())[0].to(jacobian.dtype)
     return torch.einsum("bmn,bm->bn", jacobian, weights)
 
 

@@ -243,20 +243,23 @@ def keep_failed_at_anchor(inverse: Inverse, anchor: Tensor, target: Tensor) -> I
     """Leaves every sample with a non-finite target or answer at its anchor, and says so in the certificate."""
     value, certificate = inverse
     told = certificate.is_measured
+    waits = value.device.type != "cpu"  # to look whether there are such samples
     # a sum is finite only if all it sums is; one that is not is looked at more closely
     total = certificate.__dict__.pop("_total", None)
-    if total is None:
+    if total is None and not waits:
         total = float(value.sum() if value.data_ptr() == target.data_ptr() else value.sum() + target.sum())
-    if math.isfinite(total) and not (told and bool(certificate.failed.any())):
+    if total is not None and math.isfinite(total) and not (told and bool(certificate.failed.any())):
         return inverse
     failed = ~(flat(torch.isfinite(value)).all(1) & flat(torch.isfinite(target)).all(1))
     failed = failed | certificate.failed if told else failed
-    if not bool(failed.any()):
+    if not waits and not bool(failed.any()):
         return inverse
     kept = torch.where(failed.reshape(-1, *[1] * (anchor.dim() - 1)), anchor, value)
 
     def measure() -> Certificate:
         facts = certificate.measured()
+        if not bool(failed.any()):
+            return facts
         distance = torch.where(failed, torch.zeros_like(facts.distance), facts.distance)
         return dataclasses.replace(
             facts, status=Status.FAILED, failed=failed | facts.failed, distance=distance

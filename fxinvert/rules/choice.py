@@ -39,11 +39,14 @@ def invert_branches(op: Op, target: Tensor, branches: tuple[Branch, ...]) -> Inv
     value, choose = torch.empty_like(op.anchor), _choice(branches)
     # half precisions cannot tell 1 from 1 − MARGIN
     working = torch.promote_types(target.dtype, torch.float32)
-    # that nothing overflows is looked at afterwards, which costs less than to prevent it; not so where digits are cut off
-    bounded = value.dtype != working
-    total = _fill(value, op, target, choose, working, bounded)
-    if not math.isfinite(total) and not bounded:
-        total = _fill(value, op, target, choose, working, bounded=True)
+    # that nothing overflows is looked at afterwards, which costs less than to prevent it; not so where digits are cut
+    # off, or where looking waits for a device
+    looks = value.device.type == "cpu"
+    bounded = value.dtype != working or not looks
+    sums = _fill(value, op, target, choose, working, bounded)
+    total = float(sums) if looks else None
+    if total is not None and not math.isfinite(total) and not bounded:
+        total = float(_fill(value, op, target, choose, working, bounded=True))
 
     def facts(found: Tensor) -> dict[str, Any]:
         outside = _outside(op, target, branches)
@@ -57,9 +60,9 @@ def invert_branches(op: Op, target: Tensor, branches: tuple[Branch, ...]) -> Inv
 
 def _fill(
     value: Tensor, op: Op, target: Tensor, choose: Choice, working: torch.dtype, bounded: bool
-) -> float:
+) -> Tensor:
     """Writes the answer, block by block; returns a sum over products of answers and targets, finite only if all are."""
-    totals = []
+    totals = [torch.zeros((), dtype=working, device=value.device)]
     for own, x, t, y in _blocks(op, value, op.anchor, target, op.output):
         if own.dtype != working:
             x, t, y = x.to(working), t.to(working), y.to(working)
@@ -68,7 +71,7 @@ def _fill(
             own.copy_(found)
         # while they are in the cache
         totals.append(torch.dot(found.reshape(-1), t.reshape(-1)))
-    return float(torch.stack(totals).sum()) if totals else 0.0
+    return torch.stack(totals).sum()
 
 
 def _blocks(op: Op, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -38,17 +38,18 @@ class Auto:
         learning_rates: one after the other.
         runs: with each learning rate, at most; each goes on where the one before ended.
         least_gain: the share of the held-out loss that runs must remove, or the next learning rate follows.
-        patience: how many runs in a row may remove less: a step beyond where a run ended may be ahead of the next one.
+        patience: how many runs in a row may remove less: a step beyond where a run ended may be ahead of the next one,
+            but more often the next rate is what helps.
         steps: of a run, at least, so that few samples are passed over more often.
         average: how much of the moving average of the weights is kept in a step.
         optimizer: of a run, with its passes over the data.
     """
 
     closed_form: ClosedForm = field(default_factory=lambda: ClosedForm(samples=2048))
-    learning_rates: tuple[float, ...] = (3e-3, 1e-3, 3e-4)
+    learning_rates: tuple[float, ...] = (1e-2, 3e-3, 1e-3)
     runs: int = 6
     least_gain: float = 0.01
-    patience: int = 1
+    patience: int = 0
     steps: int = 64
     average: float = 0.98
     optimizer: Optimizer = field(default_factory=lambda: Optimizer(epochs=4))

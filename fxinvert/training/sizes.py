@@ -58,7 +58,8 @@ def quadratic(context: Context, batches: Iterable[Batch], *, proposal: Proposal)
     sizes = PROBE * torch.eye(len(proposal))
     states = [moved(context.tensors, proposal, tuple(row.tolist())) for row in sizes]
     heads = Heads.of(context.graph)
-    total = Quadratic(torch.zeros(len(proposal)).double(), torch.zeros(len(proposal), len(proposal)).double())
+    none = torch.zeros(len(proposal), dtype=torch.float64, device=context.device)
+    total = Quadratic(none, none.new_zeros(len(proposal), len(proposal)))
     with torch.no_grad(), evaluating(context.graph):
         variants = Variants(context, [{}, *states])
         for batch in batches:
