@@ -276,7 +276,7 @@ def test_averaged_weights_forget_where_they_began() -> None:
 def test_auto_begins_in_closed_form_and_goes_on_with_gradients() -> None:
     result = train(method="auto", sweeps=1)
     stages = [name for record in result.history for name in record.sizes]
-    assert stages[:3] == ["0", "2", "gradient, learning rate 0.003"]
+    assert stages[:3] == ["0", "2", "gradient, learning rate 0.01"]
     closed = train(schedule="parallel", sweeps=1)
     assert result.final.loss < closed.final.loss
 
