@@ -114,7 +114,9 @@ class Feed:
         before = self.counts[index].fingerprint
         if not self.ordered or before == found:
             return
-        if before.inputs == found.inputs and before.pairs != found.pairs:
+        if before.samples != found.samples:
+            problem = f"has {found.samples} samples in chunk {index} where there were {before.samples}"
+        elif before.inputs == found.inputs and before.pairs != found.pairs:
             problem = "has other labels"
         else:
             problem = f"is not the same in chunk {index}: its loader shuffles (give it shuffle=False), augments, or has changed"

@@ -11,6 +11,8 @@ from typer.testing import CliRunner, Result
 from fxinvert.cli import app
 
 MODULE = '''
+import functools
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -50,6 +52,24 @@ def batches(classes=3, **change):
         "y": torch.randint(classes, (60,), generator=generator),
     } | change
     return [(made["x"][:30], made["y"][:30]), (made["x"][30:], made["y"][30:])]
+
+
+def shards():
+    return [functools.partial(shard, i) for i in range(2)]
+
+
+def shard(i):
+    return batches()[i:i + 1]
+
+
+class Shorter:
+    """Batches of which the last is missing from the second pass on."""
+
+    passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        return iter(batches()[:3 - min(self.passes, 2)])
 
 
 def not_a_number():

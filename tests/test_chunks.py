@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from fxinvert import DataError
 from fxinvert.training.batch import Batch, checked
 from fxinvert.training.chunks import source_of
+from fxinvert.training.data import Begun
 from fxinvert.training.fingerprint import Fingerprint, fingerprint
 from fxinvert.training.held_out import KEPT, HeldOutSample, bound
 
@@ -223,6 +225,7 @@ def backwards(items: Data) -> Data:
     return items[::-1]
 
 
+@pytest.mark.parametrize("after", [1, 4])
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -234,9 +237,28 @@ def backwards(items: Data) -> Data:
         (labels_in_other_places, "has other labels in a later pass"),
     ],
 )
-def test_data_that_changes_between_passes_is_found(change: Callable[[Data], Data], said: str) -> None:
+def test_data_that_changes_between_passes_is_found(
+    change: Callable[[Data], Data], said: str, after: int
+) -> None:
+    """Even from the first pass to the second: the model is traced with the beginning of the first."""
     with pytest.raises(DataError, match=said):
-        train(Changing(change))
+        train(Changing(change, after))
+
+
+@given(st.lists(st.integers(0, 6), max_size=4))
+def test_looking_at_the_beginning_takes_no_pass(looks: list[int]) -> None:
+    begun, passes = Begun(Changing(backwards, after=1)), list[list[Any]]()
+    for number in looks:
+        seen = list(islice(begun.beginning, number))
+        assert all(torch.equal(a[0], b[0]) for a, b in zip(seen, data(), strict=False))
+    for _ in range(2):
+        passes.append([x for x, _ in begun])
+    first, second = ([x for x, _ in items] for items in (data(), backwards(data())))
+    assert all(
+        torch.equal(a, b)
+        for own, it in zip(passes, (first, second), strict=True)
+        for a, b in zip(own, it, strict=True)
+    )
 
 
 @pytest.mark.parametrize(

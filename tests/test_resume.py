@@ -198,3 +198,18 @@ def test_a_run_with_other_data_is_refused(here: Path, monkeypatch: pytest.Monkey
     assert result.exit_code == 2
     assert "begun with something else: data: train" in result.stderr
     assert (here / "run" / "tasks").exists()
+
+
+def test_data_in_shards_give_the_same_bytes(here: Path) -> None:
+    for name in ("batches", "shards"):
+        command = ("post-train", "cli_nets:Net", f"cli_nets:{name}", "--chunk", "1", *WITHOUT)
+        result = invoke(*command, "--run-directory", name)
+        assert result.exit_code == 0, result.output
+    first, second = (here / name / "weights.safetensors" for name in ("batches", "shards"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_loader_that_is_shorter_in_the_second_pass_is_found(here: Path) -> None:
+    result = invoke("post-train", "cli_nets:Net", "cli_nets:Shorter", *WITHOUT)
+    assert result.exit_code == 2
+    assert "has 30 samples in chunk 0 where there were 60 in a later pass than in the first" in result.stderr

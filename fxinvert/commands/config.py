@@ -33,7 +33,7 @@ class PostTrainConfig(BaseModel):
     )
     data: str = Field(
         description="Training data: an .npz file with x and y, a .csv file of image paths and numbers, a folder of "
-        "class folders of images, of MNIST's or of CIFAR's files, datasets:DIR, or package.module:factory of a loader."
+        "class folders of images, of MNIST's or of CIFAR's files, datasets:DIR, or package.module:factory of a loader or of a list of factories, one per shard."
     )
     weights: Path | None = Field(
         default=None, description="Weights for the model: .safetensors, .pt or .pth."

@@ -40,6 +40,8 @@ from fxinvert.sources import (
 )
 from fxinvert.sources.data import Data, Loader
 from fxinvert.training import Auto, Batches, ClosedForm, Gradient, Joint, Method, Metrics, evaluate
+from fxinvert.training.chunks import Shards
+from fxinvert.training.data import Begun, beginning_of
 
 #: rows of the first batch that are enough to trace and export with
 EXAMPLE_ROWS = 8
@@ -105,7 +107,7 @@ def _execute(
         console.print(plan)
         warnings = doubts(
             graph,
-            Batches(inputs.train, torch.device(config.device)),
+            Batches(beginning_of(inputs.train), torch.device(config.device)),
             options_of(config),
             inputs.expected,
             inputs.classes,
@@ -190,6 +192,8 @@ def open_inputs(config: PostTrainConfig) -> Inputs:
     torch.manual_seed(config.seed)
     options = options_of(config, config.seed)
     data = load_data(config.data, options)
+    if not isinstance(data.train, Shards):
+        data = replace(data, train=Begun(data.train))
     model, expected = open_model(config.model, config.weights, config.device, config.pretrained)
     target: Any = config.output_target
     if is_factory(target):

@@ -18,6 +18,8 @@ from fxinvert.sources.images import ImageFolder
 from fxinvert.sources.libraries import from_datasets, library_of
 from fxinvert.sources.options import DataOptions
 from fxinvert.sources.tables import load_csv
+from fxinvert.training.chunks import Shards, is_shards
+from fxinvert.training.data import beginning_of
 
 Loader = Iterable[tuple[Any, Tensor]]
 
@@ -42,7 +44,7 @@ class Data:
         Raises:
             DataError: there is no batch, or it is not a pair with tensors as inputs.
         """
-        first = next(iter(self.train), None)
+        first = next(iter(beginning_of(self.train)), None)
         if first is None:
             raise DataError("the data has no batches")
         if not isinstance(first, tuple | list) or len(first) != 2:
@@ -62,7 +64,7 @@ def load_data(spec: str, options: DataOptions | None = None, classes: tuple[str,
     Args:
         spec: an `.npz` file with x and y arrays; a `.csv` file of image paths and numbers; a folder of MNIST's IDX files,
             of CIFAR's batches, or of class folders of images; `datasets:DIR`; or `package.module:factory` of an iterable
-            of (inputs, labels) batches that can be iterated more than once.
+            of (inputs, labels) batches that can be iterated more than once, or of a list of factories, one for each shard.
         options: how files are read; a factory's batches are taken as they are.
         classes: the class names in the order of their numbers, where other data has set it.
 
@@ -109,6 +111,8 @@ def _file(path: Path, options: DataOptions) -> Data:
 
 def _loader(spec: str) -> Loader:
     loader = call_factory(spec, "data")
+    if is_shards(loader):
+        return Shards(loader)
     if isinstance(loader, Iterator):
         raise DataError(
             f"data {spec!r} gave {type(loader).__name__}, which can be iterated only once; give a list or a DataLoader"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Protocol
 
 from fxinvert.errors import DataError
-from fxinvert.training.data import check_source
+from fxinvert.training.data import Begun, check_source
 
 #: batches per chunk
 CHUNK = 8
@@ -41,6 +41,11 @@ class Source(Protocol):
 
     local: bool
 
+    @property
+    def beginning(self) -> Iterable[Any]:
+        """The first items, as many as one likes, without beginning a pass of its own."""
+        ...
+
     def chunks(self) -> Iterator[Chunk]: ...
 
     def chunk(self, index: int) -> Chunk:
@@ -55,7 +60,11 @@ class LoaderSource:
 
     def __init__(self, loader: Iterable[Any], what: str, size: int) -> None:
         check_source(loader, what)
-        self.loader, self.what, self.size = loader, what, size
+        self.loader, self.what, self.size = Begun(loader), what, size
+
+    @property
+    def beginning(self) -> Iterable[Any]:
+        return self.loader.beginning
 
     def chunks(self) -> Iterator[Chunk]:
         items = iter(self.loader)
@@ -77,6 +86,10 @@ class IndexedSource:
         self.factory, self.what, self.size = factory, what, size
         self.count = len(made)
         self._made: Sequence[Any] | None = made
+
+    @property
+    def beginning(self) -> Iterable[Any]:
+        return _items(self)
 
     def chunks(self) -> Iterator[Chunk]:
         return map(self.chunk, range(-(-self.count // self.size)))
@@ -100,13 +113,31 @@ class IndexedSource:
         return vars(self) | {"_made": None}
 
 
+class Shards:
+    """Factories of batches, one for each shard of some data; iterated, the batches of all of them.
+
+    Args:
+        factories: called anew for every pass.
+    """
+
+    def __init__(self, factories: Sequence[Callable[[], Iterable[Any]]]) -> None:
+        self.factories = factories
+
+    def __iter__(self) -> Iterator[Any]:
+        return chain.from_iterable(factory() for factory in self.factories)
+
+
 class ShardSource:
-    """Factories, one for each shard: every shard is a chunk, read where it is worked on."""
+    """Every shard is a chunk, read where it is worked on."""
 
     local = False
 
     def __init__(self, shards: Sequence[Callable[[], Iterable[Any]]], what: str) -> None:
         self.shards, self.what = shards, what
+
+    @property
+    def beginning(self) -> Iterable[Any]:
+        return _items(self)
 
     def chunks(self) -> Iterator[Chunk]:
         return map(self.chunk, range(len(self.shards)))
@@ -127,14 +158,21 @@ def source_of(data: Any, what: str = "train_data", size: int = CHUNK) -> Source:
     Raises:
         DataError: it is none of these.
     """
-    if isinstance(data, list | tuple) and data and all(map(callable, data)):
-        return ShardSource(data, what)
+    if is_shards(data):
+        data = Shards(data)
+    if isinstance(data, Shards):
+        return ShardSource(data.factories, what)
     if callable(data) and not isinstance(data, Iterable):
         made = data()
         if hasattr(made, "__getitem__") and hasattr(made, "__len__"):
             return IndexedSource(data, made, what, size)
         return LoaderSource(_Anew(data, what), what, size)
     return LoaderSource(data, what, size)
+
+
+def is_shards(data: Any) -> bool:
+    """Whether some data are a list of factories, one for each shard."""
+    return isinstance(data, list | tuple) and len(data) > 0 and all(map(callable, data))
 
 
 class _Anew:
@@ -148,6 +186,10 @@ class _Anew:
         if not isinstance(made, Iterable):
             raise DataError(f"the factory of {self.what} made {type(made).__name__}; batches are needed")
         return iter(made)
+
+
+def _items(source: Source) -> Iterator[Any]:
+    return (item for chunk in source.chunks() for item in chunk.read())
 
 
 def _same(items: list[Any]) -> list[Any]:

@@ -78,9 +78,7 @@ class Context:
     def _first(self) -> Batch:
         tensors = [*self.model.parameters(), *self.model.buffers()]
         device = next((value.device for value in tensors), torch.device("cpu"))
-        chunk = next(iter(self.sources["train"].chunks()), None)
-        items = [] if chunk is None else list(islice(chunk.read(), 1))
-        (batch,) = Batches(items, device)
+        (batch,) = Batches(list(islice(self.sources["train"].beginning, 1)), device)
         return batch.map(lambda value: value[:_EXAMPLE])
 
     def _open(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain, count, islice
 from typing import Any, Literal
 
 import torch
@@ -64,6 +65,54 @@ class Batches:
         if empty:
             raise DataError(f"{self.what} has no batches; it is empty, or it can be iterated only once")
         self.fingerprint = seen
+
+
+class Begun:
+    """Data whose beginning can be looked at before the first pass, which goes on from there: no pass is lost to looking.
+
+    Args:
+        source: any iterable that can be iterated more than once.
+    """
+
+    def __init__(self, source: Iterable[Any]) -> None:
+        self.source = source
+        self._seen: list[Any] = []
+        self._rest: Iterator[Any] | None = None
+
+    @property
+    def beginning(self) -> Iterable[Any]:
+        """What a first pass gives; can be iterated as far as one likes, as often as one likes, until there is one."""
+        return _Beginning(self)
+
+    def _look(self) -> Iterator[Any]:
+        if self._rest is None:
+            self._rest = iter(self.source)
+        for i in count():
+            if i == len(self._seen):
+                self._seen += islice(self._rest, 1)
+            if i == len(self._seen):
+                return
+            yield self._seen[i]
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._rest is None:
+            return iter(self.source)
+        begun = chain(self._seen, self._rest)
+        self._seen, self._rest = [], None
+        return begun
+
+
+class _Beginning:
+    def __init__(self, begun: Begun) -> None:
+        self.begun = begun
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.begun._look()
+
+
+def beginning_of(source: Iterable[Any]) -> Iterable[Any]:
+    """What may be looked at before the first pass."""
+    return source.beginning if isinstance(source, Begun) else source
 
 
 def check_source(source: Any, what: str) -> None:
