@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
+import types
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._jit_internal import boolean_dispatched
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fxinvert.errors import FxInvertError, RuleError
 from fxinvert.linalg import Factor, SolveSettings
 from fxinvert.rules import FactorCache, Inverse, Op, Rule
 from fxinvert.rules.certificate import Status, certified, keep_failed_at_anchor
-from fxinvert.rules.keys import op_named
+from fxinvert.rules.keys import is_torch, op_named
 
 #: stands for the unknown argument while the others are named
 UNKNOWN = object()
+#: the position or name of an argument, and the index in it, if it is a list
+Place = tuple[int | str, int | None]
 
 
 class InverseOp(nn.Module):
@@ -48,6 +52,11 @@ class InverseOp(nn.Module):
         self.rule, self.name, self.unknown, self.settings, self.rows = rule, name, unknown, settings, rows
         self.function = str(function) if isinstance(function, torch._ops.OpOverload) else function
         self._cache = FactorCache()
+        self._found: Place | None = None
+        own = isinstance(function, str | types.FunctionType | types.BuiltinFunctionType) and (
+            is_torch(function) or function.__module__.startswith("fxinvert.")
+        )
+        self._stateless = own or isinstance(function, torch._ops.OpOverload)
 
     @torch.no_grad()
     def forward(self, target: Tensor, output: Tensor, *args: Any, **kwargs: Any) -> Inverse:
@@ -84,24 +93,23 @@ class InverseOp(nn.Module):
                 raise RuleError(f"{self._who()} returned {what} {got}; its input has {wanted}")
         inverse = answer if isinstance(answer, Inverse) else certified(op, target, value, Status.EXACT)
         inverse = keep_failed_at_anchor(inverse, anchor, target)
-        if not isinstance(
-            self.function, str
-        ):  # not torch's own: its state may be another when somebody looks
+        if not self._stateless:  # its state may be another when somebody looks
             inverse.certificate.measured()
         return Inverse(_unfolded(inverse.target, self.rows[0]), inverse.certificate)
 
     def op(self, output: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Op:
         """The op as rules see it, for one batch."""
         function = self._callable()
-        anchor = tree_leaves((args, kwargs))[self.unknown]
+        place = self._place(args, kwargs)
+        anchor = _taken(args, kwargs, place)
         # evaluating must not keep the batch alive: factorizations may hold on to it
-        held, named = self._with((args, kwargs), UNKNOWN)
+        held, named = _with(args, kwargs, place, UNKNOWN)
         arguments = _opened(call_arguments(function, held, named))
         unknown = next(name for name, value in arguments.items() if value is UNKNOWN)
         del arguments[unknown]
 
         def evaluate(value: Tensor) -> Tensor:
-            given, options = self._with((held, named), _unfolded(value, self.rows[0]))
+            given, options = _with(held, named, place, _unfolded(value, self.rows[0]))
             return _folded(function(*given, **options), self.rows[1])
 
         tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
@@ -141,11 +149,14 @@ class InverseOp(nn.Module):
             self.rows,
         )
 
-    def _with(self, arguments: Any, value: Any) -> Any:
-        """The call's arguments with another value for the unknown one."""
-        flat, form = tree_flatten(arguments)
-        flat[self.unknown] = value
-        return tree_unflatten(flat, form)
+    def _place(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Place:
+        """Where the unknown argument is; the same in every call, as it is a node's."""
+        if self._found is None:
+            flat, form = tree_flatten((args, kwargs))
+            flat[self.unknown] = UNKNOWN
+            marked, options = tree_unflatten(flat, form)
+            self._found = _place_of(marked, options)
+        return self._found
 
     def _callable(self) -> Callable[..., Any]:
         if not isinstance(self.function, str):
@@ -156,6 +167,37 @@ class InverseOp(nn.Module):
 
     def _who(self) -> str:
         return f"the rule for {self.rule.key!r} ({self.rule.origin}), at node {self.name!r},"
+
+
+def _place_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Place:
+    """Where `UNKNOWN` stands: the position or name of the argument, and the index in it, if it is a list."""
+    arguments: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    for key, value in arguments:
+        if value is UNKNOWN:
+            return key, None
+        if isinstance(value, tuple | list) and any(item is UNKNOWN for item in value):
+            return key, next(i for i, item in enumerate(value) if item is UNKNOWN)
+    raise RuleError("an unknown argument stands deeper than in a list of tensors; please report this")
+
+
+def _taken(args: tuple[Any, ...], kwargs: dict[str, Any], place: Place) -> Any:
+    key, index = place
+    value = args[key] if isinstance(key, int) else kwargs[key]
+    return value if index is None else value[index]
+
+
+def _with(
+    args: tuple[Any, ...], kwargs: dict[str, Any], place: Place, value: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call's arguments with another value at one place."""
+    key, index = place
+    if index is not None:
+        items = list(_taken(args, kwargs, (key, None)))
+        items[index] = value
+        value = items
+    if isinstance(key, int):
+        return (*args[:key], value, *args[key + 1 :]), kwargs
+    return args, {**kwargs, key: value}
 
 
 def _folded(value: Tensor, rows: int) -> Tensor:
@@ -170,10 +212,9 @@ def _unfolded(value: Tensor, rows: int) -> Tensor:
 def call_arguments(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """What a call passes, by argument name, defaults filled in."""
     if isinstance(function, torch._ops.OpOverload):
-        schema = function._schema.arguments
-        given = dict(zip((a.name for a in schema), args, strict=False)) | kwargs
-        known = [a for a in schema if a.name in given or a.has_default_value()]
-        return {a.name: given.get(a.name, a.default_value) for a in known}
+        names, defaults = _schema(function)
+        given = dict(zip(names, args, strict=False)) | kwargs
+        return {n: given.get(n, defaults.get(n)) for n in names if n in given or n in defaults}
     called = function.forward if isinstance(function, nn.Module) else function
     if (
         called in boolean_dispatched
@@ -192,6 +233,13 @@ def call_arguments(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
         else:
             named[name] = value
     return named
+
+
+@functools.cache
+def _schema(function: torch._ops.OpOverload) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The names of an op's arguments, and the defaults of those that have one."""
+    schema = function._schema.arguments
+    return tuple(a.name for a in schema), {a.name: a.default_value for a in schema if a.has_default_value()}
 
 
 def _opened(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -140,6 +140,15 @@ def test_a_module_of_the_users_is_measured_while_it_is_as_it_was() -> None:
     assert certificate.status is Status.EXACT
 
 
+@pytest.mark.parametrize(
+    "op", [nn.ReLU(), nn.Softsign(), nn.Conv1d(2, 2, 3, padding=1, padding_mode="circular")]
+)
+def test_a_function_without_a_state_is_measured_later(op: nn.Module) -> None:
+    x = torch.ones(2, 2, 5)
+    _, certificate = Inverted(op, x)(x, op(x).detach())
+    assert not certificate.is_measured
+
+
 class Noisy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return 2 * x + torch.rand_like(x) if self.training else 2 * x

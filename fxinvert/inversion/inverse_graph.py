@@ -21,7 +21,7 @@ from fxinvert.linalg.anchored import Method
 from fxinvert.notebook import table
 from fxinvert.output_target import OutputTarget, OutputTargetFunction, output_target
 from fxinvert.passes import trace
-from fxinvert.passes.capture import evaluating
+from fxinvert.passes.capture import attribute, evaluating
 from fxinvert.passes.flow import Flow, Stretch, by_sample, has_target
 from fxinvert.passes.inverse_op import InverseOp
 from fxinvert.passes.synthesize import ANCHOR_OF, TARGET_OF, arguments_of, inverse_op, renew, synthesize
@@ -141,12 +141,11 @@ class InverseGraph:
         needed = _ancestors(wanted)
         with torch.no_grad():
             target = self.output_target(values[self.output_node], labels)
-            runner = fx.Interpreter(self.graph_module, garbage_collect_values=False)
-            runner.env = dict(zip(self._placeholders(), (target, *self._anchors(values)), strict=True))
+            env = dict(zip(self._placeholders(), (target, *self._anchors(values)), strict=True))
             for node in self.graph_module.graph.nodes:
-                if node in needed and node not in runner.env:
-                    runner.env[node] = runner.run_node(node)
-            found = {forward: runner.env[node] for node, forward in wanted.items()}
+                if node in needed and node not in env:
+                    env[node] = _evaluated(self.graph_module, node, env)
+            found = {forward: env[node] for node, forward in wanted.items()}
             return self._refined(found, values, target)
 
     def op(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Op:
@@ -345,6 +344,15 @@ def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
         found.update(new)
         waiting += new
     return found
+
+
+def _evaluated(module: fx.GraphModule, node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
+    """The value of a step of the inverse graph."""
+    if node.op == "get_attr":
+        return attribute(module, str(node.target))
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
+    called = module.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+    return called(*args, **kwargs)  # type: ignore[operator]
 
 
 def _check_shape(node: fx.Node, value: Any) -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,12 +40,14 @@ class Scales:
         largest: `(1, …, 1)`, the largest size in a group.
         tame: whether no scale is so small beside the others that it would blow corrections up.
         even: whether all scales of a group are of one size.
+        ones: whether all scales are 1.
     """
 
     weight: Tensor
     largest: Tensor
     tame: bool
     even: bool
+    ones: bool
 
     @classmethod
     def of(cls, weight: Tensor, kappa: float) -> Scales:
@@ -52,10 +55,41 @@ class Scales:
         size = weight.abs()
         largest, smallest = size.amax(-1, keepdim=True), size.amin(-1, keepdim=True)
         tame = bool(((smallest > 0) & (largest <= kappa * smallest)).all())
-        return cls(weight, largest, tame, bool((smallest == largest).all()))
+        return cls(weight, largest, tame, bool((smallest == largest).all()), bool((weight == 1).all()))
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes + self.largest.nbytes
 
     def to(self, dtype: torch.dtype) -> Scales:
         return replace(self, weight=self.weight.to(dtype))
+
+
+class Direction(NamedTuple):
+    """z* plus a shift `(…, n)`; `(…, 1)`: the shift; ‖z*‖; whether z* lies on the sphere; how far w ⊙ z* is from what is
+    wanted; whether corrections are amplified; and the number of iterations."""
+
+    z: Tensor
+    shift: Tensor
+    size: Tensor
+    outside: Tensor
+    misfit: Tensor
+    amplified: Tensor
+    iterations: int
+
+
+class Numbers(NamedTuple):
+    """Of every group, `(…, 1)`: μ; ‖r‖; ‖x − μ‖; ‖z*‖; ⟨x − μ, z*⟩; and the others of its direction."""
+
+    mean: Tensor
+    asked: Tensor
+    own_size: Tensor
+    size: Tensor
+    inner: Tensor
+    shift: Tensor
+    outside: Tensor
+    misfit: Tensor
+    amplified: Tensor
 
 
 @dataclass(frozen=True)
@@ -76,88 +110,109 @@ class Ball:
     kappa: float
     rounding: float
 
-    def pre_image(self, x: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
-        """The nearest pre-images, for anchors and what is missing from their outputs, `(…, n)`; r is overwritten.
+    def direction(self, x: Tensor, r: Tensor) -> tuple[Tensor, Numbers, int]:
+        """z*, of any length if it lies on the sphere, for anchors and what is missing from their outputs, `(…, n)`.
 
         Returns:
-            the values; `(…, 1)`: whether nothing is missing; whether the target is off the range; λ, 0 where not damped;
-            the number of iterations.
+            z* plus the shift that its numbers tell, as a rule in the place of r; its numbers; the number of iterations.
         """
-        limit, rounding, largest = math.sqrt(x.shape[-1]), self.rounding, self.scales.largest
-        mean = x.mean(-1, keepdim=True) if self.centered else None
-        moved = x if mean is None else x - mean
+        mean = x.mean(-1, keepdim=True) if self.centered else torch.zeros_like(x[..., :1])
+        moved = x - mean if self.centered else x
         asked, own_size = _norm(r).double(), _norm(moved).double()
         spread = (own_size.square() / x.shape[-1] + self.eps).sqrt()
-        start = moved / spread.to(x.dtype)
-        z, outside, misfit, amplified, iterations = (self._direct if self.scales.tame else self._solved)(
-            start, r
+        found = (self._direct if self.scales.tame else self._solved)(moved, r, (1 / spread).to(x.dtype))
+        inner = torch.linalg.vecdot(moved, found.z)[..., None].double()
+        numbers = Numbers(
+            mean,
+            asked,
+            own_size,
+            found.size,
+            inner,
+            found.shift,
+            found.outside,
+            found.misfit,
+            found.amplified,
         )
+        return found.z, numbers, found.iterations
 
+    def lengths(self, n: int, of: Numbers) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What becomes of the directions of groups of n entries: the nearest pre-images are factor · z + offset.
+
+        Returns:
+            `(…, 1)` each: factor; offset; whether nothing is missing; whether the target is off the range; λ, 0 where not
+            damped.
+        """
+        limit, rounding, largest = math.sqrt(n), self.rounding, self.scales.largest
+        asked, size, misfit, outside = of.asked, of.size, of.misfit, of.outside
+        spread = (of.own_size.square() / n + self.eps).sqrt()
         # numbers of groups have all digits: 1 − ‖z‖²/n is as small as ε/σ², and the spread hangs on it
-        size = _norm(z).double()
         flat = size == 0
-        own = torch.where(flat, 0, (moved * z).sum(-1, keepdim=True).double() / size)
+        own = torch.where(flat, 0, of.inner / size)
         unreached = (misfit > rounding * asked) | ((self.eps == 0) & (size < limit * (1 - rounding)))
         # as near to the sphere as the target is far from the range
         margin = torch.where(outside, misfit / (largest * limit), 0).clamp(rounding, max(MARGIN, rounding))
         demanded = torch.where(outside | (self.eps == 0), limit, size)
         least, most = (_radius(demanded + sign * margin * limit, limit, self.eps) for sign in (-1, 1))
         # the entries must be told apart beside their mean
-        if mean is not None:
-            least = torch.maximum(least, torch.minimum(most, 4 * rounding * mean.double().abs() * limit))
+        if self.centered:
+            least = torch.maximum(least, torch.minimum(most, 4 * rounding * of.mean.double().abs() * limit))
         radius = torch.minimum(torch.maximum(own, least), most)
         # no correction is blown up more than κ times
         allowed = self.kappa * asked * spread / torch.where(largest > 0, largest, 1)
-        room = (allowed.square() - (own_size.square() - own.square()).clamp(min=0)).clamp(min=0).sqrt()
+        room = (allowed.square() - (of.own_size.square() - own.square()).clamp(min=0)).clamp(min=0).sqrt()
         bounded = torch.minimum(torch.maximum(radius, own - room), own + room).clamp(min=0)
         far = (radius - bounded).abs() > 1e-9 * (1 + radius)
-        damping = torch.where(far | amplified, (largest / self.kappa / torch.where(far, spread, 1)) ** 2, 0)
-
-        value = z.mul_(torch.where(flat, 0, bounded / size).to(x.dtype))
-        value = value if mean is None else value.add_(mean)
-        if not self.scales.tame:
-            value = torch.where(largest > 0, value, x)
-        return value, asked == 0, unreached, damping, iterations
-
-    def _direct(self, start: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
-        """z*, of any length if it lies on the sphere; `(…, 1)`: whether it does; how far w ⊙ z* is from what is wanted;
-        whether corrections are amplified; iterations. For tame scales."""
-        limit, scales = math.sqrt(start.shape[-1]), self.scales
-        wanted = r.div_(scales.weight).add_(start)
-        shift = wanted.mean(-1, keepdim=True) if self.centered else torch.zeros_like(wanted[..., :1])
-        size, none = _norm(wanted).double(), torch.zeros_like(shift, dtype=torch.bool)
-        off = shift.double().abs() * limit
-        if scales.even:
-            z = wanted.sub_(shift) if self.centered else wanted
-            over = (size.square() - off.square()).clamp(min=0).sqrt() - limit
-            outside = over > self.rounding * limit
-            misfit = scales.largest * (off.square() + over.clamp(min=0).square()).sqrt()
-            return z, outside, misfit, none, 0
-        there = (off <= 4 * self.rounding * limit) & (size <= (1 + self.rounding) * limit)
-        outside, misfit = none.clone(), torch.zeros_like(size)
-        if bool(there.all()):
-            return wanted, outside, misfit, none, 0
-        rest = ~there[..., 0]
-        weight, begin = scales.weight.expand_as(start)[rest], start[rest]
-        missing = (wanted[rest] - begin) * weight
-        bounds = torch.full_like(begin[..., :1], limit)
-        damping = torch.finfo(start.dtype).eps * weight.square().amax(-1, keepdim=True)
-        z, eta, steps = nearest_in_ball(
-            begin, missing, weight, damping, bounds, torch.zeros_like(bounds), centered=self.centered
+        damping = torch.where(
+            far | of.amplified, (largest / self.kappa / torch.where(far, spread, 1)) ** 2, 0
         )
-        wanted[rest], outside[rest] = z, eta > 0
-        misfit[rest] = _norm(weight * (z - begin) - missing).double()
-        return wanted, outside, misfit, none, steps
+        factor = torch.where(flat, 0, bounded / size)
+        return factor, of.mean.double() - factor * of.shift, asked == 0, unreached, damping
 
-    def _solved(self, start: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+    def _direct(self, moved: Tensor, r: Tensor, inverse: Tensor) -> Direction:
+        """For tame scales: (t − b) / w, if that lies in the ball; `inverse` is 1 / √(σ² + ε)."""
+        limit, scales = math.sqrt(moved.shape[-1]), self.scales
+        missing = r if scales.ones else r.div_(scales.weight)
+        wanted = missing.addcmul_(moved, inverse)
+        shift = (
+            wanted.mean(-1, keepdim=True).double()
+            if self.centered
+            else torch.zeros_like(wanted[..., :1]).double()
+        )
+        whole, none = _norm(wanted).double(), torch.zeros_like(shift, dtype=torch.bool)
+        off = shift.abs() * limit
+        if scales.even:
+            size = (whole.square() - off.square()).clamp(min=0).sqrt()
+            outside = size - limit > self.rounding * limit
+            misfit = scales.largest * (off.square() + (size - limit).clamp(min=0).square()).sqrt()
+            return Direction(wanted, shift, size, outside, misfit, none, 0)
+        there = (off <= 4 * self.rounding * limit) & (whole <= (1 + self.rounding) * limit)
+        nothing = torch.zeros_like(shift)
+        if bool(there.all()):
+            return Direction(wanted, nothing, whole, none, nothing, none, 0)
+        rest = ~there[..., 0]
+        weight, begin = scales.weight.expand_as(moved)[rest], (moved * inverse)[rest]
+        asked = (wanted[rest] - begin) * weight
+        bounds = torch.full_like(begin[..., :1], limit)
+        damping = torch.finfo(begin.dtype).eps * weight.square().amax(-1, keepdim=True)
+        z, eta, steps = nearest_in_ball(
+            begin, asked, weight, damping, bounds, torch.zeros_like(bounds), centered=self.centered
+        )
+        outside, misfit = none.clone(), nothing.clone()
+        wanted[rest], outside[rest] = z, eta > 0
+        misfit[rest] = _norm(weight * (z - begin) - asked).double()
+        return Direction(wanted, nothing, _norm(wanted).double(), outside, misfit, none, steps)
+
+    def _solved(self, moved: Tensor, r: Tensor, inverse: Tensor) -> Direction:
         """The same for scales of any size."""
+        start = moved * inverse
         weight, largest = self.scales.weight, self.scales.largest
         amplified = _amplified(r, weight, self.kappa)
         damping = torch.where(
             amplified, (largest / self.kappa) ** 2, torch.finfo(start.dtype).eps * largest**2
         )
         z, outside, iterations = _nearest_value(start, r, weight, damping, amplified, centered=self.centered)
-        return z, outside, _norm(weight * (z - start) - r), amplified, iterations
+        misfit, size = _norm(weight * (z - start) - r).double(), _norm(z).double()
+        return Direction(z, torch.zeros_like(size), size, outside, misfit, amplified, iterations)
 
 
 def _nearest_value(

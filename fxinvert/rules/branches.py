@@ -92,13 +92,17 @@ class Branch:
                 value = torch.lerp(value, torch.as_tensor(last).to(value), replaced)
         return value
 
+    def within(self, dtype: torch.dtype) -> tuple[Number, Number]:
+        """The ends of the interval that belong to it."""
+        low = _off(self.low, 1, dtype) if self.open_low else self.low
+        return low, _off(self.high, -1, dtype) if self.open_high else self.high
+
     def input(self, value: Tensor, anchor: Tensor, dtype: torch.dtype, bounded: bool = True) -> Tensor:
         """The pre-image of a value of the image, for an answer in `dtype`; finite unless `bounded` is False."""
         found = self.inverse(value, anchor)
         if self.plain and not (self.open_low or self.open_high):
             return found  # it lies in the interval as the value lies in the image
-        low = _off(self.low, 1, dtype) if self.open_low else self.low
-        high = _off(self.high, -1, dtype) if self.open_high else self.high
+        low, high = self.within(dtype)
         if found is anchor or not bounded or isinstance(low, Tensor) or isinstance(high, Tensor):
             return within(found, low, high)
         bound = torch.finfo(dtype).max

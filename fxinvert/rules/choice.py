@@ -113,7 +113,7 @@ def _choice(branches: tuple[Branch, ...]) -> Choice:
             continue
         if not others or all(_covers(main, b) for b in branches):
             return _Direct(main, *ends, *others)
-    return functools.partial(_compared, branches)
+    return _Stepped.of(needed) or functools.partial(_compared, branches)
 
 
 def _continues(constant: Branch, branches: Sequence[Branch]) -> bool:
@@ -224,6 +224,50 @@ class _Direct:
         if other.least > main.least:
             weight.mul_((torch.gt if other.open_least else torch.ge)(value, other.least, out=middle))
         return torch.lerp(found, second, weight)
+
+
+@dataclass(frozen=True)
+class _Stepped:
+    """The nearest pre-image of y = x with a step, a constant where the function jumps, between what lies below and above it.
+
+    Attributes:
+        step: the constant branch.
+        sides: the branches beside it, on which y = x.
+    """
+
+    step: Branch
+    sides: tuple[Branch, ...]
+
+    @classmethod
+    def of(cls, branches: Sequence[Branch]) -> _Stepped | None:
+        """The choice among some branches, if they are a step and its sides."""
+        steps, sides = [b for b in branches if b.flat], tuple(b for b in branches if not b.flat)
+        ends = [end for b in branches for end in (b.low, b.high, b.least, b.most)]
+        if len(steps) != 1 or steps[0].rounded or any(isinstance(end, Tensor) for end in ends):
+            return None
+        (step,) = steps
+        fits = all(
+            side.plain
+            and (
+                (side.high <= step.low and side.most <= step.least)
+                or (side.low >= step.high and side.least >= step.most)
+            )
+            for side in sides
+        )
+        return cls(step, sides) if fits else None
+
+    def __call__(
+        self, x: Tensor, t: Tensor, y: Tensor, dtype: torch.dtype, out: Tensor, bounded: bool
+    ) -> Tensor:
+        step = self.step
+        torch.clamp(x, float(step.low), float(step.high), out=out)
+        for side in self.sides:
+            low, high = side.within(dtype)
+            above = side.low >= step.high
+            middle = (step.least + (low if above else high)) / 2
+            nearer = (torch.gt if above else torch.lt)(t, middle, out=torch.empty_like(t))
+            torch.lerp(out, within(t, low, high), nearer, out=out)
+        return out
 
 
 def _compared(

@@ -26,6 +26,8 @@ from fxinvert.rules.tabulated import Tabulated
 INF = math.inf
 #: from here on GELU and its kin are straight lines of slope 1, to all digits
 STRAIGHT = 40.0
+#: a slope that makes of any number but zero one beyond all bounds
+STEEP = 2.0**100
 Branches = tuple[Branch, ...]
 
 
@@ -144,16 +146,17 @@ def hardsigmoid() -> Branches:
 
 
 def hardswish() -> Branches:
-    """x · clip(x + 3, 0, 6) / 6, a parabola between −3 and 3 with its lowest point −3/8 at −3/2."""
+    """x · clip(x + 3, 0, 6) / 6: a parabola between −3 and 3 with its lowest point −3/8 at −3/2, 0 below it and x above.
 
-    def root(y: Tensor) -> Tensor:
-        return y.clamp(max=3).mul_(6).add_(2.25).clamp_(min=0).sqrt_()
+    A value up to 0 has a pre-image on either side of the lowest point; at −3 that of 0 is the nearest where the function is 0.
+    """
 
-    return (
-        flat(-INF, -3, 0),
-        falling(-3, -1.5, (-0.375, 0), lambda y: root(y).neg_().sub_(1.5)),
-        rising(-1.5, INF, (-0.375, INF), lambda y: root(y).sub_(4.5).add_(y.clamp(min=3))),
-    )
+    def nearest(y: Tensor, anchor: Tensor) -> Tensor:
+        root = y.clamp(max=3).mul_(6).add_(2.25).clamp_(min=0).sqrt_()
+        side = y.clamp(min=0).mul_(STEEP).add_(anchor).add_(1.5)
+        return root.copysign_(side).add_(y.clamp(min=3)).sub_(4.5)
+
+    return (Branch(-INF, INF, -0.375, INF, nearest, rises=True),)
 
 
 def softplus(beta: float, threshold: float) -> Branches:
@@ -169,17 +172,20 @@ def softplus(beta: float, threshold: float) -> Branches:
     return everywhere((0, INF), inverse)
 
 
-def shrunk(lambd: float, offset: float) -> Branches:
-    """0 for |x| ≤ λ, beyond it x, less `offset` in size: hard shrink (a jump) and soft shrink."""
-    end = lambd - offset
-    above = rising(lambd, INF, (end, INF), lambda y: y + offset)
-    below = rising(-INF, -lambd, (-INF, -end), lambda y: y - offset)
-    jump = end > 0
-    return (
-        replace(below, open_high=jump),
-        flat(-lambd, lambd, 0),
-        replace(above, open_low=jump),
-    )
+def hard_shrunk(lambd: float) -> Branches:
+    """0 for |x| ≤ λ, x beyond."""
+    above = replace(rising(lambd, INF, (lambd, INF), same), open_low=lambd > 0)
+    below = replace(rising(-INF, -lambd, (-INF, -lambd), same), open_high=lambd > 0)
+    return below, flat(-lambd, lambd, 0), above
+
+
+def soft_shrunk(lambd: float) -> Branches:
+    """x, brought nearer to zero by λ, and 0 for |x| ≤ λ: what is farther from zero than rounding is λ off."""
+
+    def nearest(y: Tensor, anchor: Tensor) -> Tensor:
+        return torch.add(anchor, y, alpha=STEEP).clamp_(-lambd, lambd).add_(y)
+
+    return (Branch(-INF, INF, -INF, INF, nearest, rises=True),)
 
 
 def threshold(limit: float, value: float) -> Branches:
@@ -232,8 +238,8 @@ def rules() -> list[Rule]:
         elementwise("threshold", lambda a: threshold(a["threshold"], a["value"])),
         elementwise("_threshold", lambda a: threshold(a["threshold"], a["value"])),
         elementwise("hardtanh", lambda a: clipped(a["min_val"], a["max_val"])),
-        elementwise("hardshrink", lambda a: shrunk(a["lambd"], 0.0)),
-        elementwise("softshrink", lambda a: shrunk(a["lambd"], a["lambd"])),
+        elementwise("hardshrink", lambda a: hard_shrunk(a["lambd"])),
+        elementwise("softshrink", lambda a: soft_shrunk(a["lambd"])),
         elementwise("tanhshrink", lambda a: tanhshrink()),
         elementwise("elu", lambda a: exponential_unit(a["alpha"], a["scale"], a["input_scale"])),
         elementwise("celu", lambda a: exponential_unit(a["alpha"], 1.0, 1 / a["alpha"])),

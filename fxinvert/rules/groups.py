@@ -65,6 +65,7 @@ def settled(
     damped: Tensor | None = None,
     damping: float = 0.0,
     iterations: int = 0,
+    total: float | None = None,
 ) -> Inverse:
     """The answer, with the certificate measured on it.
 
@@ -81,6 +82,7 @@ def settled(
         outside: `(B, …, 1)`, groups whose target was moved onto the op's range.
         damped: `(B, …, 1)`, groups whose correction was damped.
         damping, iterations: for the certificate.
+        total: a number that is finite only if all entries of target and answer are, if one is known.
     """
     anchor = op.anchor
     wanted, before = outputs.split(target), outputs.split(op.output)
@@ -115,7 +117,7 @@ def settled(
             "projected": projected,
         }
 
-    return certified(op, target, value, facts)
+    return certified(op, target, value, facts, total=total)
 
 
 def _size(value: Tensor) -> Tensor:

@@ -54,6 +54,7 @@ def key_of(spelling: Any) -> str:
     )
 
 
+@functools.cache
 def op_named(name: str) -> torch._ops.OpOverload:
     """The op with a qualified name, `"aten.pad.default"`."""
     namespace, packet, overload = name.split(".")

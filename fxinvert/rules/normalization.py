@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fxinvert.errors import NoRuleError
 from fxinvert.rules.affine import Rows, invert_diagonal
-from fxinvert.rules.ball import Ball, Scales
+from fxinvert.rules.ball import Ball, Numbers, Scales
 from fxinvert.rules.certificate import Inverse
 from fxinvert.rules.groups import settled
 from fxinvert.rules.op import Op
@@ -77,9 +77,13 @@ def invert_normalized(
         centered: whether the mean is taken away.
         channels: whether the weight has an entry per channel; else one per entry of a group.
     """
-    weight = _weight(op, groups, channels=channels)
     kappa = op.settings.limit(torch.float32)  # a small scale passes noise on, whatever the digits
-    scales = Scales.of(weight, kappa)
+    weights = (op.parameters["weight"],) if "weight" in op.parameters else ()
+    scales: Scales = op.cache.get(
+        (kappa, op.anchor.shape[1:], op.anchor.dtype),
+        weights,
+        lambda: Scales.of(_weight(op, groups, channels=channels), kappa),
+    )
     # near-zero scales need all digits
     working = torch.promote_types(target.dtype, torch.float32) if scales.tame else torch.float64
     ball = Ball(scales.to(working), eps, centered, kappa, 4 * torch.finfo(target.dtype).eps)
@@ -90,12 +94,19 @@ def invert_normalized(
     parts, iterations = [], 0
     for own, x, y, t in zip(*(torch.split(v, count) for v in (value, anchor, output, wanted)), strict=True):
         missing = torch.sub(t.to(working), y.to(working), out=own)
-        found, *numbers, steps = ball.pre_image(x.to(working), missing)
+        found, numbers, steps = ball.direction(x.to(working), missing)
         if found is not own:
             own.copy_(found)
         parts.append(numbers)
         iterations = max(iterations, steps)
-    same, outside, damping = map(torch.cat, zip(*parts, strict=True))
+    # a group's numbers are few, and an op on a few costs as much as on many
+    of = Numbers(*map(torch.cat, zip(*parts, strict=True)))
+    factor, offset, same, outside, damping = ball.lengths(anchor.shape[-1], of)
+    value.mul_(factor.to(working))
+    if centered:
+        value.add_(offset.to(working))
+    if not scales.tame:
+        value = torch.where(scales.largest > 0, value, anchor.to(working))
     return settled(
         op,
         target,
@@ -107,6 +118,7 @@ def invert_normalized(
         damped=damping > 0,
         damping=float(damping.max()) if damping.numel() else 0.0,
         iterations=iterations,
+        total=float((of.asked + of.own_size + factor + offset).sum()),
     )
 
 
