@@ -113,7 +113,7 @@ def renew(inverse: fx.GraphModule, forward: fx.GraphModule) -> None:
     """Makes an inverse graph read the forward graph's parameters and buffers where these have been replaced by others."""
     for node in inverse.graph.find_nodes(op="get_attr"):
         if attribute(inverse, str(node.target)) is not attribute(forward, str(node.target)):
-            _share(inverse, forward, str(node.target))
+            share(inverse, forward, str(node.target))
 
 
 class _Synthesis:
@@ -144,7 +144,7 @@ class _Synthesis:
         if node.name in self._values:
             return self._values[node.name]
         if node.op == "get_attr":
-            _share(self.root, self.forward, str(node.target))
+            share(self.root, self.forward, str(node.target))
             value = self.graph.get_attr(str(node.target))
         else:
             with self.graph.inserting_after(self._last_input):
@@ -170,10 +170,10 @@ def parameters_of(node: fx.Node) -> dict[str, str]:
     return {k: str(n.target) for k, n in arguments.items() if isinstance(n, fx.Node) and n.op == "get_attr"}
 
 
-def _share(root: nn.Module, graph: fx.GraphModule, target: str) -> None:
-    """Makes a parameter of the forward graph readable in the inverse graph, the same tensor under the same name."""
+def share(root: nn.Module, other: nn.Module, target: str) -> None:
+    """Makes a parameter of another module readable in `root`, the same tensor under the same name."""
     *path, name = target.split(".")
-    owner, tensor = root, attribute(graph, target)
+    owner, tensor = root, attribute(other, target)
     for part in path:
         if part not in owner._modules:
             owner.add_module(part, nn.Module())

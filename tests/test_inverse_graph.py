@@ -197,6 +197,27 @@ def test_parameters_may_be_replaced_by_others() -> None:
     assert not torch.allclose(found.targets["x"], before.targets["x"])
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_parameters_that_the_model_replaces_are_noticed(copied: bool) -> None:
+    x, y, model = (
+        torch.randn(4, 6),
+        torch.tensor([0, 1, 2, 0]),
+        nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)),
+    )
+    inverse = fxinvert.invert(model, x)
+    inverse = copy.deepcopy(inverse) if copied else inverse
+    before = inverse(x, y)
+    model[0].weight = nn.Parameter(torch.randn(5, 6))
+    expected, found = fxinvert.invert(model, x)(x, y), inverse(x, y)
+    for name in found.names:
+        same = torch.equal(found.targets[name], (before if copied else expected).targets[name])
+        assert same, "a copy keeps its own" if copied else name
+    own = nn.Parameter(torch.randn(3, 5))
+    inverse.graph.get_submodule("1").weight = own
+    inverse(x, y)
+    assert inverse.graph.get_submodule("1").weight is own, "the model's is the same as before"
+
+
 def test_some_targets_only(
     early: InverseGraph, rec: Reconstruction, digits_batch: tuple[Tensor, Tensor]
 ) -> None:

@@ -16,6 +16,7 @@ from fxinvert.inversion.reconstruction import ByName, Reconstruction
 from fxinvert.inversion.refinement import TOLERANCE, refine
 from fxinvert.inversion.replay import forward_values
 from fxinvert.inversion.rest import Rest
+from fxinvert.inversion.source import Source
 from fxinvert.linalg import SolveSettings
 from fxinvert.linalg.anchored import Method
 from fxinvert.notebook import table
@@ -56,8 +57,9 @@ class InverseGraph:
         settings: SolveSettings,
         refine: int = 0,
         reconstruction: Reconstructed = "nodewise",
+        source: nn.Module | None = None,
     ) -> None:
-        self.graph, self.refine = graph, refine
+        self.graph, self.refine, self._source = graph, refine, Source(source, graph)
         self.output_target = Heads.of(graph).target(output_target)
         self.reconstruction: Reconstructed = reconstruction
         self.graph_module = synthesize(graph, rules, settings)
@@ -101,6 +103,7 @@ class InverseGraph:
         Raises:
             DataError: the model does not take these inputs.
         """
+        self._source.follow(self.graph)
         nodes = list(self.graph.graph.find_nodes(op="placeholder"))
         try:
             given = self.graph.meta["inputs"].tensors(inputs)
@@ -306,6 +309,7 @@ def invert(
             yet.
     """
     rules = rules or default_rules()
+    source = model if example_inputs is not None else None
     if example_inputs is not None:
         model = trace(model, example_inputs, rules=rules)
     if not isinstance(model, fx.GraphModule) or not is_normalized(model):
@@ -320,7 +324,7 @@ def invert(
         raise DataError(
             f"unknown reconstruction {reconstruction!r}; known are {', '.join(get_args(Reconstructed))}"
         )
-    return InverseGraph(model, _named(output_target), rules, settings, refine, reconstruction)
+    return InverseGraph(model, _named(output_target), rules, settings, refine, reconstruction, source)
 
 
 _named = output_target
