@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fxinvert.errors import FxInvertError, RuleError
 from fxinvert.linalg import Factor, SolveSettings
-from fxinvert.rules import FactorCache, Inverse, Op, Rule
+from fxinvert.rules import FactorCache, Inverse, Kind, Op, Rule
 from fxinvert.rules.certificate import Status, certified, keep_failed_at_anchor
 from fxinvert.rules.keys import is_torch, op_named
 
@@ -77,7 +77,12 @@ class InverseOp(nn.Module):
         except FxInvertError:
             raise
         except Exception as error:  # a rule is anyone's code
-            raise RuleError(f"{self._who()} raised {type(error).__name__}: {error}") from error
+            hint = (
+                "; write a rule for it with @fxinvert.inverse_rule"
+                if self.rule.kind is Kind.MATRIX_FREE
+                else ""
+            )
+            raise RuleError(f"{self._who()} raised {type(error).__name__}: {error}{hint}") from error
         value = answer.target if isinstance(answer, Inverse) else answer
         if not isinstance(value, Tensor):
             raise RuleError(
@@ -92,7 +97,7 @@ class InverseOp(nn.Module):
             if got != wanted:
                 raise RuleError(f"{self._who()} returned {what} {got}; its input has {wanted}")
         inverse = answer if isinstance(answer, Inverse) else certified(op, target, value, Status.EXACT)
-        inverse = keep_failed_at_anchor(inverse, anchor, target)
+        inverse = keep_failed_at_anchor(inverse, anchor, target, f"the answer of {self._who()}")
         if not self._stateless:  # its state may be another when somebody looks
             inverse.certificate.measured()
         return Inverse(_unfolded(inverse.target, self.rows[0]), inverse.certificate)

@@ -146,6 +146,13 @@ def test_what_does_not_name_an_op_is_refused(spelling: Any) -> None:
         fxinvert.inverse_rule(spelling)(halved)
 
 
+def test_a_name_that_no_op_has_and_a_rule_that_is_none_are_refused() -> None:
+    with pytest.raises(RuleError, match=r"neither torch\.Tensor nor ATen has an op 'reluu'"):
+        fxinvert.inverse_rule("reluu")(halved)
+    with pytest.raises(RuleError, match="the rule for 'relu' is 3; give a function"):
+        fxinvert.default_rules().extend({"relu": 3}, override=True)  # type: ignore[dict-item]
+
+
 def test_a_rule_for_a_torch_op_that_had_none() -> None:
     def invert_layer_norm(op: Op, target: Tensor) -> Tensor:
         spread = op.anchor.std(-1, keepdim=True, correction=0)
@@ -313,7 +320,10 @@ def test_a_sample_without_an_answer_stays_at_its_anchor() -> None:
     assert certificate.failed.tolist() == [False, True, False, True]
     assert torch.equal(value[certificate.failed], X[certificate.failed])
     assert certificate.distance[certificate.failed].tolist() == [0.0, 0.0]
-    assert "2 samples failed" in str(certificate)
+    assert "2 samples failed, the target has NaN or infinite values in 1 of 4 samples; " in str(certificate)
+    assert certificate.reason.endswith(
+        f"test_plugins.py:{sometimes.__code__.co_firstlineno}), at node '0', has NaN or infinite values in 1 of 4 samples"
+    )
     json.dumps(certificate.to_dict(), allow_nan=False)
 
 

@@ -239,8 +239,14 @@ def passed_through(target: Tensor, anchor: Tensor) -> Inverse:
     return Inverse(target, Certificate.later(measure, target, anchor))
 
 
-def keep_failed_at_anchor(inverse: Inverse, anchor: Tensor, target: Tensor) -> Inverse:
-    """Leaves every sample with a non-finite target or answer at its anchor, and says so in the certificate."""
+def keep_failed_at_anchor(inverse: Inverse, anchor: Tensor, target: Tensor, who: str = "the rule") -> Inverse:
+    """Leaves every sample with a non-finite target or answer at its anchor; the certificate says so, and why.
+
+    Args:
+        inverse: the answer.
+        anchor, target: what the rule was given, `(B, …)`.
+        who: the rule, for messages.
+    """
     value, certificate = inverse
     told = certificate.is_measured
     waits = value.device.type != "cpu"  # to look whether there are such samples
@@ -262,10 +268,25 @@ def keep_failed_at_anchor(inverse: Inverse, anchor: Tensor, target: Tensor) -> I
             return facts
         distance = torch.where(failed, torch.zeros_like(facts.distance), facts.distance)
         return dataclasses.replace(
-            facts, status=Status.FAILED, failed=failed | facts.failed, distance=distance
+            facts,
+            status=Status.FAILED,
+            failed=failed | facts.failed,
+            distance=distance,
+            reason=facts.reason or _why_failed(value, anchor, target, who),
         )
 
     return Inverse(kept, measure() if told else Certificate.later(measure, value, anchor, target))
+
+
+def _why_failed(value: Tensor, anchor: Tensor, target: Tensor, who: str) -> str:
+    """Whose values are not finite; an answer's only where those that it was made from are."""
+    answered, given, wanted = (flat(torch.isfinite(v)).all(1) for v in (value, anchor, target))
+    causes = (("the input", given), ("the target", wanted), (who, answered | ~given | ~wanted))
+    return "; ".join(
+        f"{what} has NaN or infinite values in {int((~finite).sum())} of {len(finite)} samples"
+        for what, finite in causes
+        if not bool(finite.all())
+    )
 
 
 def _read(op: Op, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -61,6 +61,14 @@ def op_named(name: str) -> torch._ops.OpOverload:
     return getattr(getattr(getattr(torch.ops, namespace), packet), overload)  # type: ignore[no-any-return]
 
 
+def is_known(name: str) -> bool:
+    """Whether tensors have a method, torch a function, or a library an op of this name, or it is a qualified one."""
+    if "." in name or any(hasattr(home, name) for home in (torch.Tensor, torch, nn.functional)):
+        return True
+    ops = torch._C._dispatch_get_all_op_names()
+    return any(op.removeprefix("aten::").split(".")[0] == name for op in ops)
+
+
 def is_torch(spelling: Any) -> bool:
     """Whether a spelling is torch's own, or that of an op, rather than a user's class or function."""
     if isinstance(spelling, str | torch._ops.OpOverload | torch._ops.OpOverloadPacket):

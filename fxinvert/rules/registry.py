@@ -18,7 +18,7 @@ from torch import Tensor
 from fxinvert.errors import NoRuleError, RuleError
 from fxinvert.rules.certificate import Inverse
 from fxinvert.rules.constants import CONSTANTS
-from fxinvert.rules.keys import aten_by_letters, is_torch, key_of
+from fxinvert.rules.keys import aten_by_letters, is_known, is_torch, key_of
 from fxinvert.rules.op import Op
 from fxinvert.rules.plugins import load_plugins
 
@@ -118,8 +118,16 @@ class RuleSet(Mapping[str, Rule]):
         """Adds a rule.
 
         Raises:
-            RuleError: the op has a rule already and `override` is False.
+            RuleError: the op has a rule already and `override` is False; the rule cannot be called; no op has that name.
         """
+        if not callable(rule.invert):
+            raise RuleError(
+                f"the rule for {rule.key!r} is {rule.invert!r}; give a function of the op and its target"
+            )
+        if isinstance(spelling, str) and not is_known(spelling) and rule.key not in self._rules:
+            raise RuleError(
+                f"neither torch.Tensor nor ATen has an op {spelling!r}; for a function of your own give the function itself"
+            )
         if rule.key in self._rules and not override:
             raise RuleError(
                 f"there is a rule for {rule.key!r} already, from {self._rules[rule.key].origin}; "
