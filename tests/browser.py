@@ -41,3 +41,53 @@ def opened(path: Path, scheme: str = "light", inside: Path | None = None) -> Ite
     assert not complaints
     assert requests[0] == path.resolve().as_uri()
     assert not [url for url in requests[1:] if not url.startswith(("data:", *own))]
+
+
+#: of every piece of text that is seen: the text, and the contrast of its colour with what has been painted behind it,
+#: as WCAG defines it. What is behind a text of a drawing is the shape in its own group, else what is behind the drawing.
+CONTRASTS = """() => {
+  const context = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const painted = layers => {
+    context.clearRect(0, 0, 1, 1);
+    for (const [colour, opacity] of layers) {
+      context.globalAlpha = opacity;
+      context.fillStyle = colour;
+      context.fillRect(0, 0, 1, 1);
+    }
+    return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const luminance = parts => {
+    const [r, g, b] = parts.map(p => p / 255).map(p => p <= 0.04045 ? p / 12.92 : ((p + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = element => {
+    const layers = [];
+    for (let e = element; e; e = e.parentElement) {
+      const style = getComputedStyle(e);
+      const shape = e.tagName === "g" && e.querySelector(":scope > rect");
+      if (shape && getComputedStyle(shape).fill !== "none") layers.unshift([getComputedStyle(shape).fill, 1]);
+      layers.unshift([style.backgroundColor, 1]);
+    }
+    return [["#fff", 1], ...layers];
+  };
+  const found = [];
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) {
+    const element = texts.currentNode.parentElement, text = texts.currentNode.data.trim();
+    if (!text || !element.checkVisibility() || element.closest("script, noscript, style")) continue;
+    const style = getComputedStyle(element);
+    const ink = element.closest("svg") ? style.fill : style.color;
+    const below = behind(element);
+    const [first, second] = [painted(below), painted([...below, [ink, Number(style.opacity)]])].map(luminance);
+    found.push([text, (Math.max(first, second) + 0.05) / (Math.min(first, second) + 0.05)]);
+  }
+  return found;
+}"""
+
+
+def faint(page: Any, least: float = 4.5) -> dict[str, float]:
+    """The texts of a page that stand out too little, with their contrasts; folded parts are opened first."""
+    page.evaluate("document.querySelectorAll('details').forEach(it => it.open = true)")
+    found = page.evaluate(CONTRASTS)
+    assert len(found) > 100
+    return {text: round(contrast, 2) for text, contrast in found if contrast < least}

@@ -11,6 +11,8 @@ import torch
 from cli_folder import invoke, make_folder
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 from PIL import Image
 from small_models import Model, own_output
 from torch import Tensor, nn
@@ -222,6 +224,18 @@ def test_pictures_are_the_same_every_time(cnn: Explanation, tmp_path: Path) -> N
     with Image.open(first) as image:
         assert image.width == 1200
     assert cnn.save(tmp_path / "deep" / "x.svg").read_text().startswith("<?xml")
+
+
+def test_every_text_of_a_picture_is_legible(cnn: Explanation) -> None:
+    """Its contrast with the paper is at least 4.5, as for a page."""
+    texts = [text for text in cnn.figure(3).findobj(Text) if text.get_text().strip()]
+    assert len(texts) > 20
+    for text in texts:
+        linear = [
+            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(text.get_color())
+        ]
+        luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+        assert 1.05 / (luminance + 0.05) >= 4.5, text.get_text()
 
 
 def test_pictures_refuse_what_they_cannot_do(cnn: Explanation, tmp_path: Path) -> None:

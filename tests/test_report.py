@@ -341,18 +341,19 @@ def test_tables_sort_and_filter(run: Path, facts: Any) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_is_legible(run: Path, scheme: str) -> None:
-    """The contrast of text and paper is at least 7, WCAG's AAA; of quiet text at least 4.5."""
-    from browser import opened
+def test_every_text_is_legible(run: Path, scheme: str, tmp_path: Path) -> None:
+    """Its contrast with what is behind it is at least 4.5, as WCAG asks for, graph and tables included."""
+    from browser import faint, opened
 
-    script = """(name) => getComputedStyle(document.documentElement).getPropertyValue(name)"""
-    with opened(run / "report.html", scheme) as page:
-        colours = {
-            name: page.evaluate(script, f"--{name}").strip() for name in ("ink", "quiet", "paper", "raised")
-        }
-    assert contrast(colours["ink"], colours["paper"]) >= 7
-    assert contrast(colours["quiet"], colours["paper"]) >= 4.5
-    assert contrast(colours["quiet"], colours["raised"]) >= 4.5
+    regression = tmp_path / "report.html"
+    regression.write_text(render(regression_report()))
+    for path in (run / "report.html", regression):
+        with opened(path, scheme) as page:
+            assert faint(page) == {}
+            if page.get_by_role("button", name="close all").is_visible():
+                page.get_by_role("button", name="inverse").click()
+            page.locator("thead button").first.hover()
+            assert faint(page) == {}
 
 
 def test_hostile_names_run_nothing(tmp_path: Path) -> None:
@@ -363,16 +364,6 @@ def test_hostile_names_run_nothing(tmp_path: Path) -> None:
     with opened(path) as page:
         assert page.locator("h1").inner_text() == HOSTILE
         assert page.locator("#graph-view .node").count() > 0
-
-
-def contrast(first: str, second: str) -> float:
-    def luminance(colour: str) -> float:
-        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    light, dark = sorted((luminance(first), luminance(second)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
 
 
 # pictures

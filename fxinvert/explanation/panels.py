@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 from torch import Tensor
 
-INK, MUTED, PALE, BLUE, ORANGE = "#1f2933", "#7b8794", "#cbd2d9", "#2f6fb3", "#d9772b"
+INK, MUTED, PALE, BLUE, ORANGE = "#1f2933", "#5f6b78", "#cbd2d9", "#2f6fb3", "#d9772b"
 #: channels and bars that are shown, those with the largest corrections
 CHANNELS, ENTRIES = 4, 48
 
