@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import fxinvert
 from fxinvert import models
 from fxinvert.errors import DataError, ExportMismatchError, TraceError
-from fxinvert.export import ExportReport, export_onnx, onnx_file, verify_onnx
+from fxinvert.export import ExportReport, export_onnx, onnx_file, session, verify_onnx
 
 ROWS = torch.linspace(-1, 1, 12).reshape(4, 3)
 
@@ -237,6 +237,33 @@ def test_half_precision_is_proven_against_the_model_itself(tmp_path: Path) -> No
     assert (tmp_path / "half.onnx").stat().st_size < 30_000
     with pytest.raises(ExportMismatchError):
         export_onnx(model, example, tmp_path / "net.onnx", precision="float16", atol=1e-6, rtol=1e-6)
+
+
+class Attended(nn.Module):
+    """What onnxruntime 1.32 dies of in half precision: a layer norm, a transpose, a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(32), nn.Linear(32, 96)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.linear(self.norm(x).transpose(0, 1)).transpose(0, 1)
+        return result
+
+
+def test_a_file_that_onnxruntime_dies_of_is_proven_all_the_same(tmp_path: Path) -> None:
+    report = export_onnx(Attended(), torch.randn(2, 16, 32), tmp_path / "half.onnx", precision="float16")
+    dies = session.crashes(tmp_path / "half.onnx")
+    assert ("ORT_ENABLE_EXTENDED" in str(report)) == dies
+    assert (report.to_dict()["note"] != "") == dies
+
+
+def test_a_process_that_dies_is_told_from_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "none.onnx").write_bytes(b"nonsense")
+    assert not session.crashes(tmp_path / "none.onnx")
+    (tmp_path / "onnxruntime.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert session.crashes(tmp_path / "none.onnx")
 
 
 def test_external_data_on_request(tmp_path: Path) -> None:

@@ -16,11 +16,15 @@ from fxinvert.export.compare import Array, Comparison, compare
 from fxinvert.export.files import named
 from fxinvert.export.inputs import Case, case_sizes, check_settings, frozen_copy, make_cases, rng_kept
 from fxinvert.export.parting import first_difference
-from fxinvert.export.session import open_session, run_session
+from fxinvert.export.session import crashes, open_session, run_session
 from fxinvert.export.summary import ExportReport, OutputDifference, relative
 
 ATOL, RTOL = 1e-5, 1e-4
 SHOWN = 8
+FRAGILE = (
+    "onnxruntime crashes when it optimizes this file as it does by default, so that it is proven with fewer optimizations. Open "
+    "it like that: SessionOptions.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_EXTENDED."
+)
 
 
 @dataclass(frozen=True)
@@ -105,8 +109,10 @@ def prove(path: Path, proof: Proof, *, shown: Path | None = None) -> ExportRepor
         ExportMismatchError: The file is not valid, does not run at a batch size, or its outputs differ.
     """
     shown = shown or path
-    opset = check_file(path, shown)
-    session = open_session(path, shown)
+    loaded = check_file(path, shown)
+    opset = next((entry.version for entry in loaded.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    fragile = is_half(loaded) and crashes(path)
+    session = open_session(path, shown, "ENABLE_EXTENDED" if fragile else "ENABLE_ALL")
     differences: list[OutputDifference] = []
     for case in proof.cases:
         names, actual = run_session(session, case, shown)
@@ -133,10 +139,11 @@ def prove(path: Path, proof: Proof, *, shown: Path | None = None) -> ExportRepor
             for name, value, comparison in zip(names, actual, found, strict=True)
         ]
     sizes = tuple(dict.fromkeys(case.batch_size for case in proof.cases))
-    return ExportReport(shown, opset, sizes, tuple(differences), proof.atol, proof.rtol)
+    note = FRAGILE if fragile else ""
+    return ExportReport(shown, opset, sizes, tuple(differences), proof.atol, proof.rtol, note)
 
 
-def check_file(path: Path, shown: Path) -> int:
+def check_file(path: Path, shown: Path) -> Any:
     """Pass the file through the full checker of onnx.
 
     Args:
@@ -144,7 +151,7 @@ def check_file(path: Path, shown: Path) -> int:
         shown: The path to name in messages.
 
     Returns:
-        The file's opset.
+        The file as it is read, without external data.
 
     Raises:
         ExportMismatchError: The file cannot be read or is not valid ONNX.
@@ -153,10 +160,16 @@ def check_file(path: Path, shown: Path) -> int:
 
     try:
         onnx.checker.check_model(str(path), full_check=True)
-        loaded = onnx.load(str(path), load_external_data=False)
+        return onnx.load(str(path), load_external_data=False)
     except Exception as error:
         raise ExportMismatchError(f"{shown} is not a valid ONNX file: {error}. Export it again.") from error
-    return next((entry.version for entry in loaded.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+
+def is_half(loaded: Any) -> bool:
+    """Whether weights of a file are in half precision."""
+    import onnx
+
+    return any(value.data_type == onnx.TensorProto.FLOAT16 for value in loaded.graph.initializer)
 
 
 def array(tensor: Tensor) -> Array:

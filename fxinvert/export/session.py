@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -11,14 +13,17 @@ from fxinvert.errors import DataError, ExportMismatchError
 from fxinvert.export.compare import Array
 from fxinvert.export.inputs import Case
 
+#: how far onnxruntime changes a graph before it runs it; `ALL` is its default
+Optimizations = Literal["DISABLE_ALL", "ENABLE_EXTENDED", "ENABLE_ALL"]
 
-def open_session(file: Path | bytes, shown: Path, *, optimized: bool = True) -> Any:
+
+def open_session(file: Path | bytes, shown: Path, optimizations: Optimizations = "ENABLE_ALL") -> Any:
     """An onnxruntime session on the CPU.
 
     Args:
         file: The file, or its content.
         shown: The path to name in messages.
-        optimized: Whether onnxruntime may fuse nodes.
+        optimizations: How far onnxruntime may change the graph.
 
     Raises:
         ExportMismatchError: onnxruntime cannot load it.
@@ -30,8 +35,7 @@ def open_session(file: Path | bytes, shown: Path, *, optimized: bool = True) -> 
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if not optimized:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{optimizations}")
     source = file if isinstance(file, bytes) else str(file)
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
@@ -40,6 +44,16 @@ def open_session(file: Path | bytes, shown: Path, *, optimized: bool = True) -> 
             f"onnxruntime cannot load {shown}: {error}. Use a float32 model, operators and an operator set that "
             "onnxruntime knows, or a lower opset."
         ) from error
+
+
+def crashes(path: Path) -> bool:
+    """Whether onnxruntime dies of a file that it opens as it does by default.
+
+    Some of its optimizations of half precision do (1.32: layer norm, transpose, product); so it is tried in another process.
+    """
+    script = "import sys, onnxruntime; onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, check=False)
+    return done.returncode < 0  # ended by a signal; an exception is told when this process opens it
 
 
 def run_session(session: Any, case: Case, shown: Path) -> tuple[list[str], list[Array]]:

@@ -39,6 +39,7 @@ class ExportReport:
         differences: One entry per batch size and output, in that order.
         atol: Absolute tolerance that every element met.
         rtol: Tolerance relative to the magnitude of each expected element, added to `atol`.
+        note: What to mind when the file is used; empty for nothing.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class ExportReport:
     differences: tuple[OutputDifference, ...]
     atol: float
     rtol: float
+    note: str = ""
 
     @property
     def max_abs(self) -> float:
@@ -68,6 +70,7 @@ class ExportReport:
             "rtol": self.rtol,
             "max_abs": self.max_abs,
             "max_rel": self.max_rel,
+            "note": self.note,
             "differences": [
                 {
                     "batch_size": entry.batch_size,
@@ -96,7 +99,7 @@ class ExportReport:
             f"{list(entry.shape)}, {list(entry.worst)}"
             for entry in self.differences
         ]
-        return "\n".join(lines)
+        return "\n".join([*lines, *([f"  {self.note}"] if self.note else [])])
 
 
 def relative(max_abs: float, largest: float) -> float:
