@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks import (
     consistency,
     convolution,
+    damage,
     memory,
     reconstruction,
     regions,
@@ -48,6 +49,7 @@ SUITES = {
     "regions": Suite(regions.run, 1),
     "scaling": Suite(scaling.run, 0),  # so does it
     "consistency": Suite(consistency.run, 2),
+    "damage": Suite(damage.run, 1),
 }
 
 

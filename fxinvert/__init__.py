@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fxinvert.passes.partition import partition
     from fxinvert.passes.plan import Plan, Segment
     from fxinvert.post_training import post_train
+    from fxinvert.repairs import Repairs, repair_alone
     from fxinvert.result import PostTrainingResult
     from fxinvert.rules import RuleSet, default_rules, inverse_rule
 
@@ -44,6 +45,7 @@ _HOMES = {
     "passes.partition": ("partition",),
     "passes.plan": ("Plan", "Segment"),
     "post_training": ("post_train",),
+    "repairs": ("Repairs", "repair_alone"),
     "result": ("PostTrainingResult",),
     "rules": ("RuleSet", "default_rules", "inverse_rule"),
 }
@@ -76,6 +78,7 @@ __all__ = [
     "Plan",
     "PostTrainingResult",
     "Reconstruction",
+    "Repairs",
     "RuleError",
     "RuleSet",
     "Segment",
@@ -89,5 +92,6 @@ __all__ = [
     "invert",
     "partition",
     "post_train",
+    "repair_alone",
     "trace",
 ]

@@ -112,6 +112,7 @@ COMMANDS: dict[Callable[..., None], list[str]] = {
     looking.explain: [
         "explain my_nets:small_cnn data.npz --weights small_cnn.pt --sample 7",
         "explain --run runs/2026-01-31_12-00-00 --sample 7 --mean-over 200",
+        "explain --run runs/2026-01-31_12-00-00 --repair-alone",
     ],
     proving.export: [
         "export my_nets:small_cnn net.onnx --weights run/weights.safetensors --shape 1,8,8",

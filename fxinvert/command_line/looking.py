@@ -102,6 +102,13 @@ def explain(
     mean_over: Annotated[
         int, typer.Option(min=0, help="Show mean corrections by class over so many samples.")
     ] = 0,
+    repair_alone: Annotated[
+        bool,
+        typer.Option(
+            "--repair-alone",
+            help="Train every segment alone, all else as it is, and show what that gains: the most where a layer is damaged.",
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(metavar="PATH", help="Where pictures go: a .png, .svg or .pdf file, or a folder."),
@@ -135,6 +142,7 @@ def explain(
         make_console(),
         output_target=output_target,
         mean_over=mean_over,
+        alone=repair_alone,
         as_json=as_json,
     )
 

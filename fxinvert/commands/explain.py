@@ -14,7 +14,7 @@ from torch import nn
 
 import fxinvert
 from fxinvert.commands.config import PostTrainConfig
-from fxinvert.commands.finished import FinishedRun
+from fxinvert.commands.finished import REPAIRS, FinishedRun
 from fxinvert.commands.run import options_of, output_key
 from fxinvert.errors import DataError
 from fxinvert.explanation import Explanation
@@ -22,6 +22,7 @@ from fxinvert.passes.outputs import Key
 from fxinvert.passes.plan import Plan
 from fxinvert.report.console import print_json
 from fxinvert.report.samples import first, pick
+from fxinvert.scheduling.run_directory import RunDirectory
 from fxinvert.sources import find_device, load_data, load_model
 from fxinvert.training import Batches
 
@@ -30,12 +31,19 @@ State = Literal["before", "after"]
 
 @dataclass(frozen=True)
 class Subject:
-    """What is explained, on what."""
+    """What is explained, on what; and what its segments can be repaired with.
+
+    Attributes:
+        run: the run whose report is to show repairs.
+    """
 
     model: nn.Module
     data: Batches
     plan: Plan | None
     output: Key | tuple[Key, ...] | None
+    train: Any
+    validation: Any = None
+    run: Path | None = None
 
 
 def explain(
@@ -46,6 +54,7 @@ def explain(
     *,
     output_target: str = "auto",
     mean_over: int = 0,
+    alone: bool = False,
     as_json: bool = False,
 ) -> None:
     """Explains samples, writes a picture of each, and shows the shares.
@@ -57,13 +66,16 @@ def explain(
         console: where to tell about it.
         output_target: what outputs should have been.
         mean_over: of how many samples, the first ones, the mean corrections by segment and class are shown.
+        alone: whether every segment is repaired alone, to show what that gains.
         as_json: whether to print JSON instead of tables.
 
     Raises:
         FxInvertError: there is no such sample, or the model cannot be inverted.
     """
-    if not samples and not mean_over:
-        raise DataError("which samples? give --sample K (several times, if you like), or --mean-over COUNT")
+    if not samples and not mean_over and not alone:
+        raise DataError(
+            "which samples? give --sample K (several times, if you like), --mean-over COUNT or --repair-alone"
+        )
     one_file = out.suffix and not out.is_dir()
     if len(samples) > 1 and one_file:
         raise DataError(f"--out {out}: several samples need a folder")
@@ -85,6 +97,8 @@ def explain(
         told["mean_over"] = {"samples": len(means), "by_class": means.by_class()}
         if not as_json:
             console.print(_means(means))
+    if alone:
+        told["repaired_alone"] = _repaired(subject, console, as_json)
     if as_json:
         print_json(told)
 
@@ -96,7 +110,9 @@ def subject_of_run(path: Path, state: State) -> Subject:
         DataError: there is no such run, or its model or data cannot be loaded any more.
     """
     run = FinishedRun.open(path)
-    return Subject(run.before if state == "before" else run.after, run.data, run.plan(), run.output)
+    given = state == "before"
+    model, shown_by = (run.before, path) if given else (run.after, None)
+    return Subject(model, run.data, run.plan(), run.output, run.train, run.validation, shown_by)
 
 
 def subject_of(config: PostTrainConfig) -> Subject:
@@ -116,7 +132,7 @@ def subject_of(config: PostTrainConfig) -> Subject:
         example = first(batches, 2).inputs
         graph = fxinvert.trace(model, example, output=output)
         plan = fxinvert.partition(graph, config.segments, cuts=config.cuts)
-    return Subject(model, batches, plan, output)
+    return Subject(model, batches, plan, output, data.train)
 
 
 def _explained(subject: Subject, samples: list[int] | int, output_target: str) -> Explanation:
@@ -129,6 +145,38 @@ def _explained(subject: Subject, samples: list[int] | int, output_target: str) -
         output_target=output_target,
         output=subject.output,
     )
+
+
+def _repaired(subject: Subject, console: Console, as_json: bool) -> dict[str, Any]:
+    """Repairs every segment alone, and shows what that gains; for the report, too, if there is one."""
+    found = fxinvert.repair_alone(
+        subject.model,
+        subject.train,
+        plan=subject.plan,
+        validation_data=subject.validation,
+        output=subject.output,
+    )
+    if subject.run is not None:
+        RunDirectory(subject.run).write_json(REPAIRS, found.to_dict())
+    if not as_json:
+        console.print(_gains(found))
+        if subject.run is not None:
+            console.print(f"The report shows it: fxinvert report {subject.run}", soft_wrap=True)
+    return found.to_dict()
+
+
+def _gains(found: fxinvert.Repairs) -> Table:
+    """What is gained when each segment is repaired alone, the most first."""
+    title = f"Repaired alone, held-out {found.baseline} before"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    table.add_column("segment")
+    for name in ("loss gained", "loss", "accuracy"):
+        table.add_column(name, justify="right")
+    for name, gain in found.gained.items():
+        after = found.repaired[name]
+        accuracy = "-" if after.accuracy is None else f"{100 * after.accuracy:.2f} %"
+        table.add_row(name, f"{gain:.4f}", f"{after.loss:.4f}", accuracy)
+    return table
 
 
 def _outputs(text: str | None) -> Key | tuple[Key, ...] | None:

@@ -26,6 +26,8 @@ from fxinvert.training import Batches
 #: settings of a demonstration, which has no configuration file
 DEMO = "demo.json"
 TEST, HELD_OUT = "test", "held-out"
+#: what repairing each segment alone brings, where that was asked for
+REPAIRS = "repairs.json"
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class FinishedRun:
         before, after: the model, as given and as post-trained.
         data: what both are shown on: the test data if there are any, else what steps were judged on.
         data_name: which of the two.
+        train, validation: what it was trained on, and judged on where that is not a part of it.
         example: inputs to trace with.
         output: the supervised output.
         settings: as written.
@@ -47,6 +50,8 @@ class FinishedRun:
     after: nn.Module
     data: Batches
     data_name: str
+    train: Any
+    validation: Any
     example: tuple[Any, ...]
     output: Key | None
     settings: dict[str, Any]
@@ -70,7 +75,8 @@ class FinishedRun:
         parts = Parts.of(models.digits())
         data = Batches(parts.test, torch.device("cpu"), "test data")
         example = (parts.x[:EXAMPLE_ROWS],)
-        return cls(path, before, _updated(before, path), data, TEST, example, None, settings)
+        after = _updated(before, path)
+        return cls(path, before, after, data, TEST, parts.train, parts.held_out, example, None, settings)
 
     @classmethod
     def _configured(cls, path: Path) -> FinishedRun:
@@ -87,7 +93,10 @@ class FinishedRun:
             if next(iter(data), None) is None:  # too few samples to keep some aside
                 data = data.of("all")
         after = _updated(inputs.model, path)
-        return cls(path, inputs.model, after, data, name, inputs.example, inputs.supervised_output, settings)
+        return cls(
+            *(path, inputs.model, after, data, name, inputs.train, inputs.validation),
+            *(inputs.example, inputs.supervised_output, settings),
+        )
 
     def plan(self) -> Plan:
         """The partition that was used.

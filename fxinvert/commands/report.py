@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fxinvert.commands.finished import FinishedRun, read_json
+from fxinvert.commands.finished import REPAIRS, FinishedRun, read_json
 from fxinvert.errors import FxInvertError
 from fxinvert.report.console import print_json
 from fxinvert.report.page import render
@@ -43,6 +43,7 @@ def report(path: Path, out: Path | None, console: Console, as_json: bool = False
             settings=run.settings,
             metrics=read_json(path, "metrics.json"),
             timing=read_json(path, "timing.json"),
+            repairs=read_json(path, REPAIRS) if (path / REPAIRS).is_file() else {},
         )
     )
     folder = RunDirectory(path) if out is None else RunDirectory.create(out)

@@ -46,6 +46,7 @@ class Subject:
         plan: the partition that was used.
         settings: of the run.
         metrics, timing: what the run has measured, see `fxinvert.report.metrics`.
+        repairs: what repairing each segment alone brings, see `fxinvert.Repairs`; empty if nobody asked.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Subject:
     settings: Mapping[str, Any]
     metrics: Mapping[str, Any]
     timing: Mapping[str, Any]
+    repairs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ def build(subject: Subject) -> Report:
         "outputs": _outputs(before, after),
         "samples": _samples(subject.data, before, after, pictures),
         "explain": _explained(subject, graph, before, pictures),
+        "repairs": dict(subject.repairs),
     }
     return Report(facts, pictures)
 
