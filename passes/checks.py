@@ -65,7 +65,7 @@ def check_reproduces(
         if again.shape == expected.shape and not torch.allclose(again, expected, equal_nan=True):
             raise TraceError(
                 "the model is random: two runs in evaluation mode give different outputs (a functional dropout "
-                "without training=self.training does that)"
+                "without training=self.training does that, or noise that forward() draws: make it an input)"
             )
         raise CaptureError(f"the traced graph does not reproduce the model: {problem}. {REPORT}")
     if not expected.dim() or len(expected) % max(batch_size(inputs), 1):

@@ -12,6 +12,7 @@ from fxinvert.errors import DataError
 from fxinvert.inversion import refinement
 from fxinvert.inversion.attainable import attainable
 from fxinvert.inversion.refinement import TOLERANCE, refine
+from fxinvert.inversion.replay import output_given
 from fxinvert.inversion.rest import Rest
 from fxinvert.rules.certificate import Status, relative
 
@@ -249,3 +250,23 @@ def test_linearized_targets_are_certified_when_somebody_looks(data: tuple[Tensor
     x.add_(1.0)
     with pytest.raises(DataError, match="changed in place"):
         _ = other.residual
+
+
+@pytest.mark.slow
+def test_what_sticks_at_kinks_is_led_off_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A label for every pixel, from the finest features of a U-Net: 192 numbers through ReLUs and pooling."""
+    samples = zoo.data_of("digits_unet").test
+    image, labels = samples.inputs[0][2:3], samples.labels["output"][2:3]
+    graph = fxinvert.trace(zoo.load("digits_unet", "converged"), samples.inputs[0][:2])
+    inverse = fxinvert.invert(graph, refine=20, reconstruction="linearized")
+    (node,) = [n for n in graph.graph.nodes if n.meta.get("path") == "down1.5"]
+    values = inverse.forward(image)
+    with torch.no_grad():
+        goal = inverse.output_target(values[inverse.output_node], labels)
+        errors = []
+        for rounds in (0, refinement.ROUNDS):
+            monkeypatch.setattr(refinement, "ROUNDS", rounds)
+            target = inverse.targets(values, labels, [node])[node]
+            reached = output_given(graph, values, node, target)
+            errors.append(float(relative(reached - goal, goal)))
+    assert errors[1] <= TOLERANCE < errors[0]

@@ -13,9 +13,10 @@ be; so does one whose target misses by more than its anchor. Of all that was tri
 never grows.
 
 What sticks all the same sticks at kinks: a step that is right on the near side of a ReLU's kink is wrong beyond it, and a dead
-one tells no direction at all. Such samples start a last time from their anchors, on the model with its kinks rounded off
+one tells no direction at all. Such samples start once more from their anchors, on the model with its kinks rounded off
 (`rest.py`), and the kinks become narrower as the goal is reached: the way to it is smooth, and ends at a value of the
-model itself (smoothing continuation: Chen & Mangasarian 1996).
+model itself (smoothing continuation: Chen & Mangasarian 1996). From the best that was found, rounds of the same follow,
+with kinks that are narrow from the start: they lead off the kinks at which it sticks, and not far away.
 
 An output of at most some hundred numbers has a Jacobian of as many rows, found by one batched backward pass. Larger ones
 are solved by conjugate gradients on products with J, and a step that is refused is halved.
@@ -50,6 +51,11 @@ TRIALS, FACTOR, FIRST = 8, 10.0, 1e-5
 SLOW = 0.9
 #: how wide kinks are at first, at the end, and by which factor they become narrower
 WIDE, NARROW, NARROWER = 0.3, 1e-5, 0.5
+#: how wide they are at first in a round, one after the other; the part of the error that a round may leave for another
+#: to follow, and how many there are at most
+ROUND, LEFT, ROUNDS = (0.1, 0.03, 0.01), 0.98, 20
+#: in a round: steps with kinks of one first width, steps at one width, and how wide kinks are at the end
+TURN, BRIEF, FINE = 16, 4, 1e-3
 #: steps at one width, at most, and how many more steps than before there are in all
 PATIENCE, MORE = 8, 3
 
@@ -80,6 +86,16 @@ def refine(
             return value
         value = value.clone()
         value[rows] = _continued(smoothed(rows), value[rows], anchor[rows], goal[rows], MORE * steps)
+        for _ in range(ROUNDS):
+            soft, before = smoothed(rows), value[rows]
+            for width in ROUND:
+                value[rows] = _continued(
+                    soft, value[rows], value[rows], goal[rows], TURN, width=width, narrow=FINE, patience=BRIEF
+                )
+            error, after = (relative(soft(v, None) - goal[rows], goal[rows]) for v in (before, value[rows]))
+            rows = rows[(after > TOLERANCE) & (after < LEFT * error)]
+            if not len(rows):
+                break
         return value
 
 
@@ -111,7 +127,15 @@ def _stepped(run: Run, start: Tensor, anchor: Tensor, goal: Tensor, steps: int) 
 
 
 def _continued(
-    run: Callable[[Tensor, Tensor | None], Tensor], found: Tensor, anchor: Tensor, goal: Tensor, steps: int
+    run: Callable[[Tensor, Tensor | None], Tensor],
+    found: Tensor,
+    start: Tensor,
+    goal: Tensor,
+    steps: int,
+    *,
+    width: float = WIDE,
+    narrow: float = NARROW,
+    patience: int = PATIENCE,
 ) -> Tensor:
     """The best of what was found and of the values on the way from wide kinks to narrow ones."""
 
@@ -119,10 +143,10 @@ def _continued(
         return relative(run(value, widths) - goal, goal)
 
     best, least = found, missed(found, None)
-    value, widths = anchor, torch.full_like(least, WIDE)
+    value, widths = start, torch.full_like(least, width)
     caution, age = torch.zeros_like(least), torch.zeros_like(least)
     for _ in range(steps):
-        active = (least > TOLERANCE) & (widths > NARROW)
+        active = (least > TOLERANCE) & (widths > narrow)
         if not bool(active.any()):
             break
         soft = _at(run, widths)
@@ -131,7 +155,7 @@ def _continued(
         better = active & (hard < least)
         best, least = torch.where(_like(better, best), value, best), torch.where(better, hard, least)
         age = age + 1
-        through = (error <= TOLERANCE) | ~improved | (age >= PATIENCE)
+        through = (error <= TOLERANCE) | ~improved | (age >= patience)
         widths = torch.where(through, NARROWER * widths, widths)
         caution, age = torch.where(improved, caution, 0), torch.where(through, 0, age)
     return best
