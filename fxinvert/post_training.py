@@ -219,16 +219,20 @@ def check_plan(plan: Plan, context: Context) -> None:
     Raises:
         CutError: it was not; it is said what differs.
     """
+    made = "the plan was made for another graph"
     known = dict(context.graph.named_parameters(remove_duplicate=False)) | context.nodes
     for segment in plan.segments:
-        for name in (*segment.parameters, *segment.trained, *segment.entry.split(", "), segment.exit):
+        for name in (*segment.parameters, *segment.nodes, *segment.entry.split(", ")):
             if name not in known:
-                raise CutError(f"the plan was made for another graph: this one has no {name!r}")
-        here = sum(attribute(context.graph, name).numel() for name in segment.parameters)
-        if here != segment.parameter_count:
+                raise CutError(f"{made}: this one has no {name!r}")
+        for name, op in zip(segment.nodes, segment.ops, strict=False):
+            here = context.nodes[name].meta.get("op", context.nodes[name].op)
+            if here != op:
+                raise CutError(f"{made}: {name!r} is {op} there and {here} here")
+        count = sum(attribute(context.graph, name).numel() for name in segment.parameters)
+        if count != segment.parameter_count:
             raise CutError(
-                f"the plan was made for another graph: segment {segment.name!r} has {segment.parameter_count:,} "
-                f"parameters there and {here:,} here"
+                f"{made}: segment {segment.name!r} has {segment.parameter_count:,} parameters there and {count:,} here"
             )
 
 

@@ -217,6 +217,7 @@ def _segment(piece: list[fx.Node], entry: str, trained: dict[fx.Node, tuple[str,
         in_shape=_shape(next(n for n in piece[0].all_input_nodes if n.meta["active"]))[1:],
         out_shape=_shape(piece[-1])[1:],
         cost=sum(map(_cost, piece)),
+        ops=tuple(str(node.meta.get("op", node.op)) for node in piece),
     )
 
 

@@ -29,6 +29,7 @@ class Segment:
         parameter_count: how many numbers they hold.
         in_shape, out_shape: of entry and exit, without the batch.
         cost: multiply-adds of a forward pass per sample, estimated.
+        ops: what its nodes do, one for each; none in plans of version 0.1.0.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Segment:
     in_shape: Shape
     out_shape: Shape
     cost: int
+    ops: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, repr=False)

@@ -426,8 +426,15 @@ def test_segments_of_the_same_name_are_refused() -> None:
         train(plan=fxinvert.Plan((first, first)))
 
 
-def test_a_plan_for_a_wider_model_is_refused_with_what_differs() -> None:
-    wide = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 3))
-    plan = fxinvert.partition(fxinvert.trace(wide, data()[0][0]))
-    with pytest.raises(CutError, match="segment '0' has 140 parameters there and 84 here"):
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ([nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 3)], "segment '0' has 140 parameters there and 84 here"),
+        ([nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)], "'1' is relu there and tanh here"),
+        ([nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3), nn.Tanh()], "this one has no '3'"),
+    ],
+)
+def test_a_plan_for_another_model_is_refused_with_what_differs(other: list[nn.Module], message: str) -> None:
+    plan = fxinvert.partition(fxinvert.trace(nn.Sequential(*other), data()[0][0]))
+    with pytest.raises(CutError, match=message):
         train(plan=plan)

@@ -118,8 +118,8 @@ def executor_named(
     """
     if not isinstance(choice, str):
         return choice
-    if workers is not None and workers < 1:
-        raise DataError(f"workers={workers}; at least 1 is needed")
+    if workers is not None and (not isinstance(workers, int) or workers < 1):
+        raise DataError(f"workers={workers}; a whole number, at least 1, is needed")
     if choice == "processes":
         from fxinvert.scheduling.processes import ProcessExecutor
 
