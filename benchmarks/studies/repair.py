@@ -95,6 +95,4 @@ def _models(method: str, work: Task) -> Iterator[nn.Module]:
             return ours.METHODS[method](work)
 
 
-STUDY = Study(
-    "repair", 1, lambda seeds: list(runs(seeds)), measure, repair_page.section, repair_page.pictures
-)
+STUDY = Study("repair", 1, runs, measure, repair_page.section, repair_page.pictures)
