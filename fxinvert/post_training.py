@@ -33,6 +33,7 @@ from fxinvert.scheduling.journal import Journal
 from fxinvert.scheduling.keys import content_key
 from fxinvert.training import Auto, ClosedForm, Gradient, Joint, Method, NormalEquations
 from fxinvert.training.chunks import CHUNK, source_of
+from fxinvert.training.confirm import Gain
 from fxinvert.training.context import MEMORY_LIMIT, Context, digest_of
 from fxinvert.training.data import Part
 from fxinvert.training.fingerprint import Fingerprint
@@ -42,12 +43,12 @@ from fxinvert.training.judge import Share, check_share
 from fxinvert.training.metrics import Tally
 from fxinvert.training.recalibrate import Moments
 from fxinvert.training.sizes import Quadratic
-from fxinvert.training.sweeps import Settings, Wave, run_sweeps
+from fxinvert.training.sweeps import Best, Settings, Wave, run_sweeps
 from fxinvert.training.wide import WideEquations
 from fxinvert.workshop import Workshop
 
 #: what results of tasks are made of
-KNOWN: list[type] = [NormalEquations, WideEquations, Tally, Moments, Fingerprint, Quadratic, Course]
+KNOWN: list[type] = [NormalEquations, WideEquations, Tally, Gain, Moments, Fingerprint, Quadratic, Course]
 
 METHODS: dict[str, Callable[..., Method]] = {
     "auto": Auto,
@@ -70,6 +71,7 @@ def post_train(
     sweeps: int = 3,
     patience: int = 1,
     least_gain: float = 0.0,
+    confidence: float = 0.9,
     inputs: str = "updated",
     share: Share = "searched",
     recalibrate: bool = False,
@@ -110,6 +112,8 @@ def post_train(
         sweeps: how many at most; fewer if they bring nothing.
         patience: after how many sweeps in a row that bring too little to stop.
         least_gain: what a sweep must at least bring, as a share of the held-out loss.
+        confidence: with which held-out samples must confirm that the loss has fallen, from 0.5 (any gain does) to below
+            1; otherwise the model is returned as it was (see `fxinvert.training.confirm`).
         inputs: what a segment's input and target follow from: the `"updated"` earlier segments, or the `"original"`
             ones that the sweep began with; in a parallel schedule they are the same.
         share: how updates that were found together share the correction, so that they do not overshoot: `"searched"`,
@@ -147,9 +151,11 @@ def post_train(
     _check_counts(sweeps=sweeps, patience=patience, threads=threads, chunk=chunk, memory_limit=memory_limit)
     _check_counts(least=0, retries=retries)
     _check_named("inputs", inputs, INPUTS)
+    if not 0.5 <= confidence < 1:
+        raise DataError(f"confidence={confidence}: needed is a probability from 0.5 to below 1")
     check_share(share)
     trainer = method_named(method, damping, satisfied_weight)
-    settings = Settings(sweeps, share, inputs == "original", recalibrate, patience, least_gain)
+    settings = Settings(sweeps, share, inputs == "original", recalibrate, patience, least_gain, confidence)
     hand = executor_named(executor, workers)
     updated = copy.deepcopy(model)
     with ExitStack() as stack:
@@ -189,6 +195,7 @@ def post_train(
             shop = Workshop(crew, shared, feeds, targets[0], display)
             best, records = run_sweeps(shop, trainer, ordered, targets, settings, display.advance)
         context.load(best.state)
+        notes += _unconfirmed(best, confidence)
         if journal is not None:
             journal.note("trained", before=str(best.baseline), after=str(best.metrics))
     return PostTrainingResult(
@@ -296,6 +303,18 @@ def _check_counts(least: int = 1, **settings: Any) -> None:
         if value < least:
             what = name.removesuffix("s") if least == 1 else name
             raise DataError(f"{name}={value}: needed is at least {least} {what}")
+
+
+def _unconfirmed(best: Best, confidence: float) -> list[str]:
+    gain = best.gain
+    if gain is None or gain.confirmed(confidence):
+        return []
+    note = (
+        f"the model is returned as it was: the held-out loss fell by {gain.mean:.4f} ± {gain.error:.4f}, which "
+        f"{gain.samples} samples do not confirm with confidence {confidence:g}; more held-out samples may, and "
+        "confidence=0.5 takes any gain"
+    )
+    return [note]
 
 
 def _check_named(setting: str, value: str, known: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from fxinvert.scheduling.crew import Crew, Task
 from fxinvert.scheduling.executor import Shared
 from fxinvert.scheduling.keys import content_key
 from fxinvert.scheduling.store import Damaged
+from fxinvert.training.confirm import Gain, gain
 from fxinvert.training.context import Context, State, digest_of
 from fxinvert.training.data import Part
 from fxinvert.training.fingerprint import Fingerprint
@@ -93,6 +94,12 @@ class Workshop:
         parts = self._over(feed, feed.wheres(), quadratic, {"proposal": proposal}, "sizes")
         total: Quadratic = reduce(Quadratic.__add__, parts)
         return total
+
+    def gain(self, state: State) -> Gain:
+        if self._sample and not self.sampled:
+            return gain(self.context, self._sample, state=state)
+        feed = self.feeds["held_out"]
+        return sum(self._over(feed, feed.wheres(), gain, {"state": state}, "gain"), Gain())
 
     def blocks(self, job: Job, arguments: Mapping[str, Any], every: int | None) -> Iterator[Iterator[Any]]:
         feed = self.feeds["train"]

@@ -94,6 +94,7 @@ def post_train(
     sweeps: Annotated[int, setting("sweeps", min=1)] = DEFAULT.sweeps,
     patience: Annotated[int, setting("patience", min=1)] = DEFAULT.patience,
     least_gain: Annotated[float, setting("least_gain", min=0)] = DEFAULT.least_gain,
+    confidence: Annotated[float, setting("confidence", min=0.5, max=1)] = DEFAULT.confidence,
     inputs: Annotated[Literal["updated", "original"], setting("inputs")] = DEFAULT.inputs,
     share: ShareName = DEFAULT.share,
     recalibrate: Recalibrate = False,

@@ -81,6 +81,12 @@ class PostTrainConfig(BaseModel):
     least_gain: float = Field(
         default=0.0, ge=0, description="What a sweep must bring, as a share of the held-out loss."
     )
+    confidence: float = Field(
+        default=0.9,
+        ge=0.5,
+        lt=1,
+        description="With which held-out samples must confirm the gain, or the model stays as it was; 0.5: any gain does.",
+    )
     inputs: Literal["updated", "original"] = Field(
         default="updated",
         description="What a segment's input follows from: the updated earlier segments, or the original ones.",

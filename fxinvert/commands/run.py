@@ -125,6 +125,7 @@ def _execute(
             sweeps=config.sweeps,
             patience=config.patience,
             least_gain=config.least_gain,
+            confidence=config.confidence,
             inputs=config.inputs,
             share=config.share,
             recalibrate=config.recalibrate,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -75,17 +76,11 @@ class Tally:
 
     @classmethod
     def _of_head(cls, outputs: Tensor, labels: Tensor, samples: int, target: OutputTarget | None) -> Tally:
-        if is_classification(labels):
-            logits, classes = flat_classes(outputs, labels)
-            losses = F.cross_entropy(logits.double(), classes, reduction="none")
-            return cls(
-                loss=float(losses.sum()) * samples / len(classes),
-                hits=int((logits.argmax(-1) == classes).sum()),
-                answers=len(classes),
-            )
-        wanted = target(outputs, labels) if target else regression(outputs, labels)
-        errors = (outputs - wanted).double().square().reshape(samples, -1).mean(1)
-        return cls(loss=float(errors.sum()))
+        loss = float(_losses(outputs, labels, samples, target).sum())
+        if not is_classification(labels):
+            return cls(loss)
+        logits, classes = flat_classes(outputs, labels)
+        return cls(loss, int((logits.argmax(-1) == classes).sum()), len(classes))
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(
@@ -106,6 +101,27 @@ class Tally:
             raise DataError("there are no samples to measure on")
         accuracy = self.hits / self.answers if self.answers else None
         return Metrics(self.loss / self.samples, accuracy, self.samples)
+
+
+def sample_losses(outputs: Tensor, batch: Batch, heads: Heads) -> Tensor:
+    """The loss of every sample `(B,)`, float64; losses of several outputs are added.
+
+    Raises:
+        DataError: the labels do not fit the outputs.
+    """
+    pairs = heads.pairs(outputs, batch.labels)
+    return torch.stack([_losses(own, labels, len(batch)) for own, labels in pairs]).sum(0)
+
+
+def _losses(outputs: Tensor, labels: Tensor, samples: int, target: OutputTarget | None = None) -> Tensor:
+    """Of one output: the mean over a sample's positions, or numbers."""
+    if is_classification(labels):
+        logits, classes = flat_classes(outputs, labels)
+        losses = F.cross_entropy(logits.double(), classes, reduction="none")
+    else:
+        wanted = target(outputs, labels) if target else regression(outputs, labels)
+        losses = (outputs - wanted).double().square()
+    return losses.reshape(samples, -1).mean(1)
 
 
 def is_classification(labels: Tensor) -> bool:

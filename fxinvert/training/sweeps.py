@@ -11,6 +11,7 @@ from fxinvert.output_target import OutputTarget
 from fxinvert.passes.plan import Segment
 from fxinvert.result import Record
 from fxinvert.training.auto import Auto
+from fxinvert.training.confirm import Gain
 from fxinvert.training.context import State
 from fxinvert.training.judge import Candidate, HeldOut, Judged, Share, judge
 from fxinvert.training.metrics import Metrics
@@ -37,6 +38,10 @@ class Place(Work, HeldOut, Protocol):
         """Jobs that begin from now on are done with these parameters and buffers."""
         ...
 
+    def gain(self, state: State) -> Gain:
+        """What held-out samples gain from another state."""
+        ...
+
     def remembered(self, about: Any, do: Callable[[], Any]) -> Any:
         """What `do` gives; if it was done before with the same state and the same `about`, what it gave then."""
         ...
@@ -44,10 +49,15 @@ class Place(Work, HeldOut, Protocol):
 
 @dataclass
 class Best:
-    """The best state seen that is no worse than the baseline, and the metrics of the latest state."""
+    """The best state seen that is no worse than the baseline, and the metrics of the latest state.
+
+    Attributes:
+        gain: what held-out samples gain from it.
+    """
 
     metrics: Metrics
     state: State = field(repr=False)
+    gain: Gain | None = None
 
     def __post_init__(self) -> None:
         self.baseline = self.latest = self.metrics
@@ -71,6 +81,7 @@ class Settings:
         recalibrate: whether batch-norm statistics are estimated anew after an update.
         patience: after how many sweeps in a row that bring too little to stop.
         least_gain: what a sweep must at least bring, as a share of the held-out loss.
+        confidence: with which held-out samples must confirm the gain of all sweeps.
     """
 
     sweeps: int = 3
@@ -79,6 +90,7 @@ class Settings:
     recalibrate: bool = False
     patience: int = 1
     least_gain: float = 0.0
+    confidence: float = 0.9
 
 
 def run_sweeps(
@@ -92,7 +104,7 @@ def run_sweeps(
     """Sweeps over the waves.
 
     Of several output targets the one is used with which training the last segment gives the least held-out loss: that
-    takes no inversion, and tells their kinds and scales apart.
+    takes no inversion, and tells their kinds and scales apart. What held-out samples do not confirm is not taken.
 
     Args:
         place: where work is done.
@@ -137,6 +149,11 @@ def run_sweeps(
         idle = idle + 1 if number > 1 and gained <= settings.least_gain * before else 0
         if idle >= settings.patience or gained == 0:
             break
+    if best.metrics is not baseline:
+        place.use(begun)
+        best.gain = place.gain(best.state)
+        if not best.gain.confirmed(settings.confidence):
+            best.metrics, best.state = baseline, begun
     return best, records
 
 

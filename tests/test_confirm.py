@@ -1,0 +1,90 @@
+"""A gain that held-out samples do not confirm is not taken."""
+
+from __future__ import annotations
+
+from statistics import NormalDist
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from runs import data, network, train, weights
+from torch import Tensor, nn
+
+import fxinvert
+from fxinvert import DataError
+from fxinvert.training.confirm import Gain
+
+LOSSES = st.lists(st.floats(-5, 5).map(lambda v: round(v, 3)), min_size=2, max_size=30)
+
+
+def gain_of(fallen: list[float]) -> Gain:
+    return sum((Gain(1, d, d**2) for d in fallen), Gain())
+
+
+@given(LOSSES, st.floats(0.5, 0.99))
+def test_it_is_the_paired_test(fallen: list[float], confidence: float) -> None:
+    d = torch.tensor(fallen, dtype=torch.float64)
+    found = gain_of(fallen)
+    assert found.mean == pytest.approx(float(d.mean()), abs=1e-9)
+    assert found.error == pytest.approx(float(d.std() / len(d) ** 0.5), abs=1e-6)
+    margin = float(d.mean()) - NormalDist().inv_cdf(confidence) * float(d.std() / len(d) ** 0.5)
+    if abs(margin) > 1e-6:
+        assert found.confirmed(confidence) == (margin > 0)
+
+
+@given(LOSSES)
+def test_more_confidence_confirms_less(fallen: list[float]) -> None:
+    told = [gain_of(fallen).confirmed(c) for c in (0.5, 0.7, 0.9, 0.99)]
+    assert told == sorted(told, reverse=True)
+
+
+def test_a_single_sample_confirms_nothing_but_any_gain() -> None:
+    assert not gain_of([1.0]).confirmed(0.9)
+    assert gain_of([1.0]).confirmed(0.5)
+    assert not gain_of([-1.0]).confirmed(0.5)
+
+
+def noise(samples: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Inputs that tell nothing of their labels."""
+    generator = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(samples, 6, generator=generator), torch.randint(0, 3, (samples,), generator=generator)
+    return list(zip(torch.split(x, 16), torch.split(y, 16), strict=True))
+
+
+def on_noise(seed: int, confidence: float) -> fxinvert.PostTrainingResult:
+    """A run with nothing to learn but by chance: the model begins as the best there is, all classes alike."""
+    last = nn.Linear(8, 3)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        first = nn.Linear(6, 8)
+    return fxinvert.post_train(
+        nn.Sequential(first, nn.Tanh(), last), noise(160, seed), validation_data=noise(32, 100 + seed), sweeps=1,
+        confidence=confidence, output_target="cross_entropy",
+    )  # fmt: skip
+
+
+def test_what_is_chance_is_not_taken_and_the_result_says_why() -> None:
+    changed = [seed for seed in range(12) if on_noise(seed, 0.5).changed]
+    assert len(changed) >= 3
+    for seed in changed:
+        sure = on_noise(seed, 0.99)
+        assert not sure.changed
+        assert sure.final == sure.baseline
+        (note,) = (n for n in sure.notes if "confidence" in n)
+        assert note.startswith("the model is returned as it was: the held-out loss fell by")
+        assert any(record.step for record in sure.history)  # what was tried is told
+
+
+def test_a_clear_gain_is_taken_whatever_the_executor() -> None:
+    result = train(confidence=0.99)
+    assert result.changed
+    assert weights(result) == weights(train(confidence=0.99, executor="processes", workers=2))
+
+
+@pytest.mark.parametrize("confidence", [0.4, 1.0, -1.0])
+def test_a_confidence_that_is_none(confidence: float) -> None:
+    with pytest.raises(DataError, match=r"confidence=.* a probability from 0\.5 to below 1"):
+        fxinvert.post_train(network(), data(), confidence=confidence)
