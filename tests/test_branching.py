@@ -273,7 +273,9 @@ def test_every_input_gets_a_target_of_its_own() -> None:
 def test_several_outputs_are_trained_together() -> None:
     torch.manual_seed(0)
     model, data = Driver(), [driving(40)]
-    result = fxinvert.post_train(model, data, output=("turn", "speed"), sweeps=1, confidence=0.5, progress=False)
+    result = fxinvert.post_train(
+        model, data, output=("turn", "speed"), sweeps=1, confidence=0.5, progress=False
+    )
     assert isinstance(result.model, Driver)
     assert result.final.loss < result.baseline.loss
     with pytest.raises(fxinvert.FxInvertError, match=r"'turn', 'speed'; labels are needed for each"):

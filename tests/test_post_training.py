@@ -157,7 +157,7 @@ def test_batch_norm_and_convolutions_are_trained() -> None:
         nn.Flatten(),
         nn.Linear(16, 3),
     )
-    result = fxinvert.post_train(model, [(x, y)], sweeps=2)
+    result = fxinvert.post_train(model, [(x, y)], sweeps=2, confidence=0.5)
     assert [segment.name for segment in result.plan.segments] == ["0", "1", "5"]
     assert result.final.loss < result.baseline.loss
 
