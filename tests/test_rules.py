@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import re
 from typing import Any
 
 import pytest
@@ -367,12 +368,40 @@ def test_the_iterative_solver_agrees_with_the_direct_one(sample: Sample) -> None
     assert torch.equal(iterative(x, direct.op(x).detach())[0], x)
 
 
-def test_an_iteration_that_is_stopped_early_is_reported() -> None:
+def test_samples_for_which_an_iteration_does_not_converge_are_left_at_their_anchors() -> None:
     layer, x = ill_conditioned(1e4, F32), torch.randn(3, 40)
-    _, certificate = Inverted(layer, x, method="iterative", max_iterations=4)(x, torch.randn_like(x))
-    assert certificate.status is Status.DAMPED
+    inverted = Inverted(layer, x, method="iterative", max_iterations=4)
+    target = torch.randn_like(x)
+    target[1] = inverted.op(x)[1].detach()  # nothing to be done
+    value, certificate = inverted(x, target)
+    assert certificate.status is Status.FAILED
+    assert certificate.failed.tolist() == [True, False, True]
+    assert torch.equal(value, x)
+    assert not certificate.distance.any()
     assert certificate.iterations == 4
-    assert "4 iterations" in str(certificate)
+    assert re.search(
+        r"2 samples failed, the solver did not converge: a relative error of \d.\de-\d+ was left after 4 iterations",
+        str(certificate),
+    )
+
+
+def test_a_sample_is_left_at_its_anchor_where_one_of_its_positions_does_not_converge() -> None:
+    layer, x = ill_conditioned(1e4, F32), torch.randn(3, 5, 40)
+    inverted = Inverted(layer, x, method="iterative", max_iterations=4)
+    target = inverted.op(x).detach()
+    target[2, 3] += torch.randn(40)
+    value, certificate = inverted(x, target)
+    assert certificate.failed.tolist() == [False, False, True]
+    assert torch.equal(value, x)
+
+
+def test_what_does_not_converge_undamped_is_damped_if_that_does() -> None:
+    layer, x = ill_conditioned(1e6, F32), torch.randn(3, 40)
+    inverted = Inverted(layer, x, method="iterative", max_iterations=60, condition_limit=5.0)
+    value, certificate = inverted(x, torch.randn_like(x))
+    assert certificate.status is Status.DAMPED
+    assert certificate.damping > 0
+    assert (value != x).flatten(1).any(1).all()
 
 
 @pytest.fixture

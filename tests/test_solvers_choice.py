@@ -26,6 +26,7 @@ from fxinvert.linalg import (
 from fxinvert.linalg.anchored import Method
 from fxinvert.linalg.gram import GramFactor
 from fxinvert.linalg.memory import Ledger, free_memory
+from fxinvert.linalg.qr import QRFactor
 
 #: that any convolution can be solved with
 METHODS = [method for method in get_args(Method) if method != "diagonal"]
@@ -43,9 +44,10 @@ def square(channels: int, pixels: int) -> Convolution:
         (Dense(torch.randn(20, 30)), "spectral"),
         (Dense(torch.randn(2100, 2200)), "cholesky"),
         (square(2, 4), "spectral"),
-        (square(8, 32), "banded"),
+        (square(8, 24), "banded"),
+        (square(8, 32), "capacitance"),
     ],
-    ids=["small", "wide", "small map", "map"],
+    ids=["small", "wide", "small map", "map", "large map"],
 )
 def test_the_cheapest_is_taken(operator: LinearOperator, method: Method) -> None:
     assert choose(operator, SolveSettings()).chosen.method == method
@@ -63,7 +65,7 @@ def test_the_solver_can_be_asked_for(method: Method) -> None:
     assert choice.chosen.method == method
     assert f"{method} (asked for)" in choice.explain()
     iterate = dict.fromkeys(("circulant", "iterative"), IterativeFactor)
-    expected = {"spectral": SpectralFactor, **iterate}.get(method, GramFactor)
+    expected = {"spectral": SpectralFactor, "qr": QRFactor, **iterate}.get(method, GramFactor)
     assert isinstance(factor, expected)
     assert factor.explain()
 
@@ -74,35 +76,39 @@ def test_what_cannot_be_had_is_refused_with_the_reason() -> None:
     with pytest.raises(SolveError, match="direct_limit=2048"):
         factorize(square(8, 32), SolveSettings(method="spectral"))
     with pytest.raises(
-        SolveError, match="there are diagonal, spectral, cholesky, banded, circulant, iterative"
+        SolveError,
+        match="there are diagonal, spectral, qr, cholesky, banded, capacitance, circulant, iterative",
     ):
         factorize(square(2, 4), SolveSettings(method="magic"))  # type: ignore[arg-type]
 
 
 def test_explain_tells_every_candidate() -> None:
     lines = choose(square(8, 32), SolveSettings(memory_limit=10**9)).explain().splitlines()
-    assert lines[0] == "Convolution 8192 × 8192, 20000 solves: banded"
+    assert lines[0] == "Convolution 8192 × 8192, 20000 solves: capacitance"
     assert [line.split(":")[0].strip() for line in lines[1:]] == [
+        "qr",
         "spectral",
         "cholesky",
         "banded",
+        "capacitance",
         "circulant",
         "iterative",
     ]
     assert "exceeds direct_limit=2048" in lines[1]
-    assert "of 953.7 MiB" in lines[2]
-    assert lines[3].startswith("  banded: 1 × the cost")
+    assert "of 953.7 MiB" in lines[3]
+    assert lines[5].startswith("  capacitance: 1 × the cost")
 
 
 def test_a_memory_limit_is_kept() -> None:
     a = square(8, 32)
     needed = {c.method: c.memory for c in choose(a, SolveSettings()).candidates}
-    assert choose(a, SolveSettings(memory_limit=needed["banded"])).chosen.method == "banded"
-    assert choose(a, SolveSettings(memory_limit=needed["banded"] - 1)).chosen.method == "circulant"
+    assert choose(a, SolveSettings(memory_limit=needed["capacitance"])).chosen.method == "capacitance"
+    direct = min(needed["capacitance"], needed["banded"])
+    assert choose(a, SolveSettings(memory_limit=direct - 1)).chosen.method == "circulant"
     assert choose(a, SolveSettings(memory_limit=needed["circulant"] - 1)).chosen.method == "iterative"
     factor = choose(a, SolveSettings()).chosen.make()
     factor.solve(torch.randn(1, *a.out_shape), 1e-3)
-    assert 0 < factor.nbytes <= needed["banded"]
+    assert 0 < factor.nbytes <= needed["capacitance"]
     with pytest.raises(SolveError, match=f"at least {needed['iterative']} bytes"):
         factorize(a, SolveSettings(memory_limit=needed["iterative"] - 1))
 

@@ -2,12 +2,13 @@
 
 Damping is decided per sample, from the effective condition number of Chan & Foulser (SIAM J. Sci. Stat. Comput. 9,
 1988), σ_max‖d‖ / ‖r‖: a target that the undamped solution reaches without being blown up keeps it (λ = 0), even if
-the matrix is ill-conditioned; a sample whose correction is amplified beyond κ is solved again with λ = (σ_max/κ)².
+the matrix is ill-conditioned; a sample whose correction is amplified beyond κ is solved again with λ = (σ_max/κ)². So is one for which an iteration does
+not converge; if it does not then either, the sample is not moved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -17,9 +18,9 @@ from torch import Tensor
 from fxinvert.errors import SolveError
 from fxinvert.linalg.memory import SHARE, free_memory, full_precision
 from fxinvert.linalg.solvers import Factor
-from fxinvert.linalg.vectors import flat
+from fxinvert.linalg.vectors import by_sample, flat
 
-Method = Literal["diagonal", "spectral", "cholesky", "banded", "circulant", "iterative"]
+Method = Literal["diagonal", "spectral", "qr", "cholesky", "banded", "capacitance", "circulant", "iterative"]
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,12 @@ class Correction:
     """Solution of the anchored problem for a batch.
 
     Attributes:
-        value: `(B, *in_shape)`, A⁺_λ r.
-        damped: `(B,)`, samples that were damped or stopped early.
+        value: `(B, *in_shape)`, A⁺_λ r; 0 for samples that have not converged.
+        damped: `(B,)`, samples that were damped.
         damping: the largest λ used, 0 where nothing was damped.
         iterations: of the iterative solver, 0 for direct ones.
         condition: of the operator, where known.
+        missed: `(B,)`, by how much samples have not converged (`Factor.error`), 0 for those that have; None where all have.
     """
 
     value: Tensor
@@ -77,6 +79,7 @@ class Correction:
     damping: float
     iterations: int
     condition: float | None
+    missed: Tensor | None = None
 
 
 def solve_anchored(factor: Factor, r: Tensor, settings: SolveSettings) -> Correction:
@@ -92,10 +95,11 @@ def solve_anchored(factor: Factor, r: Tensor, settings: SolveSettings) -> Correc
     Raises:
         SolveError: r has another shape than the operator's outputs, or is on another device.
     """
-    if r.shape[1:] != factor.out_shape or r.device != factor.device:
+    a = factor.operator
+    if r.shape[1:] != a.out_shape or r.device != a.device:
         raise SolveError(
             f"right-hand sides (B, {', '.join(map(str, r.shape[1:]))}) on {r.device} were given to a solver for "
-            f"(B, {', '.join(map(str, factor.out_shape))}) on {factor.device}; both must be the same"
+            f"(B, {', '.join(map(str, a.out_shape))}) on {a.device}; both must be the same"
         )
     with full_precision(r.device):
         return _solved(factor, r, settings)
@@ -111,23 +115,41 @@ def _solved(factor: Factor, r: Tensor, settings: SolveSettings) -> Correction:
             max(part.damping for part in parts),
             max(part.iterations for part in parts),
             factor.condition,
+            _joined(parts),
         )
     limit = settings.limit(r.dtype)
     solution = factor.solve(r, 0.0, limit)
     value, iterations = solution.correction, solution.iterations
     if solution.converged is None and factor.condition is not None and 2 * factor.condition <= limit:
         # no correction is amplified by more than the condition, which may be known to a few per cent only
-        return Correction(value, r.new_zeros(len(r), dtype=torch.bool), 0.0, iterations, factor.condition)
-    amplified = _amplified(factor.largest, value, r, settings)
-    damped = amplified if solution.converged is None else amplified | ~solution.converged
-    damping = 0.0
-    if bool(amplified.any()):
-        damping = (factor.largest / settings.limit(r.dtype)) ** 2
-        again = factor.solve(r[amplified], damping)
-        value = value.clone()
-        value[amplified] = again.correction
-        iterations = max(iterations, again.iterations)
-    return Correction(value, damped, damping, iterations, factor.condition)
+        none = torch.zeros(len(r), dtype=torch.bool, device=r.device)
+        return Correction(value, none, 0.0, iterations, factor.condition)
+    damped = _amplified(factor.largest, value, r, settings)
+    if solution.converged is not None:
+        damped = damped | ~solution.converged
+    if not bool(damped.any()):
+        return Correction(value, damped, 0.0, iterations, factor.condition)
+    damping = (factor.largest / limit) ** 2
+    again = factor.solve(r[damped], damping)
+    corrected, iterations, missed = again.correction, max(iterations, again.iterations), None
+    if again.converged is not None and not bool(again.converged.all()):
+        error = factor.error(r[damped], corrected, damping).to(r.dtype)
+        missed = torch.zeros(len(r), dtype=r.dtype, device=r.device)
+        missed[damped] = torch.where(again.converged, 0, error)
+        corrected = torch.where(by_sample(again.converged, corrected), corrected, 0)
+    value = value.clone()
+    value[damped] = corrected
+    if missed is not None:
+        damped = damped & (missed == 0)
+    return Correction(value, damped, damping, iterations, factor.condition, missed)
+
+
+def _joined(parts: Sequence[Correction]) -> Tensor | None:
+    """What the parts of a batch missed."""
+    if all(part.missed is None for part in parts):
+        return None
+    none = [torch.zeros(len(part.value), dtype=part.value.dtype, device=part.value.device) for part in parts]
+    return torch.cat([n if p.missed is None else p.missed for n, p in zip(none, parts, strict=True)])
 
 
 def solve_diagonal(

@@ -14,17 +14,22 @@ import torch
 from fxinvert.errors import SolveError
 from fxinvert.linalg.anchored import Method, SolveSettings
 from fxinvert.linalg.banded import BlockBanded, Gram, layout
+from fxinvert.linalg.capacitance import BLOCK, Capacitance
 from fxinvert.linalg.circulant import Circulant, torus
 from fxinvert.linalg.convolution import Convolution
+from fxinvert.linalg.embedding import embedding
 from fxinvert.linalg.gram import DenseInverse, GramFactor
 from fxinvert.linalg.iterative import IterativeFactor
 from fxinvert.linalg.memory import full_precision, human
 from fxinvert.linalg.operators import LinearOperator
+from fxinvert.linalg.qr import QRFactor
 from fxinvert.linalg.solvers import WORK, DiagonalFactor, Factor, SpectralFactor
 
 #: how much slower than a float32 matrix product: one in float64; a decomposition into singular values; a product with
 #: an operator that is not a matrix; a pass over a vector, by entry
 DOUBLE, DECOMPOSITION, PRODUCT, ENTRY = 2.0, 40.0, 2.0, 40.0
+#: the same for an orthogonal factorization, and for solving with a triangle
+ORTHOGONAL, TRIANGULAR = 24.0, 2.0
 #: operations of a factorization that nobody waits for; and what is counted for squaring the condition
 PATIENCE, SQUARED = 5e9, 1.5
 #: iterations that conjugate gradients are reckoned with, and with a preconditioner; how small the frequencies that it
@@ -38,6 +43,7 @@ VECTORS, TRANSFORMS = 6, 16
 _NEEDED: dict[Method, str] = {
     "diagonal": "it takes an operator for which AᵀA is diagonal",
     "banded": "it takes a convolution",
+    "capacitance": "it takes a convolution, of maps padded by zeros",
     "circulant": "it takes a convolution, of maps padded by zeros or in a circle",
 }
 
@@ -123,7 +129,8 @@ def choose(operator: LinearOperator, settings: SolveSettings) -> Choice:
 def factorize(operator: LinearOperator, settings: SolveSettings) -> Factor:
     """The operator made ready for many right-hand sides, by the solver that costs least.
 
-    Where a Gram matrix turns out to be too ill-conditioned, and singular values can be afforded, they are taken instead.
+    Where a Gram matrix turns out to be too ill-conditioned, A itself is decomposed instead if that can be afforded: by QR if
+    it has full rank, else into singular values.
 
     Raises:
         SolveError: nothing fits into the memory limit, or the operator has NaN or infinite values.
@@ -137,10 +144,14 @@ def _factorized(operator: LinearOperator, settings: SolveSettings) -> Factor:
     factor = choice.chosen.make()
     told = choice.explain()
     if settings.method is None and isinstance(factor, GramFactor) and factor.strained:
-        exact = next(c for c in choice.candidates if c.method == "spectral")
-        if not exact.why_not:
-            factor = exact.make()
-            told += "\n  spectral was taken: the Gram matrix is too ill-conditioned"
+        for exact in (c for c in choice.candidates if c.method in ("qr", "spectral") and not c.why_not):
+            try:
+                factor = exact.make()
+            except SolveError as error:
+                told += f"\n  {exact.method} was tried: {error}"
+            else:
+                told += f"\n  {exact.method} was taken: the Gram matrix is too ill-conditioned"
+                break
     factor.chosen = f"{told}\n  {factor.explain()}"
     return factor
 
@@ -166,6 +177,11 @@ def _candidates(operator: LinearOperator, settings: SolveSettings, limit: int) -
         name = f"block LDLᵀ ({gram.layout.blocks} blocks of {gram.layout.groups} × {gram.layout.block}²)"
         return GramFactor(operator, lambda shift: BlockBanded(gram, shift), name)
 
+    def capacitance() -> Factor:
+        assert isinstance(operator, Convolution)
+        name = f"Fourier transforms and a capacitance matrix ({cut.side}²)"
+        return GramFactor(operator, lambda shift: Capacitance(operator, outputs=dual, shift=shift), name)
+
     def circulant() -> Factor:
         assert around is not None
         preconditioner = Circulant(around, outputs=dual, shift=SHIFT)
@@ -181,6 +197,16 @@ def _candidates(operator: LinearOperator, settings: SolveSettings, limit: int) -
                 "diagonal", 0.0, product + ENTRY * n, memory, lambda: DiagonalFactor(operator), fits(memory)
             )
         )
+    found.append(
+        Candidate(
+            "qr",
+            ORTHOGONAL * side**2 * other,
+            2 * DOUBLE * (m * n + TRIANGULAR * side**2),
+            entries,
+            lambda: QRFactor(operator),
+            fits(entries, large if side > settings.direct_limit else ""),
+        )
+    )
     found.append(
         Candidate(
             "spectral",
@@ -217,6 +243,19 @@ def _candidates(operator: LinearOperator, settings: SolveSettings, limit: int) -
             )
         )
     around = operator.around if isinstance(operator, Convolution) else None
+    if isinstance(operator, Convolution) and around is operator:
+        cut = embedding(operator, outputs=dual)
+        entries = cut.nbytes(BLOCK) + WORK * (m + n)
+        found.append(
+            Candidate(
+                "capacitance",
+                DOUBLE * cut.factor_cost(),
+                SQUARED * (DOUBLE * (PRODUCT * cut.solve_cost() + ENTRY * TRANSFORMS * side) + product),
+                entries,
+                capacitance,
+                fits(entries),
+            )
+        )
     if around is not None:
         turned = torus(around, outputs=dual)
         entries = 3 * 16 * turned.entries + WORK * (m + n)

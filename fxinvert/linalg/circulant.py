@@ -44,6 +44,20 @@ class Torus(NamedTuple):
         *others, last = self.sizes
         return self.groups * self.channels**2 * math.prod(others) * (last // 2 + 1)
 
+    def inside(self) -> list[list[int]]:
+        """By axis, how many positions of the torus belong to the map, for every channel of a group."""
+        phases = [divmod(i, math.prod(self.phases))[1] for i in range(self.channels)]
+        found = []
+        for axis, (size, s) in enumerate(zip(self.shape[1:], self.phases, strict=True)):
+            later = math.prod(self.phases[axis + 1 :])
+            found.append([-(-(size - phase // later % s) // s) for phase in phases])
+        return found
+
+    @property
+    def full(self) -> bool:
+        """Whether the map fills it."""
+        return all(set(own) == {size} for own, size in zip(self.inside(), self.sizes, strict=True))
+
     def split(self, value: Tensor) -> Tensor:
         """`(B, groups · c, *spatial)` → `(B, groups, c · phases, *sizes)`, the map filled up with zeros."""
         n = len(self.sizes)
@@ -85,8 +99,8 @@ class Circulant:
 
     def __init__(self, operator: Convolution, *, outputs: bool, shift: float) -> None:
         self.torus = torus(operator, outputs=outputs)
-        symbol = self._symbol(operator)
-        gram = symbol.mH @ symbol if outputs != operator.forward else symbol @ symbol.mH
+        around = symbol(operator, self.torus.sizes)
+        gram = around.mH @ around if outputs != operator.forward else around @ around.mH
         scale = float(torch.linalg.matrix_norm(gram).max())
         #: μ
         self.shift = shift * scale if scale else 1.0
@@ -108,19 +122,20 @@ class Circulant:
         turned = found.permute(2 + n, 0, 1 + n, *range(1, 1 + n))
         return self.torus.join(torch.fft.irfftn(turned, s=sizes, dim=axes))
 
-    def _symbol(self, operator: Convolution) -> Tensor:
-        """Ŵ at every frequency, `(groups, *frequencies, outputs, inputs · phases)`."""
-        weight = operator.weight.to(torch.float64)
-        made = weight.reshape(self.torus.groups, -1, *weight.shape[1:]).to(torch.complex128)
-        n = len(self.torus.sizes)
-        for axis, size in enumerate(self.torus.sizes):
-            s, d = operator.options["stride"][axis], operator.options["dilation"][axis]
-            count = size if axis < n - 1 else size // 2 + 1
-            taps = d * torch.arange(weight.shape[2 + axis], device=weight.device) - operator.padding[axis]
-            angles = torch.arange(count, dtype=torch.float64, device=weight.device) * (2 * math.pi / size)
-            waves = torch.exp(1j * angles * (taps // s)[:, None])
-            phases = torch.nn.functional.one_hot(taps % s, s)
-            # the kernel's axis becomes one of frequencies and one of phases, behind the others
-            made = torch.tensordot(made, waves[:, :, None] * phases[:, None], dims=([3], [0]))
-        order = (0, *range(3, 3 + 2 * n, 2), 1, 2, *range(4, 4 + 2 * n, 2))
-        return made.permute(order).flatten(n + 2)
+
+def symbol(operator: Convolution, sizes: Shape) -> Tensor:
+    """Ŵ at every frequency of a torus of these sizes, `(groups, *frequencies, outputs, inputs · phases)`."""
+    weight = operator.weight.to(torch.float64)
+    made = weight.reshape(operator.options["groups"], -1, *weight.shape[1:]).to(torch.complex128)
+    n = len(sizes)
+    for axis, size in enumerate(sizes):
+        s, d = operator.options["stride"][axis], operator.options["dilation"][axis]
+        count = size if axis < n - 1 else size // 2 + 1
+        taps = d * torch.arange(weight.shape[2 + axis], device=weight.device) - operator.padding[axis]
+        angles = torch.arange(count, dtype=torch.float64, device=weight.device) * (2 * math.pi / size)
+        waves = torch.exp(1j * angles * (taps // s)[:, None])
+        phases = torch.nn.functional.one_hot(taps % s, s)
+        # the kernel's axis becomes one of frequencies and one of phases, behind the others
+        made = torch.tensordot(made, waves[:, :, None] * phases[:, None], dims=([3], [0]))
+    order = (0, *range(3, 3 + 2 * n, 2), 1, 2, *range(4, 4 + 2 * n, 2))
+    return made.permute(order).flatten(n + 2)

@@ -121,8 +121,12 @@ class Convolution(LinearOperator):
         return pad(padded, [-end for end in self._ends])
 
     def to(self, dtype: torch.dtype) -> Convolution:
+        return self.of(self.weight.to(dtype))
+
+    def of(self, weight: Tensor) -> Convolution:
+        """The same with other weights."""
         return Convolution(
-            self.weight.to(dtype),
+            weight,
             self.in_shape,
             self.options["stride"],
             self.padding,
@@ -130,6 +134,12 @@ class Convolution(LinearOperator):
             self.options["groups"],
             self.after,
         )
+
+    def meets(self, *, outputs: bool) -> Tensor:
+        """Which outputs, or inputs, are coupled to anything, of the shape of a sample."""
+        coupled = self.of((self.weight != 0).to(self.dtype))
+        ones = self.weight.new_ones(1, *(self.in_shape if outputs else self.out_shape))
+        return (coupled.apply(ones) if outputs else coupled.adjoint(ones))[0] > 0.5
 
     @property
     def cost(self) -> float:
@@ -229,10 +239,10 @@ class TransposedConvolution(Convolution):
     def adjoint(self, r: Tensor) -> Tensor:
         return self._forward(r, self.weight, **self.options)[self._positions]
 
-    def to(self, dtype: torch.dtype) -> TransposedConvolution:
+    def of(self, weight: Tensor) -> TransposedConvolution:
         stride, dilation, groups = (self.options[name] for name in ("stride", "dilation", "groups"))
         return TransposedConvolution(
-            self.weight.to(dtype), self.in_shape, self.out_shape, stride, self.padding, dilation, groups
+            weight, self.in_shape, self.out_shape, stride, self.padding, dilation, groups
         )
 
     @property

@@ -17,7 +17,7 @@ from fxinvert.linalg.anchored import Correction, SolveSettings
 from fxinvert.linalg.operators import LinearOperator
 from fxinvert.linalg.recycled import Recycled
 from fxinvert.linalg.solvers import cgls
-from fxinvert.linalg.vectors import flat
+from fxinvert.linalg.vectors import by_sample, flat, norm
 
 
 class EachFunction(LinearOperator):
@@ -80,19 +80,27 @@ def solve_each(operator: EachFunction, r: Tensor, settings: SolveSettings) -> Co
     largest = found.largest
     if bool((DOUBT * largest * moved > limit * size).any()):
         largest = torch.maximum(largest, _largest_singular_values(operator))
-    amplified = largest * moved > limit * size
-    damping = torch.where(amplified, (largest / limit).square(), 0)
-    iterations = found.iterations
-    if bool(amplified.any()):
-        again = cgls(operator, r, damping, largest=largest, skip=~amplified, **options)
-        value = torch.where(amplified.reshape(-1, *[1] * (value.dim() - 1)), again.correction, value)
+    damped = (largest * moved > limit * size) | ~found.converged
+    damping = torch.where(damped, (largest / limit).square(), 0)
+    iterations, missed = found.iterations, None
+    if bool(damped.any()):
+        again = cgls(operator, r, damping, largest=largest, skip=~damped, **options)
+        value = torch.where(by_sample(damped, value), again.correction, value)
         iterations = torch.maximum(iterations, again.iterations)
+        if not bool(again.converged.all()):
+            rho = r - operator.apply(value)
+            slope = norm(operator.adjoint(rho) - by_sample(damping, value) * value)
+            error = torch.minimum(slope / (largest * norm(rho)), norm(rho) / size)
+            missed = torch.where(again.converged, 0, error)
+            value = torch.where(by_sample(again.converged, value), value, 0)
+            damped = damped & again.converged
     return Correction(
         value,
-        amplified | ~found.converged,
+        damped,
         float(damping.max()) if len(r) else 0.0,
         int(iterations.max()) if len(r) else 0,
         None,
+        missed,
     )
 
 

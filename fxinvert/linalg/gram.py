@@ -27,10 +27,12 @@ SHIFTED = 3e6
 FIRST_SHIFT, LAST_SHIFT = 1e-7, 1e-3
 #: relative error that an answer may have unrefined, in single and double precision
 UNREFINED = {torch.float32: 1e-4, torch.float64: 1e-11}
+#: relative error of a factorization's own answers beyond which it is useless, even to refine them
+USEFUL = 1e-3
 #: what a product of A with x may be off, relative to σ_max‖x‖
 ROUNDING = 32 * torch.finfo(torch.float64).eps
-#: relative error of unrefined answers from which singular values are the better way, if they can be had
-STRAINED = 1e-6
+#: relative error of unrefined answers from which a factorization of A itself is the better way, if it can be had
+STRAINED = {torch.float32: 1e-4, torch.float64: 1e-6}
 #: largest number of refinements, and of iterations where the Gram matrix is shifted
 REFINEMENTS, ITERATIONS = 20, 200
 
@@ -80,29 +82,49 @@ class DenseInverse:
 
 
 class _Level:
-    """One damping's factorization, with the dtypes that its condition asks for."""
+    """One damping's factorization, with the dtypes that its condition asks for.
+
+    Args:
+        factorized: makes (K + μI)⁻¹ from μ.
+        exact: A in float64.
+        dual: whether K is AAᵀ, or else AᵀA.
+        dtype: of the right-hand sides.
+        largest: σ_max.
+        damping: λ.
+    """
 
     def __init__(
         self,
         factorized: Callable[[float], Inverse],
-        shape: Shape,
-        like: LinearOperator,
+        exact: LinearOperator,
+        dual: bool,
+        dtype: torch.dtype,
         largest: float,
         damping: float,
     ) -> None:
         square = largest**2
+        generator = torch.Generator().manual_seed(0)
+        here, there = (exact.out_shape, exact.in_shape) if dual else (exact.in_shape, exact.out_shape)
+        start, other = (
+            torch.randn(4, *shape, generator=generator, dtype=torch.float64).to(exact.device)
+            for shape in (here, there)
+        )
+        right = exact.apply(other) if dual else exact.adjoint(other)
         self.shift = 0.0
         while True:
             try:
                 self.inverse = factorized(damping + self.shift)
             except NotDefiniteError:
-                smallest = 0.0
+                smallest, left = 0.0, math.inf
             else:
-                smallest = _smallest(self.inverse, shape, like)
-            if smallest > 0 and (self.shift or smallest * SHIFTED**2 > square):
+                smallest = _smallest(self.inverse, start)
+                found = self.inverse.solve(right)
+                product = exact.apply(exact.adjoint(found)) if dual else exact.adjoint(exact.apply(found))
+                left = float((norm(product + (damping + self.shift) * found - right) / norm(right)).max())
+            if smallest > 0 and left <= USEFUL and (self.shift or smallest * SHIFTED**2 > square):
                 break
             self.shift = max(FIRST_SHIFT * square, 100 * self.shift)
-            if self.shift >= LAST_SHIFT * square:
+            if self.shift > LAST_SHIFT * square:
                 raise SolveError(
                     "the Gram matrix is not positive definite, however it is shifted; its entries overflow"
                 )
@@ -111,10 +133,11 @@ class _Level:
         self.condition = largest / math.sqrt(
             max(smallest - damping - self.shift, 0) or self.shift or smallest
         )
-        if like.dtype == torch.float32 and self.system <= SINGLE:
+        lost = max(self.system**2, left / torch.finfo(torch.float64).eps)
+        if dtype == torch.float32 and lost <= SINGLE**2:
             self.inverse.to(torch.float32)
         #: what rounding may do to an answer
-        self.error = math.inf if self.shift else self.system**2 * torch.finfo(self.inverse.dtype).eps
+        self.error = math.inf if self.shift else lost * torch.finfo(self.inverse.dtype).eps
 
 
 class GramFactor(Factor):
@@ -134,7 +157,7 @@ class GramFactor(Factor):
         m, n = operator.size
         self.dual = m <= n
         self._operators = {dtype: operator.to(dtype) for dtype in (operator.dtype, torch.float64)}
-        self._operator, self._factorized, self._method = operator, factorized, method
+        self._factorized, self._method = factorized, method
         self.largest = operator.norm()
         self._levels: dict[float, _Level] = {}
         self.condition = self._level(0.0).condition if self.largest else None
@@ -142,7 +165,7 @@ class GramFactor(Factor):
     @property
     def strained(self) -> bool:
         """Whether the Gram matrix is so ill-conditioned that answers have to be refined to be any good."""
-        return self.largest > 0 and self._level(0.0).error > STRAINED
+        return self.largest > 0 and self._level(0.0).error > STRAINED[self.operator.dtype]
 
     @property
     def nbytes(self) -> int:
@@ -158,7 +181,7 @@ class GramFactor(Factor):
 
     def solve(self, r: Tensor, damping: float, limit: float = math.inf) -> Solution:
         if not self.largest:
-            return Solution(r.new_zeros(len(r), *self._operator.in_shape))
+            return Solution(r.new_zeros(len(r), *self.operator.in_shape))
         level = self._level(damping)
         a = self._operators[level.inverse.dtype]
         right = r.to(a.dtype)
@@ -186,7 +209,7 @@ class GramFactor(Factor):
             slope = a.adjoint(rho) - damping * x[active]
             missing = rho - damping * y[active] if self.dual else slope
             error, done = norm(slope), self._done(rho, slope, r[active], x[active], dtype)
-            converged[active] = done | self._arrived(rho, r[active], dtype)
+            converged[active] = done | self._arrived(rho, slope, r[active], dtype)
             going = ~done & (error < 0.9 * best[active])
             best[active] = error
             active, missing = active[going], missing[going]
@@ -220,7 +243,7 @@ class GramFactor(Factor):
         while True:
             done = self._done(rho, s, r[active], x[active], dtype)
             # every further digit costs as much as the first ones
-            done |= self._arrived(rho, r[active], dtype)
+            done |= self._arrived(rho, s, r[active], dtype)
             done |= self.largest * norm(x[active]) > limit * norm(r[active])
             converged[active] = done
             active, rho, s, p, gamma = (v[~done] for v in (active, rho, s, p, gamma))
@@ -245,28 +268,28 @@ class GramFactor(Factor):
         )
         return done
 
-    def _arrived(self, rho: Tensor, r: Tensor, dtype: torch.dtype) -> Tensor:
+    def _arrived(self, rho: Tensor, slope: Tensor, r: Tensor, dtype: torch.dtype) -> Tensor:
         """Whether a row has half of its digits."""
-        arrived: Tensor = norm(rho) <= ARRIVED[dtype] * norm(r)
+        level = norm(slope) <= ARRIVED[dtype] * self.largest * norm(rho)
+        arrived: Tensor = level | (norm(rho) <= ARRIVED[dtype] * norm(r))
         return arrived
 
     def _level(self, damping: float) -> _Level:
         if damping not in self._levels:
             # one damping besides none: κ seldom changes
             self._levels = {0.0: self._levels[0.0]} if 0.0 in self._levels else {}
-            shape = self._operator.out_shape if self.dual else self._operator.in_shape
-            self._levels[damping] = _Level(self._factorized, shape, self._operator, self.largest, damping)
+            exact, dtype = self._operators[torch.float64], self.operator.dtype
+            self._levels[damping] = _Level(self._factorized, exact, self.dual, dtype, self.largest, damping)
         return self._levels[damping]
 
 
-def _smallest(inverse: Inverse, shape: Shape, like: LinearOperator, iterations: int = 8) -> float:
-    """The smallest eigenvalue of K + μI by inverse iteration from a fixed start; an upper bound, a little above."""
-    start = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    value = start.to(like.device)
+def _smallest(inverse: Inverse, start: Tensor, iterations: int = 8) -> float:
+    """The smallest eigenvalue of K + μI by inverse iteration; an upper bound, a little above."""
+    value = start
     for _ in range(iterations):
         size = norm(value)
         if not bool(torch.isfinite(size).all()):
             return 0.0
-        value = inverse.solve(value / size.reshape(-1, *[1] * len(shape)))
+        value = inverse.solve(value / by_sample(size, value))
     largest = float(norm(value).max())
     return 1 / largest if largest > 0 and math.isfinite(largest) else 0.0

@@ -52,7 +52,7 @@ class IterativeFactor(Factor):
         self, operator: LinearOperator, iterations: int, preconditioner: Preconditioner | None = None
     ) -> None:
         super().__init__(operator)
-        self.operator, self.limit, self.preconditioner = operator, iterations, preconditioner
+        self.limit, self.preconditioner = iterations, preconditioner
         self.largest = operator.norm()
         self._exact = operator.to(torch.float64)
 

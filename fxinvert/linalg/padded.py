@@ -36,9 +36,9 @@ class PaddedConvolution(Convolution):
     def adjoint(self, r: Tensor) -> Tensor:
         return self.copies.adjoint(super().adjoint(r))
 
-    def to(self, dtype: torch.dtype) -> PaddedConvolution:
+    def of(self, weight: Tensor) -> PaddedConvolution:
         every = list(range(len(self.rows)))
-        return PaddedConvolution(self.weight.to(dtype), self.in_shape, self.rows, **self._options(every))
+        return PaddedConvolution(weight, self.in_shape, self.rows, **self._options(every))
 
     @property
     def cost(self) -> float:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fxinvert.linalg.operators import LinearOperator
-from fxinvert.linalg.vectors import by_sample, dot, flat
+from fxinvert.linalg.vectors import by_sample, dot, flat, norm
 
 #: condition up to which solves are made in float32: its square times 6e-8 is the worst that rounding does to an answer
 SINGLE = 32.0
@@ -50,9 +50,19 @@ class Factor(ABC):
     chosen: str = ""
 
     def __init__(self, operator: LinearOperator) -> None:
-        self.out_shape, self.device = operator.out_shape, operator.device
+        self.operator = operator
         #: bytes that a solve works on, for every right-hand side
         self.work = WORK * sum(operator.size)
+
+    def error(self, r: Tensor, correction: Tensor, damping: float) -> Tensor:
+        """`(B,)`: how far corrections d are from being solutions, by ρ = r − A d.
+
+        The smaller one of ‖ρ‖ / ‖r‖ and, as no target can be told to be reachable, ‖Aᵀρ − λd‖ / (σ_max‖ρ‖).
+        """
+        exact, x = self.operator.to(torch.float64), correction.double()
+        rho = r.double() - exact.apply(x)
+        slope, left = norm(exact.adjoint(rho) - damping * x), norm(rho)
+        return torch.minimum(slope / (self.largest * left), left / norm(r.double()))
 
     @property
     @abstractmethod
@@ -88,7 +98,6 @@ class SpectralFactor(Factor):
 
     def __init__(self, operator: LinearOperator) -> None:
         super().__init__(operator)
-        self.in_shape = operator.in_shape
         a = operator.to(torch.float64).dense()
         if not bool(torch.isfinite(a).all()):
             raise operator.not_finite()
@@ -108,6 +117,11 @@ class SpectralFactor(Factor):
             self._inverse = self._inverse.to(operator.dtype)
 
     @property
+    def rank(self) -> int:
+        """Number of singular values that are kept."""
+        return len(self._values)
+
+    @property
     def nbytes(self) -> int:
         kept = self._v, self._ut, self._inverse
         return sum(t.nbytes for t in kept if t is not None)
@@ -125,7 +139,7 @@ class SpectralFactor(Factor):
             rows = flat(r).double()
             gains = self._values / (self._values.square() + damping)
             correction = (rows @ self._ut.T * gains) @ self._v.T
-        return Solution(correction.reshape(len(r), *self.in_shape).to(r.dtype))
+        return Solution(correction.reshape(len(r), *self.operator.in_shape).to(r.dtype))
 
 
 class DiagonalFactor(Factor):
@@ -137,7 +151,7 @@ class DiagonalFactor(Factor):
         assert squares is not None
         if not bool(torch.isfinite(squares).all()):
             raise operator.not_finite()
-        self.operator, self.squares = operator, squares
+        self.squares = squares
         kept = squares[squares > 0]
         if kept.numel():
             self.largest = float(kept.max()) ** 0.5

@@ -23,6 +23,7 @@ from fxinvert.linalg import (
     solve_diagonal,
 )
 from fxinvert.linalg.each import EachFunction, solve_each
+from fxinvert.linalg.vectors import by_sample
 from fxinvert.rules.certificate import Inverse, Status, certified, reached, relative
 from fxinvert.rules.op import Op
 
@@ -117,19 +118,33 @@ def _factorized(op: Op, operator: Callable[[], LinearOperator]) -> Factor:
 
 
 def moved(op: Op, target: Tensor, correction: Tensor, solved: Correction) -> Inverse:
-    """The anchor with its correction, and the certificate, measured on what is returned."""
+    """The anchor with its correction, and the certificate, measured on what is returned.
+
+    A sample for one of whose right-hand sides the solver did not converge is left at its anchor.
+    """
+    if solved.missed is not None:
+        failed = _by_sample(solved.missed, len(op.anchor)) > 0
+        correction = torch.where(by_sample(failed, correction), 0, correction)
     return _certified(op, target, (op.anchor + correction).to(op.anchor.dtype), solved)
 
 
 def _certified(op: Op, target: Tensor, value: Tensor, solved: Correction) -> Inverse:
     def facts(found: Tensor) -> dict[str, Any]:
-        if bool(solved.damped.any()):
+        told: dict[str, Any] = {}
+        if solved.missed is not None:
+            status = Status.FAILED
+            told["failed"] = _by_sample(solved.missed, len(value)) > 0
+            told["reason"] = (
+                f"the solver did not converge: a relative error of {float(solved.missed.max()):.1e} was left after "
+                f"{solved.iterations} iterations"
+            )
+        elif bool(solved.damped.any()):
             status = Status.DAMPED
         elif not reached(relative(found - target, target), target.dtype):
             status = Status.LEAST_SQUARES
         else:
             status = Status.NEAREST if value.numel() > target.numel() else Status.EXACT
-        return {
+        return told | {
             "status": status,
             "damping": solved.damping,
             "iterations": solved.iterations,
@@ -137,3 +152,8 @@ def _certified(op: Op, target: Tensor, value: Tensor, solved: Correction) -> Inv
         }
 
     return certified(op, target, value, facts)
+
+
+def _by_sample(missed: Tensor, samples: int) -> Tensor:
+    """The largest of every sample's right-hand sides."""
+    return missed.reshape(samples, -1).amax(1)
