@@ -75,7 +75,8 @@ class Cut:
         # (…, entry, position, other entry, other position)
         windows = backwards.unfold(-2, self.size, 1).flip(-3)
         matrix = windows.movedim(-3, -4).transpose(-1, -2).flatten(-4, -3).flatten(-2)
-        return matrix.index_select(-2, self.on).index_select(-1, self.on)
+        kept: Tensor = matrix.index_select(-2, self.on).index_select(-1, self.on)
+        return kept
 
     def factorize(self, by_lag: Tensor) -> tuple[Tensor, Tensor]:
         """Factorizes the capacitance matrices; returns two factors of what the cut adds to the map's part."""
@@ -104,7 +105,8 @@ class Cut:
         before = tuple(range(1, 1 + self.axis))
         there = torch.fft.ifftn(there, dim=before) if before else there
         there = (there.real if self.last else there).movedim(before, tuple(range(-3 - self.axis, -3)))
-        return there.flatten(-3 - self.axis, -2).index_select(-2, self._where)
+        found: Tensor = there.flatten(-3 - self.axis, -2)
+        return found.index_select(-2, self._where)
 
     def put(self, entries: Tensor) -> Tensor:
         """The spectrum of values at the entries, zero elsewhere."""

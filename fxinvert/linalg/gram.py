@@ -23,8 +23,8 @@ from fxinvert.linalg.vectors import by_sample, dot, flat, norm
 
 #: condition from which the Gram matrix is shifted
 SHIFTED = 3e6
-#: the first shift, relative to σ_max², and the last
-FIRST_SHIFT, LAST_SHIFT = 1e-7, 1e-3
+#: the first shift, relative to σ_max², where K is AAᵀ, so that the shift is divided by, and else; and the last
+FIRST_SHIFT, LAST_SHIFT = {True: 1e-7, False: 1e-9}, 1e-3
 #: relative error that an answer may have unrefined, in single and double precision
 UNREFINED = {torch.float32: 1e-4, torch.float64: 1e-11}
 #: relative error of a factorization's own answers beyond which it is useless, even to refine them
@@ -123,7 +123,7 @@ class _Level:
                 left = float((norm(product + (damping + self.shift) * found - right) / norm(right)).max())
             if smallest > 0 and left <= USEFUL and (self.shift or smallest * SHIFTED**2 > square):
                 break
-            self.shift = max(FIRST_SHIFT * square, 100 * self.shift)
+            self.shift = max(FIRST_SHIFT[dual] * square, 100 * self.shift)
             if self.shift > LAST_SHIFT * square:
                 raise SolveError(
                     "the Gram matrix is not positive definite, however it is shifted; its entries overflow"
@@ -242,10 +242,8 @@ class GramFactor(Factor):
         p, gamma = torch.zeros_like(s), r.new_full((len(r),), torch.inf)
         while True:
             done = self._done(rho, s, r[active], x[active], dtype)
-            # every further digit costs as much as the first ones
-            done |= self._arrived(rho, s, r[active], dtype)
             done |= self.largest * norm(x[active]) > limit * norm(r[active])
-            converged[active] = done
+            converged[active] = done | self._arrived(rho, s, r[active], dtype)
             active, rho, s, p, gamma = (v[~done] for v in (active, rho, s, p, gamma))
             if not len(active) or steps == ITERATIONS:
                 return x, steps, converged

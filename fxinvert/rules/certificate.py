@@ -35,9 +35,7 @@ class Status(enum.Enum):
     PROJECTED = (
         "projected: the target was outside the op's range and was moved to its nearest attainable value"
     )
-    DAMPED = (
-        "damped: ill-conditioned; the correction was regularized or stopped early, the target is approached"
-    )
+    DAMPED = "damped: ill-conditioned; the correction was regularized, the target is approached"
     FAILED = "failed: no usable answer; these samples were left at their anchors"
 
     @property
