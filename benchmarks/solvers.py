@@ -87,9 +87,8 @@ def _case(a: Convolution, batch: int, factor: Factor, settings: SolveSettings) -
 
     def left(d: Tensor, r: Tensor, damping: float = 0.0) -> float:
         """√(‖A d − r‖² + λ‖d‖²)."""
-        return (
-            float((exact.apply(d.double()) - r).square().sum() + damping * d.double().square().sum()) ** 0.5
-        )
+        total = (exact.apply(d.double()) - r).square().sum() + damping * d.double().square().sum()
+        return math.sqrt(float(total))
 
     def solved(r: Tensor, damping: float = 0.0) -> Tensor:
         d = oracle.solve(r.double(), damping).correction
