@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,8 @@ from torch import fx, nn
 import fxinvert
 from fxinvert.errors import CutError, DataError
 from fxinvert.feed import Feed, survey
-from fxinvert.inversion.inverse_graph import Reconstructed
+from fxinvert.inversion.inverse_graph import Reconstructed, check_solvers
+from fxinvert.linalg.anchored import Method as SolverMethod
 from fxinvert.output_target import OutputTargetFunction, automatic
 from fxinvert.output_target import output_target as named_target
 from fxinvert.passes.capture import attribute
@@ -82,6 +83,7 @@ def post_train(
     chunk: int = CHUNK,
     retries: int = 2,
     memory_limit: int = MEMORY_LIMIT,
+    solvers: Mapping[str, SolverMethod] | None = None,
     run_directory: str | Path | Journal | None = None,
     damping: float = 1e-2,
     satisfied_weight: float = 0.1,
@@ -128,6 +130,7 @@ def post_train(
         retries: how often a task is tried again that failed or whose worker died.
         memory_limit: bytes that a factorization, or the work on a batch, may take in every task; solvers are chosen among
             those that fit.
+        solvers: of single ops, by node, where they are not to be chosen, see `fxinvert.invert`.
         run_directory: where finished work is written; called again with the same arguments after a crash, the work
             goes on, and ends with the same result.
         damping: ρ of the closed form, relative to the mean of the Gram matrix's diagonal; half of it is tried too, and
@@ -163,7 +166,8 @@ def post_train(
         sources = {"train": source_of(train_data, "train_data", chunk)}
         if validation_data is not None:
             sources["validation"] = source_of(validation_data, "validation_data", chunk)
-        context = Context(updated, sources, output, rules, reconstruction, memory_limit)
+        context = Context(updated, sources, output, rules, reconstruction, memory_limit, solvers)
+        check_solvers(context.graph, context.solvers)
         plan = plan or partition(context.graph, rules=rules)
         check_plan(plan, context)
         ordered = ordered_waves(plan, schedule, trainer, context.graph.graph, only)
@@ -264,6 +268,7 @@ def identity(
             "chunks": {name: len(feed.counts) for name, feed in feeds.items()},
             "threads": threads,
             "memory_limit": context.memory_limit,
+            "solvers": context.solvers,
         },
     }
 

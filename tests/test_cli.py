@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -18,9 +18,12 @@ from typer.testing import CliRunner
 import fxinvert
 import fxinvert.commands.run
 from fxinvert.cli import app
-from fxinvert.commands.config import PostTrainConfig, read_settings
+from fxinvert.commands.config import PostTrainConfig, SolverName, read_settings
+from fxinvert.commands.run import method_of
 from fxinvert.errors import DataError
+from fxinvert.linalg.anchored import Method as SolverMethod
 from fxinvert.scheduling.run_directory import is_finished
+from fxinvert.training import ClosedForm
 
 FILES = [
     "config.yaml",
@@ -218,6 +221,7 @@ def test_post_train_on_arrays(here: Path) -> None:
             "run",
         ),
         *("--mean", "0.5", "--std", "0.25", "--batch-size", "32"),
+        *("--position-fraction", "0.5", "--solvers", "head=qr,hidden=spectral"),
     )
     assert result.exit_code == 0, result.output
     assert names(here / "run") == FILES
@@ -228,6 +232,10 @@ def test_post_train_on_arrays(here: Path) -> None:
     config = PostTrainConfig.of(**read_settings(here / "run" / "config.yaml"))
     assert config.mean == (0.5,)
     assert config.weights == Path("given.safetensors")
+    assert config.solvers == {"head": "qr", "hidden": "spectral"}
+    method = method_of(config)
+    assert isinstance(method, ClosedForm)
+    assert method.position_fraction == config.position_fraction == 0.5
 
     metrics = read(here / "run" / "metrics.json")
     before, after = (metrics["metrics"]["test"][when] for when in ("before", "after"))
@@ -367,6 +375,10 @@ def test_demo(tmp_path: Path) -> None:
 def test_configuration_names_every_problem() -> None:
     with pytest.raises(DataError, match=r"sweeps: .*; colour: "):
         PostTrainConfig.of(model="m:f", data="d.npz", sweeps=0, colour="red")
+
+
+def test_the_solvers_of_the_configuration_are_all_there_are() -> None:
+    assert get_args(SolverName) == get_args(SolverMethod)
 
 
 def test_configuration_survives_json() -> None:

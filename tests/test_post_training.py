@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fxinvert
 from fxinvert import CutError, DataError, TraceError, models
+from fxinvert.linalg import SolveSettings
 
 Data = list[tuple[Tensor, Tensor]]
 
@@ -169,6 +170,25 @@ def test_samples_that_are_right_can_be_ignored(train: Data) -> None:
     agreed = [(x, model(x).argmax(1))]
     result = fxinvert.post_train(model, agreed, output_target="nearest", satisfied_weight=0.0, sweeps=1)
     assert result.changed == ()
+
+
+def test_solvers_of_nodes_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, str] = {}
+    at = SolveSettings.at
+
+    def noted(self: SolveSettings, path: str) -> SolveSettings:
+        found = at(self, path)
+        asked[path] = found.method or "chosen"
+        return found
+
+    monkeypatch.setattr(SolveSettings, "at", noted)
+    x, y = regression_data()[0]
+    result = fxinvert.post_train(network(), [(x, y)], sweeps=1, solvers={"2": "qr"})
+    assert asked["2"] == "qr"
+    assert set(asked.values()) == {"qr", "chosen"}
+    assert result.final.loss <= result.baseline.loss
+    with pytest.raises(DataError, match=r"the solvers are diagonal, .*, and the nodes "):
+        fxinvert.post_train(network(), [(x, y)], solvers={"nowhere": "qr"})
 
 
 def test_few_samples_are_judged_on_themselves_and_it_is_said() -> None:

@@ -38,6 +38,8 @@ Recalibrate = Annotated[bool, setting("recalibrate", "--recalibrate/--no-recalib
 ErrorMeasure = Annotated[Literal["plain", "weighted"], setting("error")]
 Every = Annotated[int | None, setting("every", min=1)]
 Ops = Annotated[Literal["together", "in_turn"], setting("ops")]
+PositionFraction = Annotated[float | None, setting("position_fraction", min=0, max=1)]
+Solvers = Annotated[list[str] | None, setting("solvers", metavar="NODE=SOLVER,…")]
 OptimizerName = Annotated[str, setting("optimizer")]
 Epochs = Annotated[int, setting("epochs", min=1)]
 Alpha = Annotated[float, setting("alpha", min=0)]
@@ -141,6 +143,8 @@ def _read(name: str, value: Any) -> Any:
     match name:
         case "cuts" | "only":
             return tuple(part for text in value for part in text.split(",") if part)
+        case "solvers":
+            return dict(_pair(part) for text in value for part in text.split(",") if part)
         case "input_columns" | "label_columns":
             return tuple(part.strip() for part in value.split(",") if part.strip())
         case "mean" | "std":
@@ -148,6 +152,13 @@ def _read(name: str, value: Any) -> Any:
         case "resize":
             return _size(value)
     return value
+
+
+def _pair(text: str) -> tuple[str, str]:
+    node, equals, solver = text.partition("=")
+    if not equals:
+        raise DataError(f"--solvers {text!r}: nodes and their solvers are needed, e.g. conv1=banded,conv2=qr")
+    return node, solver
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:

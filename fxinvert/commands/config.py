@@ -13,6 +13,9 @@ from fxinvert.errors import DataError
 MethodName = Literal["closed_form", "gradient", "joint", "auto"]
 Schedule = Literal["auto", "sequential", "parallel", "waves", "single"]
 ExecutorName = Literal["serial", "processes", "ray"]
+SolverName = Literal[
+    "diagonal", "spectral", "qr", "cholesky", "banded", "capacitance", "circulant", "iterative"
+]
 Share = Literal["searched", "equal", "explained", "none"]
 
 #: of the settings; raised when a setting changes its meaning
@@ -111,6 +114,13 @@ class PostTrainConfig(BaseModel):
     ops: Literal["together", "in_turn"] = Field(
         default="together", description="Closed form: train a segment's ops together or one after the other."
     )
+    position_fraction: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Closed form: share of the positions of maps, drawn at random, that its sums are made of; by default 16 "
+        "rows per feature and batch.",
+    )
     optimizer: str = Field(default="AdamW", description="Gradient and joint: a class of torch.optim.")
     learning_rate: float | None = Field(
         default=None,
@@ -137,6 +147,10 @@ class PostTrainConfig(BaseModel):
         default=2**30,
         ge=1,
         description="Bytes that a factorization, or the work on a batch, may take in every task.",
+    )
+    solvers: dict[str, SolverName] = Field(
+        default_factory=dict,
+        description="Solvers of single ops, by node, where they are not to be chosen; fxinvert.invert tells the names.",
     )
     device: str = Field(default="cpu", description="Where to compute, as torch names it: cpu, cuda, cuda:1.")
     batch_size: int = Field(default=256, ge=1, description="Samples per batch, for files.")

@@ -135,6 +135,7 @@ def _execute(
             chunk=config.chunk,
             retries=config.retries,
             memory_limit=config.memory_limit,
+            solvers=config.solvers,
             run_directory=kept,
             output=inputs.supervised_output,
         )
@@ -155,7 +156,14 @@ def method_of(config: PostTrainConfig) -> Method:
         DataError: a setting does not fit.
     """
     if config.method == "closed_form":
-        return ClosedForm(config.damping, config.satisfied_weight, config.error, config.every, config.ops)
+        return ClosedForm(
+            config.damping,
+            config.satisfied_weight,
+            config.error,
+            config.every,
+            config.ops,
+            position_fraction=config.position_fraction,
+        )
     if config.method == "auto":
         return Auto(optimizer=replace(Auto().optimizer, kind=config.optimizer, seed=config.seed))
     own = (Gradient() if config.method == "gradient" else Joint()).optimizer

@@ -299,8 +299,8 @@ def invert(
             branch, and right to first order.
         memory_limit: bytes that a factorization, or the work on a batch, may take; by default a quarter of what is free.
             Solvers are chosen among those that fit: for the same bits every time, set it.
-        solvers: of single ops, by the path of their nodes, where they are not to be chosen: `"spectral"`, `"cholesky"`,
-            `"banded"`, `"circulant"` or `"iterative"` (see `InverseGraph.explain` for what they cost).
+        solvers: of single ops, by the path of their nodes, where they are not to be chosen: `"spectral"`, `"qr"`, `"cholesky"`,
+            `"banded"`, `"capacitance"`, `"circulant"`, `"iterative"` or `"diagonal"` (see `InverseGraph.explain` for what they cost).
 
     Raises:
         TraceError: the model cannot be captured.
@@ -316,7 +316,7 @@ def invert(
         raise DataError("invert() needs example_inputs, or a graph from fxinvert.trace")
     if refine < 0:
         raise DataError(f"refine={refine}; it is a number of steps, 0 for none")
-    _check_solvers(model, solvers or {})
+    check_solvers(model, solvers or {})
     settings = SolveSettings(
         condition_limit=condition_limit, memory_limit=memory_limit, methods=dict(solvers or {})
     )
@@ -330,7 +330,8 @@ def invert(
 _named = output_target
 
 
-def _check_solvers(graph: fx.GraphModule, solvers: Mapping[str, Method]) -> None:
+def check_solvers(graph: fx.GraphModule, solvers: Mapping[str, Method]) -> None:
+    """Raises DataError unless there are such nodes and solvers."""
     paths = [n.meta["path"] for n in graph.graph.nodes if n.op != "output"]
     for path, method in solvers.items():
         if path not in paths or method not in get_args(Method):

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from fxinvert.content import content_of
 from fxinvert.errors import DataError
 from fxinvert.inversion.inverse_graph import InverseGraph, Reconstructed, invert
+from fxinvert.linalg.anchored import Method as SolverMethod
 from fxinvert.output_target import OutputTarget
 from fxinvert.passes import trace
 from fxinvert.passes.flow import Flow
@@ -48,6 +49,7 @@ class Context:
         reconstruction: how targets are found, see `fxinvert.invert`; `"auto"`: node by node on chains, linearized
             where the graph branches.
         memory_limit: bytes that a factorization, or the work on a batch, may take.
+        solvers: of single ops, by node.
 
     Attributes:
         first: the first samples of the training data, which the model is traced with.
@@ -68,10 +70,11 @@ class Context:
         rules: RuleSet | None = None,
         reconstruction: Reconstructed | Literal["auto"] = "auto",
         memory_limit: int = MEMORY_LIMIT,
+        solvers: Mapping[str, SolverMethod] | None = None,
     ) -> None:
         self.model, self.sources = model, dict(sources)
         self.output, self.rules, self.reconstruction = output, rules, reconstruction
-        self.memory_limit = memory_limit
+        self.memory_limit, self.solvers = memory_limit, dict(solvers or {})
         self.first = self._first()
         self._open()
 
@@ -110,6 +113,7 @@ class Context:
                 rules=self.rules,
                 reconstruction=how,
                 memory_limit=self.memory_limit,
+                solvers=self.solvers,
             )
         return self._inverses[output_target]
 
@@ -132,7 +136,7 @@ class Context:
             raise DataError(
                 "the model is a traced graph, which other processes cannot be sent; give the module itself"
             )
-        kept = ("model", "first", "output", "rules", "reconstruction", "memory_limit")
+        kept = ("model", "first", "output", "rules", "reconstruction", "memory_limit", "solvers")
         # what only this process can read is sent chunk by chunk
         sources = {name: source for name, source in self.sources.items() if not source.local}
         return {name: vars(self)[name] for name in kept} | {"sources": sources}
