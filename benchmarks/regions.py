@@ -117,7 +117,7 @@ def blocks() -> Iterator[Ratio]:
             with torch.no_grad():
                 errors.append(float(relative(block(answer) - target, target).mean()))
             name = "residual block, batch norm calibrated" if calibrated else "residual block"
-            yield (once if calibrated else ratio)(
+            yield ratio(
                 f"{name}: {kind}",
                 ours,
                 f"{STEPS} steps of Adam",
