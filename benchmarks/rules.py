@@ -90,12 +90,13 @@ def run(rows: int = 64) -> Iterator[Ratio]:
 
 def _products() -> Iterator[Ratio]:
     """Pairs of Jacobian-vector products until the error is 1e-5 of the target: a count, not a time."""
-    x, other = torch.randn(2, 8, 6)
-    for name, function in SMOOTH.items():
-        op = Op(name, name, {"x": x}, function(x), {}, {}, function)
-        found = invert_matrix_free(op, function(x + 0.3 * other.tanh())).certificate
-        left = f"error {float(found.residual.max()):.1e}"
-        yield Ratio(f"{name}: matrix-free, products", "one", found.iterations, 30, left)
+    for values in (6, 20):
+        x, other = torch.randn(2, 8, values)
+        for name, function in SMOOTH.items():
+            op = Op(name, name, {"x": x}, function(x), {}, {}, function)
+            found = invert_matrix_free(op, function(x + 0.3 * other.tanh())).certificate
+            left = f"error {float(found.residual.max()):.1e}"
+            yield Ratio(f"{name} of {values}: matrix-free, products", "one", found.iterations, 30, left)
 
 
 def _name(module: nn.Module) -> str:

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fxinvert.errors import SolveError
 from fxinvert.linalg.operators import LinearOperator
-from fxinvert.linalg.vectors import flat
+from fxinvert.linalg.vectors import by_sample, flat
 
 
 class Jacobian(LinearOperator):
@@ -138,6 +138,25 @@ class Explicit(LinearOperator):
         made = copy.copy(self)
         made.matrix = self.matrix.to(dtype)
         return made
+
+
+class Partly(LinearOperator):
+    """The same, written out for some rows, `(B,)`."""
+
+    def __init__(self, explicit: Explicit, jacobian: Jacobian, rows: Tensor) -> None:
+        super().__init__(jacobian.in_shape, jacobian.out_shape, jacobian.point)
+        self.explicit, self.jacobian, self.rows = explicit, jacobian, rows
+
+    def apply(self, x: Tensor) -> Tensor:
+        product = self.jacobian.apply(x)
+        return torch.where(by_sample(self.rows, product), self.explicit.apply(x), product)
+
+    def adjoint(self, r: Tensor) -> Tensor:
+        product = self.jacobian.adjoint(r)
+        return torch.where(by_sample(self.rows, product), self.explicit.adjoint(r), product)
+
+    def to(self, dtype: torch.dtype) -> Partly:
+        return Partly(self.explicit.to(dtype), self.jacobian.to(dtype), self.rows)
 
 
 def acts_on_values(jacobian: Jacobian) -> Tensor:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxinvert.linalg.jacobian import Explicit, Jacobian
+from fxinvert.linalg.jacobian import Explicit, Jacobian, Partly
+from fxinvert.linalg.operators import LinearOperator
 from fxinvert.linalg.recycled import Recycled
 from fxinvert.linalg.solvers import Gradients, cgls
 from fxinvert.linalg.vectors import by_sample, flat, norm
@@ -25,8 +26,9 @@ FIRST, DROPPED, LAST = 1e-3, 1e-9, 1e6
 #: how exactly the inner systems are solved, relative to their right-hand side: at first and at least; the slope
 #: matters more than the residual, which need not vanish
 INNER, INNER_SLOPE = 0.1, 0.01
-#: a Jacobian with so many rows or columns, or fewer, is written out, if it has no more entries than these
-EXPLICIT, ENTRIES = 12, 2**16
+#: a Jacobian with so many rows or columns, or fewer, is written out, if it has no more entries than these; with up to
+#: twice as many from the first system on that takes a sample more than so many products
+EXPLICIT, ENTRIES, TRIAL = 12, 2**16, 4
 #: how exactly systems with it are solved, which costs nothing; rounding would be all that more of it brings
 EXPLICIT_INNER = 1e-3
 #: of a step that does not lessen the error, before it is refused
@@ -95,7 +97,12 @@ class Search:
         self.damping, self.largest_damping, self.least_damping = zero, zero, zero
         self.sigma = zero if sigma is None else sigma
         self.recycled = Recycled(zero)
+        side, entries = min(anchor[:1].numel(), output[:1].numel()), anchor[:1].numel() * output[:1].numel()
+        small = not self.scalar and entries <= ENTRIES
         self.explicit: Explicit | None = None
+        # the samples whose Jacobian is written out, and those for which that is still to be seen
+        self.written = (zero == 0) & (small and side <= EXPLICIT)
+        self.undecided = (zero == 0) & (small and EXPLICIT < side <= 2 * EXPLICIT)
         self.renewed = zero == 0
         self.inner, self.drifted = zero + INNER, zero + torch.inf
         self.products = torch.zeros(len(anchor), dtype=torch.long, device=anchor.device)
@@ -142,54 +149,60 @@ class Search:
             missing = missing - known.apply(drift)
         missing = torch.where(by_sample(self.done, missing), 0, missing)
         size = norm(missing)
-        tried = self._solved(known, missing, size, reached)
+        tried = self._solved(known, missing, size, reached, self.done)
+        hard = self.undecided & ~tried.converged & ~self.done
+        self.undecided = self.undecided & ~hard
+        if bool(hard.any()):
+            self.written = self.written | hard
+            known, renewed = self._known(jacobian)
+            again = self._solved(known, missing, size, reached, self.done | ~hard)
+            tried, stale = _merged(hard, again, tried), torch.where(hard, renewed, stale)
         self.sigma = tried.largest
         self._judge(drift, tried, size, reached, stale)
 
-    def _known(self, jacobian: Jacobian) -> tuple[Jacobian | Explicit, Tensor]:
-        """The Jacobian, written out where it is small; the samples that solve with what is known of earlier ones."""
-        m, n = jacobian.size
-        if self.scalar or min(m, n) > EXPLICIT or m * n > ENTRIES:
-            return jacobian, self.recycled.known & (self.damping == 0)
-        anew = self.renewed & ~self.done
+    def _known(self, jacobian: Jacobian) -> tuple[LinearOperator, Tensor]:
+        """The Jacobian, written out where that is wanted; the samples that solve with what is known of earlier ones."""
+        recycling = self.recycled.known & (self.damping == 0)
+        if not bool(self.written.any()):
+            return jacobian, recycling
+        anew = self.renewed & self.written & ~self.done
         if self.explicit is None or bool(anew.any()):
             made = Explicit(jacobian)
             if self.explicit is not None:
                 made.matrix = torch.where(anew[:, None, None], made.matrix, self.explicit.matrix)
             self.explicit = made
             self.products += torch.where(anew, made.pairs, 0)
-        return self.explicit, ~anew
+        whole = bool((self.written | self.done).all())
+        known = self.explicit if whole else Partly(self.explicit, jacobian, self.written)
+        return known, torch.where(self.written, ~anew, recycling)
 
     def _solved(
-        self, jacobian: Jacobian | Explicit, missing: Tensor, size: Tensor, reached: Tensor
+        self, jacobian: LinearOperator, missing: Tensor, size: Tensor, reached: Tensor, skip: Tensor
     ) -> Gradients:
-        """The inner systems: with the directions of the steps before, or damped, from nothing.
+        """The inner systems, but of some samples: with the directions of the steps before, or damped, from nothing.
 
         Where the Jacobian is written out, products cost nothing and the systems are solved as they are.
         """
         damped = (self.damping > 0) | self.scalar
-        left, inner = self.settings.limit - self.products, self.inner
-        if explicit := isinstance(jacobian, Explicit):
-            self.recycled.forget(torch.ones_like(self.done))
-            left, inner = torch.full_like(left, 2 * EXPLICIT), torch.full_like(inner, EXPLICIT_INNER)
+        left = (self.settings.limit - self.products).clamp(min=1)
+        left = torch.where(self.undecided, left.clamp(max=TRIAL), left)
+        left = torch.where(self.written, 4 * EXPLICIT, left)
+        inner = torch.where(self.written, EXPLICIT_INNER, self.inner)
+        self.recycled.forget(self.written)
         small_enough = torch.where(reached, 0.1 * self.goal, torch.maximum(inner * size, 0.3 * self.goal))
         known: dict[str, Any] = {
             "tolerance": 0.1 * self.settings.tolerance,
             "small_enough": small_enough,
-            "limit": left.clamp(min=1),
+            "limit": left,
             "slope": INNER_SLOPE * inner,
         }
-        free = self.done | damped
+        free = skip | damped
         found = self.recycled.solve(jacobian, missing, largest=self.sigma, skip=free, **known)
-        self.products += torch.where(free | explicit, 0, found.iterations)
-        if bool((damped & ~self.done).any()):
-            again = cgls(
-                jacobian, missing, self.damping, largest=self.sigma, skip=self.done | ~damped, **known
-            )
-            self.products += torch.where(damped & ~self.done & (not explicit), again.iterations + 1, 0)
-            found = Gradients(
-                *(torch.where(by_sample(damped, b), b, a) for a, b in zip(found, again, strict=True))
-            )
+        self.products += torch.where(free | self.written, 0, found.iterations)
+        if bool((damped & ~skip).any()):
+            again = cgls(jacobian, missing, self.damping, largest=self.sigma, skip=skip | ~damped, **known)
+            self.products += torch.where(damped & ~skip & ~self.written, again.iterations + 1, 0)
+            found = _merged(damped, again, found)
         return found
 
     def _drift(self, jacobian: Jacobian) -> Tensor:
@@ -276,3 +289,8 @@ class Search:
         damping = torch.maximum(torch.where(taken, less, more), self.least_damping)
         self.damping = torch.where(excused, self.damping, damping)
         self.refused = torch.where(taken | amplified, 0, self.refused + (~excused).long())
+
+
+def _merged(rows: Tensor, some: Gradients, others: Gradients) -> Gradients:
+    """Those of some rows, `(B,)`, and of the others."""
+    return Gradients(*(torch.where(by_sample(rows, a), a, b) for a, b in zip(some, others, strict=True)))

@@ -142,7 +142,7 @@ def tanhshrink() -> Branches:
 
 def hardsigmoid() -> Branches:
     """x / 6 + 1/2, clipped to [0, 1]."""
-    return flat(-INF, -3, 0), rising(-3, 3, (0, 1), lambda y: 6 * y - 3), flat(3, INF, 1)
+    return flat(-INF, -3, 0), rising(-3, 3, (0, 1), lambda y: (6 * y).sub_(3)), flat(3, INF, 1)
 
 
 def hardswish() -> Branches:
