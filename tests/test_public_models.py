@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import fxinvert
+from fxinvert.errors import TraceError
 from fxinvert.inversion import output_given
 from fxinvert.passes.flow import Flow
 
@@ -108,6 +109,36 @@ def test_transformers_from_small_random_configurations(name: str, tmp_path: Path
     )
     goes_all_the_way(model, inputs)
     fxinvert.export_onnx(model, inputs, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "options", "message"),
+    [
+        (
+            "LongformerForSequenceClassification",
+            "LongformerConfig",
+            {**TEXT, "attention_window": 4},
+            r"data-dependent.*modeling_longformer.py\", line \d+, in forward",
+        ),
+        ("ViTMAEModel", "ViTMAEConfig", {**SMALL, "image_size": 32, "patch_size": 8}, "noise that forward"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused_with_the_reason(
+    kind: str, config: str, options: dict[str, Any], message: str
+) -> None:
+    """Shapes that depend on data; noise in evaluation mode."""
+    transformers = imported("transformers")
+    model = getattr(transformers, kind)(getattr(transformers, config)(**options)).eval()
+    inputs = torch.randn(2, 3, 32, 32) if "image_size" in options else torch.randint(3, 64, (2, 12))
+    with pytest.raises(TraceError, match=message):
+        fxinvert.trace(model, inputs)
+
+
+def test_noise_that_is_given_is_an_input() -> None:
+    transformers = imported("transformers")
+    config = transformers.ViTMAEConfig(**SMALL, image_size=32, patch_size=8, mask_ratio=0.5)
+    inputs = {"pixel_values": torch.randn(2, 3, 32, 32), "noise": torch.rand(2, 16)}
+    goes_all_the_way(transformers.ViTMAEModel(config), inputs)
 
 
 @pytest.mark.parametrize(("library", "name", "size"), IMAGE_MODELS)
