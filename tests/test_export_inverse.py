@@ -191,12 +191,65 @@ class Branches(nn.Module):
         return result
 
 
+class Residual(nn.Module):
+    """x + body(x), and what follows."""
+
+    def __init__(self, body: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.body, self.head = body, head
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(x + self.body(x))
+        return result
+
+
+def pooled() -> nn.Module:
+    """Every kind of backward pass that torch leaves to kernels."""
+    body = nn.Sequential(
+        nn.Conv2d(4, 4, 2, 2), nn.SiLU(), nn.ConvTranspose2d(4, 4, 2, 2), nn.MaxPool2d(3, 1, 1)
+    )
+    head = nn.Sequential(
+        nn.Conv2d(4, 6, 3, 2, 1, groups=2), nn.AvgPool2d(2, 1, 1), nn.AdaptiveAvgPool2d((3, 2)), nn.Flatten(), nn.Linear(36, 5)
+    )  # fmt: skip
+    return Residual(body, head).eval()
+
+
+LINEARIZED: dict[str, tuple[Callable[[], nn.Module], str | None]] = {
+    "digits_resnet": (lambda: models.load("digits_resnet", "early"), "layer1.0.relu@2"),
+    "digits_vit": (lambda: models.load("digits_vit", "early"), None),
+    "digits_mixer": (lambda: models.load("digits_mixer", "early"), "patches"),
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in LINEARIZED])
+def test_reference_networks_that_branch(name: str, tmp_path: Path) -> None:
+    make, at = LINEARIZED[name]
+    (images,) = inputs_of(name, 12)
+    model, labels, path = make(), models.digits().y_test[:12], tmp_path / "inverse.onnx"
+    inverse = fxinvert.invert(model, images, reconstruction="linearized")
+    rec = inverse(images, labels)
+    node = at or rec.names[0]
+    export_inverse(model, images[:2], path, at=node)
+    assert torch.allclose(
+        run(path, rec.anchors[node], rec.output_target), rec.targets[node], atol=1e-4, rtol=1e-3
+    )
+    facts = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert facts["fxinvert.inverse_is"] == "linearized"
+
+
+@pytest.mark.slow
+def test_branches_with_pooling(tmp_path: Path) -> None:
+    x = torch.rand(4, 4, 8, 8)
+    report = export_inverse(pooled(), x, tmp_path / "inverse.onnx", batch_sizes=(1, 3))
+    assert report.max_abs < 1e-4
+
+
 def test_what_cannot_be_expressed_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "inverse.onnx"
     with pytest.raises(NoRuleError, match=r"paths branch between '\w+' and 'add'"):
-        export_inverse(Branches(), ROWS, path)
-    export_inverse(Branches(), ROWS, path, at="add", batch_sizes=(2,))
-    path.unlink()
+        export_inverse(Branches(), ROWS, path, reconstruction="nodewise")
+    with pytest.raises(NoRuleError, match=r"as paths branch between 'x' and 'add'.*at most 64 .* has 70"):
+        export_inverse(Residual(nn.Tanh(), nn.Linear(6, 70)), ROWS, path)
     net = nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 3))
     with pytest.raises(NoRuleError, match=r"node '1'.*layer_norm.*Take a node behind it"):
         export_inverse(net, ROWS, path)
