@@ -17,6 +17,7 @@ from benchmarks import (
     regions,
     rules,
     scaling,
+    schedules,
     solvers,
     sweep,
 )
@@ -48,6 +49,7 @@ SUITES = {
     "memory": Suite(memory.run, 0),  # it needs many samples
     "regions": Suite(regions.run, 1),
     "scaling": Suite(scaling.run, 0),  # so does it
+    "schedules": Suite(schedules.run, 2),
     "consistency": Suite(consistency.run, 2),
     "damage": Suite(damage.run, 1),
 }

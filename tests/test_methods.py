@@ -181,6 +181,14 @@ def test_no_gradient_crosses_a_cut() -> None:
     assert all(parameter.grad is None for parameter in context.graph.parameters())
 
 
+@pytest.mark.parametrize("kind", ["LBFGS", "SGD", "RMSprop", "NAdam"])
+def test_any_optimizer_of_torch_can_be_used(kind: str) -> None:
+    optimizer = Optimizer(kind, 1e-2, epochs=1)
+    for method in (Gradient(optimizer), Joint(optimizer=optimizer)):
+        result = train(method=method, sweeps=1)
+        assert result.final.loss < result.baseline.loss
+
+
 def test_joint_training_without_a_target_is_plain_fine_tuning() -> None:
     """α = 0 is what a loop with cross-entropy and AdamW gives, in training mode, step by step."""
     optimizer = Optimizer(learning_rate=1e-2, epochs=2, batch_size=16, options={"weight_decay": 0.05})

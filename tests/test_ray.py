@@ -28,6 +28,8 @@ def test_every_kind_of_run_gives_the_same_bytes_on_a_cluster() -> None:
             once = settings | {"sweeps": 1}
             there = train(**once, executor="ray", workers=2)
             assert weights(there) == weights(train(**once)), kind
+        read_there = train(lambda: data(), executor="ray", workers=2, sweeps=1)
+        assert weights(read_there) == weights(train(sweeps=1)), "data that workers read"
     finally:
         ray.shutdown()
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from inspect import signature
 from itertools import chain, islice
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxinvert.errors import DataError
 from fxinvert.output_target import OutputTarget
@@ -142,6 +143,20 @@ class Gradient:
         }
 
 
+def stepped(optimizer: torch.optim.Optimizer, loss_of: Callable[[], Tensor]) -> Tensor:
+    """Takes a step, for which an optimizer may ask for the loss as often as it likes; the loss at its beginning."""
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            loss = loss_of()
+        torch.autograd.backward(loss)
+        return loss
+
+    loss: Tensor = optimizer.step(closure)  # type: ignore[arg-type,assignment]
+    return loss.detach()
+
+
 def step_memory(probe: Probe, optimizer: Optimizer) -> int:
     """Bytes of the values of a step, the targets, the values replayed, and their gradients."""
     return 4 * min(optimizer.batch_size, probe.batch_size) * probe.values
@@ -175,6 +190,13 @@ def fit_segment(
     leaves = leaves_of(context, names)
     given, optimize = given_by(context, leaves), optimizer.over(leaves.values())
     before = after = 0.0
+
+    def loss_of(values: dict[fx.Node, Any], target: Tensor, weights: Tensor) -> Tensor:
+        reached = replay(context, values, given, exit_)[exit_]
+        errors = (reached - target).square().reshape(len(target), -1).mean(1)
+        loss: Tensor = (weights * errors).mean()
+        return loss
+
     with evaluating(context.graph):
         for batch in optimizer.steps(batches):
             with torch.no_grad():
@@ -182,13 +204,7 @@ def fit_segment(
                 targets = inverse.targets(values, batch.labels, [exit_, inverse.output_node])
                 output = inverse.output_node
                 weights = sample_weights(values[output], targets[output], satisfied_weight)
-            with torch.enable_grad():
-                reached = replay(context, values, given, exit_)[exit_]
-                errors = (reached - targets[exit_]).square().reshape(len(batch), -1).mean(1)
-                loss = (weights * errors).mean()
-            optimize.zero_grad()
-            torch.autograd.backward(loss)
-            optimize.step()
+            loss = stepped(optimize, partial(loss_of, values, targets[exit_], weights))
             with torch.no_grad():
                 started = (values[exit_] - targets[exit_]).square().reshape(len(batch), -1).mean(1)
                 before, after = before + float((weights * started).sum()), after + loss.item() * len(batch)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from fxinvert.passes.plan import Segment
 from fxinvert.training.batch import Batch
 from fxinvert.training.context import Context
 from fxinvert.training.costs import Probe, Stage, size_of
-from fxinvert.training.gradient import PASSES, Optimizer, step_memory
+from fxinvert.training.gradient import PASSES, Optimizer, step_memory, stepped
 from fxinvert.training.metrics import flat_classes, is_classification
 from fxinvert.training.replay import batch_norms, leaves_of, replay, statistics_of, training_graph
 from fxinvert.training.variants import given_by
@@ -213,11 +214,7 @@ def fit_jointly(
             for batch in batches_of_steps:
                 if len(batch) == 1 and moving:  # has no variance
                     continue
-                with torch.enable_grad():
-                    loss = loss_of(batch)
-                optimize.zero_grad()
-                torch.autograd.backward(loss)
-                optimize.step()
+                stepped(optimize, partial(loss_of, batch))
                 done += 1
                 kept = min(average, (1 + done) / (10 + done))
                 with torch.no_grad():
