@@ -12,7 +12,7 @@ import heapq
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich import box
@@ -20,11 +20,13 @@ from rich.console import Console, Group
 from rich.table import Table
 from torch import nn
 
+from fxinvert.inversion.inverse_graph import Reconstructed
 from fxinvert.notebook import table as html_table
 from fxinvert.passes.outputs import Key
 from fxinvert.passes.partition import partition
 from fxinvert.passes.plan import Plan, Segment
 from fxinvert.post_training import check_plan, method_named, ordered_waves
+from fxinvert.rules import RuleSet
 from fxinvert.scheduling.executor import torch_threads
 from fxinvert.training import Method
 from fxinvert.training.batch import checked, tensors_of
@@ -279,6 +281,8 @@ def estimate(
     share: Share = "searched",
     recalibrate: bool = False,
     output: Key | tuple[Key, ...] | None = None,
+    reconstruction: Reconstructed | Literal["auto"] = "auto",
+    rules: RuleSet | None = None,
 ) -> Estimate:
     """Measures, on copies of a few samples, what a sweep of `fxinvert.post_train` costs with the same arguments.
 
@@ -290,7 +294,7 @@ def estimate(
         batch, chunk: samples per batch, and batches per chunk.
         method: by name, or an object. One of your own is estimated if it has the method `stages` of
             `fxinvert.training.Estimated`.
-        schedule, only, share, recalibrate, output: see `fxinvert.post_train`.
+        schedule, only, share, recalibrate, output, reconstruction, rules: see `fxinvert.post_train`.
 
     Raises:
         TraceError: the model cannot be captured.
@@ -299,9 +303,9 @@ def estimate(
     """
     trainer = method_named(method)
     few = checked((example_inputs, torch.zeros(len(tensors_of(example_inputs)[0]))), "example_inputs")
-    context = Context(copy.deepcopy(model), {"train": source_of([tuple(few)])}, output)
+    context = Context(copy.deepcopy(model), {"train": source_of([tuple(few)])}, output, rules, reconstruction)
     few = few.to(context.device)
-    plan = plan or partition(context.graph)
+    plan = plan or partition(context.graph, rules=rules)
     check_plan(plan, context)
     cost = sum(segment.cost for segment in plan.segments)
     with torch_threads(1):

@@ -74,6 +74,12 @@ def test_convolutions_and_branches_do_the_operations_that_were_told(name: str, k
     assert 0.8 < ratio(name, method, "parallel", recalibrate=kind == "auto") < 1.25
 
 
+def test_targets_that_are_found_otherwise_cost_otherwise() -> None:
+    ways: tuple[Any, ...] = ("nodewise", "linearized")
+    costs = {how: ratio("digits_mlp", ClosedForm(), "parallel", reconstruction=how) for how in ways}
+    assert all(0.8 < found < 1.25 for found in costs.values())
+
+
 def told(**settings: Any) -> Estimate:
     return fxinvert.estimate(network(), data()[0][0], samples=10_000, batch=100, **settings)
 
