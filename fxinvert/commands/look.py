@@ -106,8 +106,9 @@ def _rules_with(modules: Sequence[str]) -> RuleSet:
 
 def example_of(config: PostTrainConfig, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
     if bool(shapes) == bool(config.data):
+        given = "both are given" if shapes else "neither is given"
         raise DataError(
-            "give either data or, with --shape, the shape of each input without the batch; not both"
+            f"either data or, with --shape, the shape of each input without the batch is needed, not both; {given}"
         )
     if not shapes:
         data = load_data(config.data, options_of(config))
