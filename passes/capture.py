@@ -32,15 +32,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
     cuDNN differentiates recurrent layers in training mode only; a model that has some does without it.
     """
-    cudnn = torch.backends.cudnn.enabled
+    without = torch.backends.cudnn.is_available() and torch.backends.cudnn.enabled and _is_recurrent(model)
     modes = [(module, module.training) for module in model.modules()]
     for module, _ in modes:  # `eval()` may be the user's own, and exported modules refuse it
         module.training = False
-    torch.backends.cudnn.enabled = cudnn and not _is_recurrent(model)
+    if without:  # only then: torch refuses to set what others have frozen, as its own tests do
+        torch.backends.cudnn.enabled = False
     try:
         yield
     finally:
-        torch.backends.cudnn.enabled = cudnn
+        if without:
+            torch.backends.cudnn.enabled = True
         for module, training in modes:
             module.training = training
 
