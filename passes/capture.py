@@ -32,7 +32,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
     cuDNN differentiates recurrent layers in training mode only; a model that has some does without it.
     """
-    without = torch.backends.cudnn.is_available() and torch.backends.cudnn.enabled and _is_recurrent(model)
+    without = torch.cuda.is_available() and torch.backends.cudnn.enabled and _is_recurrent(model)
     modes = [(module, module.training) for module in model.modules()]
     for module, _ in modes:  # `eval()` may be the user's own, and exported modules refuse it
         module.training = False
