@@ -69,7 +69,7 @@ class Embedding(NamedTuple):
         lags = groups * 8 * self.reach(n - 1) * self.edge**2
         whole = groups * 8 * (sum(self.inside(n - 2)) * self.sizes[-2]) ** 2 if n > 1 else 0
         blocks = 5 * 16 * max(block, groups * self.edge * max(near, default=0))
-        return 2 * kept + made + lags + dense + max(dense, 4 * whole, blocks)
+        return 2 * (kept + dense + made) + lags + 4 * whole + blocks
 
     def factor_cost(self) -> float:
         """Operations of a factorization: of the dense matrix, and of putting it together."""
