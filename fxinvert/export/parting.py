@@ -56,7 +56,10 @@ def first_difference(path: Path, flat: nn.Module, case: Case, *, atol: float, rt
     parts = [f"{_described(ours)} of the model"] if ours is not None else []
     parts += [f"{_node_of(path, theirs)} of the file"] if theirs is not None else []
     if not parts:
-        return "Every value of the model occurs in the file: its outputs may be in another order."
+        return (
+            "Run without onnxruntime's optimizations, the file has every value of the model: what differs is rounding, or its "
+            "outputs are in another order."
+        )
     text = f"The first node where the two differ: {', '.join(parts)}"
     shared = file_values.get(ours.name) if ours is not None else None
     own = torch_values.get(ours) if ours is not None else None
