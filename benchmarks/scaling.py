@@ -21,7 +21,8 @@ import fxinvert
 from benchmarks.measure import Ratio
 from benchmarks.studies.networks import cifar_cnn
 from fxinvert import models
-from fxinvert.estimates import Estimate, estimate
+from fxinvert.estimates import Estimate
+from fxinvert.estimating import estimate
 from fxinvert.feed import survey
 from fxinvert.output_target import output_target
 from fxinvert.progress import progress_display

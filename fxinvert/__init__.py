@@ -21,7 +21,8 @@ from fxinvert.errors import (
 )
 
 if TYPE_CHECKING:
-    from fxinvert.estimates import Estimate, estimate
+    from fxinvert.estimates import Estimate
+    from fxinvert.estimating import estimate
     from fxinvert.explanation import Explanation, explain
     from fxinvert.export import export_onnx
     from fxinvert.inversion import InverseGraph, Reconstruction, invert
@@ -37,7 +38,8 @@ __version__ = "0.1.0"
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent until the application says otherwise
 
 _HOMES = {
-    "estimates": ("Estimate", "estimate"),
+    "estimates": ("Estimate",),
+    "estimating": ("estimate",),
     "export": ("export_onnx",),
     "explanation": ("Explanation", "explain"),
     "inversion": ("InverseGraph", "Reconstruction", "invert"),

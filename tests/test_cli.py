@@ -19,7 +19,7 @@ import fxinvert
 import fxinvert.commands.run
 from fxinvert.cli import app
 from fxinvert.commands.config import PostTrainConfig, SolverName, read_settings
-from fxinvert.commands.run import method_of
+from fxinvert.commands.inputs import method_of
 from fxinvert.errors import DataError
 from fxinvert.linalg.anchored import Method as SolverMethod
 from fxinvert.scheduling.run_directory import is_finished

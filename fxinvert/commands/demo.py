@@ -15,7 +15,8 @@ from torch import Tensor, nn
 import fxinvert
 from fxinvert import models
 from fxinvert.commands.config import PostTrainConfig
-from fxinvert.commands.run import EXAMPLE_ROWS, finish, measure, write_plan
+from fxinvert.commands.inputs import EXAMPLE_ROWS
+from fxinvert.commands.run import finish, measure, write_plan
 from fxinvert.models.data import Batches, stratified_split
 from fxinvert.report import Contender, comparison_table, history_table
 from fxinvert.result import PostTrainingResult

@@ -15,7 +15,7 @@ from torch import nn
 import fxinvert
 from fxinvert.commands.config import PostTrainConfig
 from fxinvert.commands.finished import REPAIRS, FinishedRun
-from fxinvert.commands.run import options_of, output_key
+from fxinvert.commands.inputs import options_of, output_key
 from fxinvert.errors import DataError
 from fxinvert.explanation import Explanation
 from fxinvert.passes.outputs import Key

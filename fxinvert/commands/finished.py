@@ -15,7 +15,7 @@ import fxinvert
 from fxinvert import models
 from fxinvert.commands.config import PostTrainConfig, read_settings
 from fxinvert.commands.demo import Parts
-from fxinvert.commands.run import EXAMPLE_ROWS, open_inputs
+from fxinvert.commands.inputs import EXAMPLE_ROWS, open_inputs
 from fxinvert.errors import DataError
 from fxinvert.passes.outputs import Key
 from fxinvert.passes.plan import Plan

@@ -10,9 +10,9 @@ from torch import Tensor
 
 import fxinvert
 from fxinvert.commands.config import PostTrainConfig
-from fxinvert.commands.run import EXAMPLE_ROWS, method_of, options_of, output_key
+from fxinvert.commands.inputs import EXAMPLE_ROWS, method_of, options_of, output_key
 from fxinvert.errors import DataError, NoRuleError
-from fxinvert.estimates import estimate
+from fxinvert.estimating import estimate
 from fxinvert.report import node_rows, nodes_table, print_json, rule_rows, rules_table
 from fxinvert.report.rules_page import rules_page
 from fxinvert.rules import RuleSet

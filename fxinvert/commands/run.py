@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -16,10 +15,9 @@ from torch import Tensor, nn
 import fxinvert
 from fxinvert.commands.config import PostTrainConfig, read_settings
 from fxinvert.commands.doubts import doubts
-from fxinvert.errors import DataError
+from fxinvert.commands.inputs import Inputs, method_of, open_inputs, options_of
 from fxinvert.export import ExportReport, export_onnx
 from fxinvert.export.files import destination_of
-from fxinvert.output_target import OutputTargetFunction
 from fxinvert.passes.capture import evaluating
 from fxinvert.passes.outputs import Chosen
 from fxinvert.passes.plan import Plan
@@ -29,37 +27,9 @@ from fxinvert.report.metrics import Change
 from fxinvert.result import PostTrainingResult
 from fxinvert.scheduling import executor_named, journal
 from fxinvert.scheduling.run_directory import CONFIG, ONNX, RunDirectory, is_resumable
-from fxinvert.sources import (
-    DataOptions,
-    Preprocessing,
-    find_device,
-    find_object,
-    is_factory,
-    load_data,
-    open_model,
-)
-from fxinvert.sources.data import Data, Loader
-from fxinvert.training import Auto, Batches, ClosedForm, Gradient, Joint, Method, Metrics, evaluate
-from fxinvert.training.chunks import Shards
-from fxinvert.training.data import Begun, beginning_of
-
-#: rows of the first batch that are enough to trace and export with
-EXAMPLE_ROWS = 8
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a configuration names, loaded."""
-
-    model: nn.Module
-    train: Loader
-    validation: Loader | None
-    test: Loader | None
-    example: tuple[Tensor, ...]
-    output_target: str | OutputTargetFunction
-    supervised_output: int | str | None
-    expected: Preprocessing | None
-    classes: tuple[str, ...] | None
+from fxinvert.sources.data import Loader
+from fxinvert.training import Batches, Metrics, evaluate
+from fxinvert.training.data import beginning_of
 
 
 def execute(config: PostTrainConfig, directory: Path | None, console: Console) -> Path:
@@ -149,37 +119,6 @@ def _execute(
     return run.path
 
 
-def method_of(config: PostTrainConfig) -> Method:
-    """The method of a configuration, with its settings.
-
-    Raises:
-        DataError: a setting does not fit.
-    """
-    if config.method == "closed_form":
-        return ClosedForm(
-            config.damping,
-            config.satisfied_weight,
-            config.error,
-            config.every,
-            config.ops,
-            position_fraction=config.position_fraction,
-        )
-    if config.method == "auto":
-        return Auto(optimizer=replace(Auto().optimizer, kind=config.optimizer, seed=config.seed))
-    own = (Gradient() if config.method == "gradient" else Joint()).optimizer
-    optimizer = replace(
-        own,
-        kind=config.optimizer,
-        learning_rate=config.learning_rate or own.learning_rate,
-        epochs=config.epochs,
-        seed=config.seed,
-    )
-    if config.method == "gradient":
-        loss: Literal["mse", "weighted"] = "mse" if config.error == "plain" else "weighted"
-        return Gradient(optimizer, loss, config.satisfied_weight)
-    return Joint(config.alpha, optimizer)
-
-
 @contextmanager
 def _telling_how_to_go_on(path: Path, console: Console) -> Iterator[None]:
     """Says how to resume, if a run that can go on is left."""
@@ -189,61 +128,6 @@ def _telling_how_to_go_on(path: Path, console: Console) -> Iterator[None]:
         if is_resumable(path) and not journal.is_held(path):
             console.print(f"What is finished is kept; go on with: fxinvert resume {path}", soft_wrap=True)
         raise
-
-
-def open_inputs(config: PostTrainConfig) -> Inputs:
-    """Loads what a configuration names.
-
-    Raises:
-        DataError: something is not there or does not fit.
-    """
-    find_device(config.device)
-    torch.manual_seed(config.seed)
-    options = options_of(config, config.seed)
-    data = load_data(config.data, options)
-    if not isinstance(data.train, Shards):
-        data = replace(data, train=Begun(data.train))
-    model, expected = open_model(config.model, config.weights, config.device, config.pretrained)
-    target: Any = config.output_target
-    if is_factory(target):
-        target = find_object(target, "output target")
-        if not callable(target):
-            raise DataError(
-                f"output target {config.output_target!r} is {type(target).__name__}; a function is needed"
-            )
-    return Inputs(
-        model=model,
-        train=data.train,
-        validation=_other(config.validation, options, data),
-        test=_other(config.test, options, data) or data.test,
-        example=tuple(value[:EXAMPLE_ROWS].to(config.device) for value in data.example_inputs()),
-        output_target=target,
-        supervised_output=output_key(config.supervised_output),
-        expected=expected,
-        classes=data.classes,
-    )
-
-
-def options_of(config: PostTrainConfig, seed: int | None = None) -> DataOptions:
-    """How data is read; in its own order unless there is a seed.
-
-    Raises:
-        DataError: a setting does not fit.
-    """
-    return DataOptions(
-        batch_size=config.batch_size,
-        mean=config.mean,
-        std=config.std,
-        resize=config.resize,
-        input_columns=config.input_columns,
-        label_columns=config.label_columns,
-        seed=seed,
-    )
-
-
-def output_key(text: str | None) -> int | str | None:
-    """Which output is meant: digits are an index, anything else is a key."""
-    return int(text) if text is not None and text.isdecimal() else text
 
 
 def measure(model: nn.Module, data: Loader, what: str, output: int | str | None = None) -> Metrics:
@@ -329,10 +213,3 @@ def _exported(
     metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
     segments = {name: segment.name for segment in result.plan.segments for name in segment.parameters}
     return export_onnx(result.model, example, run.path / ONNX, metadata=metadata, segments=segments)
-
-
-def _other(spec: str | None, options: DataOptions, train: Data) -> Loader | None:
-    if spec is None:
-        return None
-    data = load_data(spec, options, train.classes)
-    return data.train if data.test is None else data.test
