@@ -148,8 +148,8 @@ class PostTrainConfig(BaseModel):
         ge=1,
         description="Bytes that a factorization, or the work on a batch, may take in every task.",
     )
-    solvers: dict[str, SolverName] = Field(
-        default_factory=dict,
+    solvers: dict[str, SolverName] | None = Field(
+        default=None,
         description="Solvers of single ops, by node, where they are not to be chosen; fxinvert.invert tells the names.",
     )
     device: str = Field(default="cpu", description="Where to compute, as torch names it: cpu, cuda, cuda:1.")
