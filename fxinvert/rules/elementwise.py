@@ -154,7 +154,8 @@ def hardswish() -> Branches:
     def nearest(y: Tensor, anchor: Tensor) -> Tensor:
         root = y.clamp(max=3).mul_(6).add_(2.25).clamp_(min=0).sqrt_()
         side = y.clamp(min=0).mul_(STEEP).add_(anchor).add_(1.5)
-        return root.copysign_(side).add_(y.clamp(min=3)).sub_(4.5)
+        # ONNX has no copysign
+        return torch.where(side < 0, -root, root).add_(y.clamp(min=3)).sub_(4.5)
 
     return (Branch(-INF, INF, -0.375, INF, nearest, rises=True),)
 
