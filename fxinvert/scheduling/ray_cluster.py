@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -68,9 +71,12 @@ class RayExecutor:
         ray = _ray()
         if not ray.is_initialized():
             try:
-                _reach(self.address)
-                ray.init(self.address, num_cpus=None if self.address else self._asked, log_to_driver=False,
-                         include_dashboard=None if self.address else False)  # fmt: skip
+                if self.address:
+                    _reach(self.address)
+                    ray.init(self.address, log_to_driver=False)
+                else:
+                    with _modules_as_here():
+                        ray.init(num_cpus=self._asked, log_to_driver=False, include_dashboard=False)
             except (OSError, RuntimeError, ValueError) as error:
                 where = self.address or "on this machine"
                 raise DataError(
@@ -126,13 +132,27 @@ def _call(threads: int, function: Callable[[A], B], item: A) -> B:
     return function(item)
 
 
-def _reach(address: str | None) -> None:
+@contextmanager
+def _modules_as_here() -> Iterator[None]:
+    """Processes that are started find the modules that this one finds."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def _reach(address: str) -> None:
     """Knocks at a cluster's door: Ray itself would wait for minutes.
 
     Raises:
         OSError: nobody is there.
     """
-    host, separator, port = (address or "").removeprefix("ray://").rpartition(":")
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
     if separator and port.isdecimal():
         socket.create_connection((host, int(port)), _PATIENCE).close()
 
