@@ -1,6 +1,7 @@
 """Recover a pruned network: half of the filters and units go, what is left is post-trained and exported.
 
-Whole filters are removed, so that the network really is smaller; weights that are merely set to zero would come back.
+Whole filters are removed, so that the network really is smaller; weights that are merely set to zero come back unless
+`keep_zeros=True` holds them.
 
     python examples/recover_a_pruned_network.py
 """

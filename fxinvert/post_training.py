@@ -76,6 +76,7 @@ def post_train(
     inputs: str = "updated",
     share: Share = "searched",
     recalibrate: bool = False,
+    keep_zeros: bool = False,
     validation_data: Any = None,
     executor: str | Executor = "serial",
     workers: int | None = None,
@@ -121,6 +122,7 @@ def post_train(
         share: how updates that were found together share the correction, so that they do not overshoot: `"searched"`,
             `"equal"`, `"explained"` (in proportion to what each explains) or `"none"`.
         recalibrate: whether batch-norm statistics are estimated anew after every update.
+        keep_zeros: whether entries of parameters that are zero stay zero, as after pruning.
         validation_data: what steps are judged on; by default a fifth of `train_data` is kept aside.
         executor: where work is done: `"serial"`, `"processes"`, `"ray"`, or an executor of your own. The result is the
             same, to the last bit.
@@ -166,7 +168,7 @@ def post_train(
         sources = {"train": source_of(train_data, "train_data", chunk)}
         if validation_data is not None:
             sources["validation"] = source_of(validation_data, "validation_data", chunk)
-        context = Context(updated, sources, output, rules, reconstruction, memory_limit, solvers)
+        context = Context(updated, sources, output, rules, reconstruction, memory_limit, solvers, keep_zeros)
         check_solvers(context.graph, context.solvers)
         plan = plan or partition(context.graph, rules=rules)
         check_plan(plan, context)
@@ -269,6 +271,7 @@ def identity(
             "threads": threads,
             "memory_limit": context.memory_limit,
             "solvers": context.solvers,
+            "masks": digest_of(context.masks)[:16] if context.masks else "",
         },
     }
 

@@ -446,3 +446,33 @@ def test_a_plan_for_another_model_is_refused_with_what_differs(other: list[nn.Mo
     plan = fxinvert.partition(fxinvert.trace(nn.Sequential(*other), data()[0][0]))
     with pytest.raises(CutError, match=message):
         train(plan=plan)
+
+
+@pytest.mark.parametrize(
+    "method", [*EVERY_METHOD, "auto"], ids=lambda m: m if isinstance(m, str) else repr(m)[:60]
+)
+def test_what_was_pruned_can_stay_zero(method: Any) -> None:
+    model = network()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(torch.rand(p.shape, generator=torch.Generator().manual_seed(2)) < 0.5)
+    settings: dict[str, Any] = {"schedule": "single", "only": "2"} if isinstance(method, Joint) else {}
+    result = fxinvert.post_train(
+        model,
+        data(),
+        method=method,
+        sweeps=1,
+        chunk=4,
+        output_target="cross_entropy",
+        keep_zeros=True,
+        **settings,
+    )
+    assert result.final.loss < result.baseline.loss
+    for before, after in zip(model.parameters(), result.model.parameters(), strict=True):
+        assert not after[before == 0].any()
+
+
+def test_closed_form_begins_the_automatic_method_only() -> None:
+    result = train(method=Auto(learning_rates=(1e-2,), runs=1, optimizer=QUICK), sweeps=2)
+    assert [r.sweep for r in result.history if "gradient, learning rate 0.01" not in r.sizes] == [1]
+    assert {r.sweep for r in result.history} == {1, 2}

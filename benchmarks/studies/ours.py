@@ -2,61 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
 import fxinvert
-from benchmarks.studies.baselines import Masks
 from benchmarks.studies.tasks import Task
 from fxinvert import models
 from fxinvert.output_target import automatic
-from fxinvert.passes.plan import Segment
-from fxinvert.training import Auto, ClosedForm, Method, Proposal, Work
+from fxinvert.training import ClosedForm, Method
 
 #: raised when a method of the package changes, so that it is measured anew
-REVISIONS = {"closed_form": 3, "recursive": 3, "gradient": 3, "auto": 2}
+REVISIONS = {"closed_form": 4, "recursive": 4, "gradient": 4, "auto": 3}
 SWEEPS = 3
-
-
-@dataclass(frozen=True)
-class Masked:
-    """A method whose updates leave what is masked as it is.
-
-    Attributes:
-        inner: the method.
-        masks: by parameter; 0 is what stays.
-    """
-
-    inner: Method
-    masks: Masks
-
-    @property
-    def name(self) -> str:
-        return f"masked {self.inner.name}"
-
-    def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal]]:
-        """The inner method's proposals, under the mask."""
-        for proposals in self.inner.train(work, segments):
-            yield [[self._masked(update) for update in proposal] for proposal in proposals]
-
-    def _masked(self, update: Any) -> Any:
-        changes = {
-            name: change * self.masks[name] if name in self.masks else change
-            for name, change in update.changes.items()
-        }
-        return replace(update, changes=changes)
 
 
 def sweeping(task: Task, method: Method, sweeps: int = SWEEPS, **settings: Any) -> Iterator[nn.Module]:
     """Post-trains sweep by sweep; each begins with what the one before returned."""
     model, target = task.model, settings.pop("output_target", "auto")
     by_name = {t.name: t for t in automatic(task.train.labels)}
-    if task.masks:
-        method = Masked(method, task.masks)
     for _ in range(sweeps):
         result = fxinvert.post_train(
             model,
@@ -65,6 +31,7 @@ def sweeping(task: Task, method: Method, sweeps: int = SWEEPS, **settings: Any) 
             method=method,
             output_target=target,
             sweeps=1,
+            keep_zeros=task.masks is not None,
             progress=False,
             **settings,
         )
@@ -105,7 +72,8 @@ def auto(task: Task) -> Iterator[nn.Module]:
         task.model,
         task.train.batches(),
         validation_data=task.held_out.batches(),
-        method=Masked(Auto(), task.masks) if task.masks else Auto(),
+        method="auto",
+        keep_zeros=task.masks is not None,
         progress=False,
     )
     yield result.model

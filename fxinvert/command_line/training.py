@@ -100,6 +100,7 @@ def post_train(
     inputs: Annotated[Literal["updated", "original"], setting("inputs")] = DEFAULT.inputs,
     share: ShareName = DEFAULT.share,
     recalibrate: Recalibrate = False,
+    keep_zeros: Annotated[bool, setting("keep_zeros", "--keep-zeros/--no-keep-zeros")] = False,
     damping: Annotated[float, setting("damping", min=0)] = DEFAULT.damping,
     satisfied_weight: Annotated[float, setting("satisfied_weight", min=0, max=1)] = DEFAULT.satisfied_weight,
     error: ErrorMeasure = DEFAULT.error,

@@ -98,6 +98,9 @@ class PostTrainConfig(BaseModel):
     recalibrate: bool = Field(
         default=False, description="Estimate batch-norm statistics anew after every update."
     )
+    keep_zeros: bool = Field(
+        default=False, description="Keep entries of parameters that are zero, as after pruning."
+    )
     damping: float = Field(
         default=1e-2, ge=0, description="Relative damping of the linear solves; half of it is tried too."
     )

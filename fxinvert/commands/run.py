@@ -99,6 +99,7 @@ def _execute(
             inputs=config.inputs,
             share=config.share,
             recalibrate=config.recalibrate,
+            keep_zeros=config.keep_zeros,
             validation_data=inputs.validation,
             executor=executor_named(config.executor, config.workers, config.address),
             threads=config.threads,

@@ -2,7 +2,7 @@
 
     what                                                     on
     batch-norm statistics, estimated anew                    all data
-    one closed-form solve of every op                        the first samples
+    one closed-form solve of every op, in the first sweep    the first samples
     gradient runs with a large learning rate, as they help   all data
     the same with smaller ones, one after the other          all data
 
@@ -26,7 +26,7 @@ from fxinvert.training.costs import Probe, Stage
 from fxinvert.training.gradient import Optimizer
 from fxinvert.training.joint import Course, course_stage, fit_jointly, parameters_of
 from fxinvert.training.recalibrate import recalibrated, recalibration
-from fxinvert.training.work import Proposal, Update, Work
+from fxinvert.training.work import Method, Proposal, Update, Work
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Auto:
     """Closed form, then gradients of everything at once, as far as held-out loss falls.
 
     Attributes:
-        closed_form: how ops are solved.
+        closed_form: how ops are solved, in the first sweep; None: they are not.
         learning_rates: one after the other.
         runs: with each learning rate, at most; each goes on where the one before ended.
         least_gain: the share of the held-out loss that runs must remove, or the next learning rate follows.
@@ -45,8 +45,8 @@ class Auto:
         optimizer: of a run, with its passes over the data.
     """
 
-    closed_form: ClosedForm = field(default_factory=lambda: ClosedForm(samples=2048))
-    learning_rates: tuple[float, ...] = (1e-2, 3e-3, 1e-3)
+    closed_form: ClosedForm | None = field(default_factory=lambda: ClosedForm(samples=2048))
+    learning_rates: tuple[float, ...] = (1e-2, 3e-3, 1e-3, 3e-4)
     runs: int = 6
     least_gain: float = 0.01
     patience: int = 0
@@ -62,12 +62,23 @@ class Auto:
                 "and an average from 0 to below 1"
             )
 
+    @property
+    def first(self) -> Method:
+        """What tells output targets apart."""
+        return self.closed_form or self
+
+    @property
+    def later(self) -> Auto:
+        """What a sweep does that follows on another: gradients have left little to a linear solve."""
+        return replace(self, closed_form=None)
+
     def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal]]:
         """Yields what each stage proposes."""
         estimated = recalibrated(work)
         if estimated:
             yield [estimated]
-        yield from self.closed_form.train(work, segments)
+        if self.closed_form is not None:
+            yield from self.closed_form.train(work, segments)
         for rate in self.learning_rates:
             course: Course | None = None
             idle = 0
@@ -93,7 +104,8 @@ class Auto:
     def stages(self, probe: Probe, segments: Sequence[Segment]) -> Iterator[Stage]:
         """Yields what `train` does, with as many runs as there may be."""
         yield from recalibration(probe)
-        yield from self.closed_form.stages(probe, segments)
+        if self.closed_form is not None:
+            yield from self.closed_form.stages(probe, segments)
         arguments = self._arguments(probe.context, probe.output_target, segments)
         run = course_stage(probe, "", arguments, self.steps)
         # snapshots after 1, 2, 4, … passes and after all of them

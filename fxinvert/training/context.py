@@ -50,12 +50,14 @@ class Context:
             where the graph branches.
         memory_limit: bytes that a factorization, or the work on a batch, may take.
         solvers: of single ops, by node.
+        keep_zeros: whether entries of parameters that are zero stay zero.
 
     Attributes:
         first: the first samples of the training data, which the model is traced with.
         graph: the model's graph.
         nodes: its nodes, by path.
         tensors: its parameters and floating-point buffers, by name.
+        masks: by name, 0 where an entry of a parameter stays zero and 1 elsewhere; of parameters with such entries.
 
     Raises:
         DataError: there are no data.
@@ -71,12 +73,17 @@ class Context:
         reconstruction: Reconstructed | Literal["auto"] = "auto",
         memory_limit: int = MEMORY_LIMIT,
         solvers: Mapping[str, SolverMethod] | None = None,
+        keep_zeros: bool = False,
     ) -> None:
         self.model, self.sources = model, dict(sources)
         self.output, self.rules, self.reconstruction = output, rules, reconstruction
         self.memory_limit, self.solvers = memory_limit, dict(solvers or {})
         self.first = self._first()
         self._open()
+        self.masks: State = {}
+        if keep_zeros:
+            nonzero = {name: (p.detach() != 0).to(p.dtype) for name, p in self.graph.named_parameters()}
+            self.masks = {name: mask for name, mask in nonzero.items() if not bool(mask.all())}
 
     def _first(self) -> Batch:
         tensors = [*self.model.parameters(), *self.model.buffers()]
@@ -117,6 +124,16 @@ class Context:
             )
         return self._inverses[output_target]
 
+    def mask(self, changes: Mapping[str, Tensor]) -> State:
+        """Changes of tensors, by name, that leave alone what stays zero."""
+        return {name: v * self.masks[name] if name in self.masks else v for name, v in changes.items()}
+
+    def keep_zeros(self, tensors: Mapping[str, Tensor]) -> None:
+        """Sets what stays zero to zero, in place."""
+        with torch.no_grad():
+            for name in self.masks.keys() & tensors.keys():
+                tensors[name].mul_(self.masks[name])
+
     def state(self) -> State:
         """A copy of the parameters and buffers as they are."""
         return {name: value.detach().clone() for name, value in self.tensors.items()}
@@ -136,7 +153,7 @@ class Context:
             raise DataError(
                 "the model is a traced graph, which other processes cannot be sent; give the module itself"
             )
-        kept = ("model", "first", "output", "rules", "reconstruction", "memory_limit", "solvers")
+        kept = ("model", "first", "output", "rules", "reconstruction", "memory_limit", "solvers", "masks")
         # what only this process can read is sent chunk by chunk
         sources = {name: source for name, source in self.sources.items() if not source.local}
         return {name: vars(self)[name] for name in kept} | {"sources": sources}

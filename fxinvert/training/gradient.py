@@ -205,6 +205,7 @@ def fit_segment(
                 output = inverse.output_node
                 weights = sample_weights(values[output], targets[output], satisfied_weight)
             loss = stepped(optimize, partial(loss_of, values, targets[exit_], weights))
+            context.keep_zeros(leaves)
             with torch.no_grad():
                 started = (values[exit_] - targets[exit_]).square().reshape(len(batch), -1).mean(1)
                 before, after = before + float((weights * started).sum()), after + loss.item() * len(batch)

@@ -215,6 +215,7 @@ def fit_jointly(
                 if len(batch) == 1 and moving:  # has no variance
                     continue
                 stepped(optimize, partial(loss_of, batch))
+                context.keep_zeros(leaves)
                 done += 1
                 kept = min(average, (1 + done) / (10 + done))
                 with torch.no_grad():

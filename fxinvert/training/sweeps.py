@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from fxinvert.output_target import OutputTarget
@@ -137,14 +137,14 @@ def run_sweeps(
         for place.output_target in targets:
             place.use(begun)
             best.latest = baseline
-            sweep(1, [waves[-1][-1:]], method.closed_form if isinstance(method, Auto) else method)
+            sweep(1, [waves[-1][-1:]], method.first if isinstance(method, Auto) else method)
             tried.append((best.latest, place.state(), place.output_target))
         best.latest, state, place.output_target = min(tried, key=lambda result: result[0].loss)
         place.use(state)
     idle = 0
     for number in range(1, settings.sweeps + 1):
         before = best.latest.loss
-        sweep(number, waves)
+        sweep(number, waves, method.later if number > 1 and isinstance(method, Auto) else method)
         gained = before - best.latest.loss
         idle = idle + 1 if number > 1 and gained <= settings.least_gain * before else 0
         if idle >= settings.patience or gained == 0:
@@ -195,6 +195,8 @@ def _steps(
         """Judges proposals by what they do to the current state, and takes the best."""
         nonlocal latest
         place.use(current)
+        if place.context.masks:
+            proposals = [[replace(u, changes=place.context.mask(u.changes)) for u in p] for p in proposals]
         judged = judge(proposals, settings.share, place, latest)
         chosen = proposals[judged.candidate.proposal]
         changed = moved(current, chosen, judged.candidate.sizes) if any(judged.candidate.sizes) else {}
