@@ -182,6 +182,17 @@ def test_the_cache_keeps_until_the_parameters_change() -> None:
     assert cache.get("b", (weight,), build) == 3
 
 
+def test_off_the_processor_what_nobody_wrote_to_is_not_looked_at() -> None:
+    """Tensors without values stand for those of a device: comparing them raises."""
+    cache, weight, built = FactorCache(Ledger(limit=10**6)), torch.empty(3, 3, device="meta"), []
+    for _ in range(2):
+        cache.get("weight", (weight,), lambda: built.append(1))
+    assert len(built) == 1
+    weight.add_(1)
+    with pytest.raises(NotImplementedError):
+        cache.get("weight", (weight,), lambda: built.append(1))
+
+
 def test_all_caches_together_keep_the_limit_and_drop_what_was_not_used_for_longest() -> None:
     ledger = Ledger(limit=2500)
     caches, built = [FactorCache(ledger) for _ in range(3)], []

@@ -154,7 +154,10 @@ class _Entry:
         counted = parameter.device.type != "cpu" and changes is not None
         if counted and tensor() is parameter and _changes(parameter) == changes:
             return True
-        return torch.equal(self._copies[i], parameter)
+        if not torch.equal(self._copies[i], parameter):
+            return False
+        self._seen[i] = weakref.ref(parameter), _changes(parameter)
+        return True
 
 
 def _changes(tensor: Tensor) -> int | None:
