@@ -96,7 +96,7 @@ class Workshop:
         return total
 
     def gain(self, state: State) -> Gain:
-        if self._sample and not self.sampled:
+        if self._sample:  # a thousand samples tell whether it is chance
             return gain(self.context, self._sample, state=state)
         feed = self.feeds["held_out"]
         return sum(self._over(feed, feed.wheres(), gain, {"state": state}, "gain"), Gain())
