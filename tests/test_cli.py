@@ -102,6 +102,7 @@ def test_the_command_line_itself_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.usefixtures("rules_as_found")
 def test_rules(here: Path) -> None:
     (here / "cli_rules.py").write_text(
         "import fxinvert\n@fxinvert.inverse_rule('digamma')\ndef f(op, target): return target\n"

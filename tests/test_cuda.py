@@ -28,6 +28,7 @@ import fxinvert
 import fxinvert.models as zoo
 from fxinvert.linalg import Convolution, SolveSettings, SpectralFactor
 from fxinvert.linalg.choice import choose
+from fxinvert.rules import Status
 from fxinvert.testing import check_rule
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -106,8 +107,9 @@ def test_solvers_of_convolutions(dtype: torch.dtype, damping: float) -> None:
 # --- whole networks -----------------------------------------------------------------------------------------
 
 
-#: of a region's steps the last digits depend on the order of sums
-TOLERANCES = {"nodewise": 2e-2, "linearized": 1e-6}
+#: a region's steps end when they are near enough
+TOLERANCES = {"nodewise": 1e-3, "linearized": 1e-6}
+REACHED = (Status.PASSED_THROUGH, Status.EXACT, Status.NEAREST)
 
 
 @pytest.mark.parametrize("reconstruction", TOLERANCES)
@@ -126,15 +128,17 @@ def test_targets_are_those_of_the_processor(name: str, reconstruction: Any) -> N
 
     expected, found = run(torch.device("cpu")), run(DEVICE)
     assert set(found.targets) == set(expected.targets)
-    for node, target in expected.targets.items():
-        assert_close(found.targets[node], target, TOLERANCES[reconstruction])
-        if reconstruction == "linearized":
-            torch.testing.assert_close(
-                found.certificates[node].residual.cpu(),
-                expected.certificates[node].residual,
-                rtol=1e-3,
-                atol=1e-6,
-            )
+    compared = 0
+    for node in reversed(expected.names):
+        certificate = expected.certificates[node]
+        # where a step misses, the last digit of what it began with decides on where it ends
+        if reconstruction == "nodewise" and certificate.status not in REACHED:
+            break
+        assert_close(found.targets[node], expected.targets[node], TOLERANCES[reconstruction])
+        residual = found.certificates[node].residual.cpu()
+        torch.testing.assert_close(residual, certificate.residual, rtol=1e-3, atol=1e-6)
+        compared += 1
+    assert compared
 
 
 def reachable(outputs: Tensor, labels: Tensor) -> Tensor:

@@ -186,8 +186,8 @@ def _chain(inverse: InverseGraph, start: fx.Node, values: dict[fx.Node, Any]) ->
     for stretch in stretches:
         forward[stretch.exit]
     for number, stretch in reversed(list(enumerate(stretches))):
-        inverted = inverse.inverse_op(stretch.exit)
-        step = step_of(inverted.rule, inverse.op(stretch.exit, values), describe(stretch.exit))
+        rule = inverse.inverse_of(stretch).rule
+        step = step_of(rule, inverse.op_of(stretch, values), describe(stretch.exit))
         root.add_module(f"inverse_{number}", step)
         target = graph.call_module(
             f"inverse_{number}", (target, forward[stretch.exit], forward[stretch.entry])
