@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from fxinvert.estimates import Estimate, Wave
+from fxinvert.identity import check_plan
 from fxinvert.inversion.inverse_graph import Reconstructed
 from fxinvert.passes.outputs import Key
 from fxinvert.passes.partition import partition
 from fxinvert.passes.plan import Plan, Segment
-from fxinvert.post_training import check_plan, method_named, ordered_waves
+from fxinvert.post_training import ordered_waves
 from fxinvert.rules import RuleSet
 from fxinvert.scheduling.executor import torch_threads
 from fxinvert.training import Method
@@ -23,6 +24,7 @@ from fxinvert.training.chunks import CHUNK, source_of
 from fxinvert.training.context import Context
 from fxinvert.training.costs import Estimated, Probe, Stage
 from fxinvert.training.judge import Candidate, Share, tallies
+from fxinvert.training.named import method_named
 from fxinvert.training.recalibrate import recalibration
 
 

@@ -13,10 +13,11 @@ from typing import Any, Literal
 import torch
 from torch import fx, nn
 
-import fxinvert
-from fxinvert.errors import CutError, DataError
+from fxinvert.errors import DataError
 from fxinvert.feed import Feed, survey
-from fxinvert.inversion.inverse_graph import Reconstructed, check_solvers
+from fxinvert.identity import check_plan, identity
+from fxinvert.inversion.inverse_graph import Reconstructed
+from fxinvert.inversion.invert import check_solvers
 from fxinvert.linalg.anchored import Method as SolverMethod
 from fxinvert.output_target import OutputTargetFunction, automatic
 from fxinvert.output_target import output_target as named_target
@@ -31,17 +32,17 @@ from fxinvert.scheduling import Executor, executor_named, waves
 from fxinvert.scheduling.crew import Crew, Task
 from fxinvert.scheduling.executor import torch_threads
 from fxinvert.scheduling.journal import Journal
-from fxinvert.scheduling.keys import content_key
-from fxinvert.training import Auto, ClosedForm, Gradient, Joint, Method, NormalEquations
+from fxinvert.training import Auto, Method, NormalEquations
 from fxinvert.training.chunks import CHUNK, source_of
 from fxinvert.training.confirm import Gain
-from fxinvert.training.context import MEMORY_LIMIT, Context, digest_of
+from fxinvert.training.context import MEMORY_LIMIT, Context
 from fxinvert.training.data import Part
 from fxinvert.training.fingerprint import Fingerprint
 from fxinvert.training.held_out import HeldOutSample
 from fxinvert.training.joint import Course
 from fxinvert.training.judge import Share, check_share
 from fxinvert.training.metrics import Tally
+from fxinvert.training.named import method_named
 from fxinvert.training.recalibrate import Moments
 from fxinvert.training.sizes import Quadratic
 from fxinvert.training.sweeps import Best, Settings, Wave, run_sweeps
@@ -51,12 +52,6 @@ from fxinvert.workshop import Workshop
 #: what results of tasks are made of
 KNOWN: list[type] = [NormalEquations, WideEquations, Tally, Gain, Moments, Fingerprint, Quadratic, Course]
 
-METHODS: dict[str, Callable[..., Method]] = {
-    "auto": Auto,
-    "closed_form": ClosedForm,
-    "gradient": Gradient,
-    "joint": Joint,
-}
 INPUTS = ("updated", "original")
 
 
@@ -224,71 +219,6 @@ def open_journal(folder: Path) -> Journal:
         DataError: another process has it open, or it cannot be written.
     """
     return Journal(folder, KNOWN)
-
-
-def check_plan(plan: Plan, context: Context) -> None:
-    """Checks that a plan was made for this graph.
-
-    Raises:
-        CutError: it was not; it is said what differs.
-    """
-    made = "the plan was made for another graph"
-    known = dict(context.graph.named_parameters(remove_duplicate=False)) | context.nodes
-    for segment in plan.segments:
-        for name in (*segment.parameters, *segment.nodes, *segment.entry.split(", ")):
-            if name not in known:
-                raise CutError(f"{made}: this one has no {name!r}")
-        for name, op in zip(segment.nodes, segment.ops, strict=False):
-            here = context.nodes[name].meta.get("op", context.nodes[name].op)
-            if here != op:
-                raise CutError(f"{made}: {name!r} is {op} there and {here} here")
-        count = sum(attribute(context.graph, name).numel() for name in segment.parameters)
-        if count != segment.parameter_count:
-            raise CutError(
-                f"{made}: segment {segment.name!r} has {segment.parameter_count:,} parameters there and {count:,} here"
-            )
-
-
-def identity(
-    context: Context, plan: Plan, feeds: dict[str, Feed], settings: tuple[Any, ...]
-) -> dict[str, Any]:
-    """What a run is about, part by part, so that it can be said what differs."""
-    trainer, sweeping, ordered, targets, threads = settings
-    return {
-        "fxinvert": fxinvert.__version__,
-        "torch": torch.__version__,
-        "model": {name: digest_of({name: value})[:16] for name, value in sorted(context.state().items())},
-        "graph": content_key(context.graph.code)[:16],
-        "plan": content_key(plan.to_dict())[:16],
-        "data": {name: f"{feed.part} {feed.total}" for name, feed in feeds.items()},
-        "settings": {
-            "method": f"{trainer.name} {content_key(trainer)[:16]}",
-            "sweeps": repr(sweeping),
-            "reconstruction": context.reconstruction,
-            "waves": [[segment.name for segment in wave] for wave in ordered],
-            "output_target": [target.name for target in targets],
-            "chunks": {name: len(feed.counts) for name, feed in feeds.items()},
-            "threads": threads,
-            "memory_limit": context.memory_limit,
-            "solvers": context.solvers,
-            "masks": digest_of(context.masks)[:16] if context.masks else "",
-        },
-    }
-
-
-def method_named(choice: str | Method, damping: float = 1e-2, satisfied_weight: float = 0.1) -> Method:
-    """The method of that name, or the one given; the settings are closed form's.
-
-    Raises:
-        DataError: there is none of that name.
-    """
-    if not isinstance(choice, str):
-        return choice
-    if choice not in METHODS:
-        raise DataError(f"unknown method {choice!r}; known are {', '.join(METHODS)}")
-    if choice == "closed_form":
-        return ClosedForm(damping, satisfied_weight)
-    return METHODS[choice]()
 
 
 def ordered_waves(

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxinvert.errors import DataError, RuleError
-from fxinvert.inversion.inverse_graph import InverseGraph, invert
+from fxinvert.inversion import InverseGraph, invert
 from fxinvert.passes import trace
 from fxinvert.passes.flow import Flow
 from fxinvert.rules import Certificate, Rule, RuleSet, Status, default_rules

@@ -15,7 +15,7 @@ follows the input, see `activity.py`) and `stack_trace` (the user's source lines
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_map
 
 from fxinvert.errors import TraceError
 from fxinvert.passes.activity import mark, start_later
+from fxinvert.passes.calls import CHANGED, agree, evaluate, kind, shares_memory
 from fxinvert.passes.capture import attribute, describe
 from fxinvert.passes.checks import said
 from fxinvert.passes.decompose import DECOMPOSED
@@ -225,7 +226,7 @@ class Builder:
             return True
         given, options = self.value_of((args, kwargs))
         signature = repr(
-            (function, call.op, tree_map(_kind, (given, options)), tree_map(_kind, (values, named)))
+            (function, call.op, tree_map(kind, (given, options)), tree_map(kind, (values, named)))
         )
         if signature not in self.meant:
             given, options = copied((given, options))
@@ -234,7 +235,7 @@ class Builder:
             pairs = zip(leaves(result), leaves(call.op(*values, **named)), strict=False)
             # ATen gives sizes as a list, and a list cannot be joined with a tuple
             self.meant[signature] = not isinstance(result, torch.Size) and all(
-                _agree(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b for a, b in pairs
+                agree(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b for a, b in pairs
             )
         return self.meant[signature]
 
@@ -300,7 +301,7 @@ class Builder:
         shared = {
             n
             for n in (*self.nodes, *self.written.values)
-            if _shares_memory(self._value(n), self._value(changed))
+            if shares_memory(self._value(n), self._value(changed))
         }
         for later in _after(node):
             if shared.intersection(later.all_input_nodes):
@@ -313,47 +314,12 @@ class Builder:
         return self.written.values[raw] if raw in self.written.nodes else self.value_of(self.nodes[raw])
 
 
-#: what `evaluate` returns for a call that changes what it is given
-CHANGED = object()
-
-
-def evaluate(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The value of a call, or `CHANGED` if it changes one of its arguments; ATen's functional ops never do."""
-    if isinstance(function, torch._ops.OpOverload) and not function._schema.is_mutable:
-        return function(*args, **kwargs)
-    tensors = [value for value in leaves((args, kwargs)) if isinstance(value, Tensor)]
-    before = [tensor.clone() for tensor in tensors]
-    value = function(*args, **kwargs)
-    same = all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before, tensors, strict=True))
-    return value if same else CHANGED
-
-
 def _scope(node: fx.Node) -> str:
     """The path of the innermost module in whose forward a raw node stands; "" for the model's own."""
     own = {str(node.target)} if node.op == "call_module" else set()
     stack = [str(path) for path, _ in node.meta.get("nn_module_stack", {}).values()]
     known = node.meta.get("scope")
     return known if known is not None else ([path for path in stack if path not in own] or [""])[-1]
-
-
-def _kind(value: Any) -> Any:
-    """What decides which op is meant: of a tensor its dtype and number of axes, any other value itself."""
-    return (value.dtype, value.dim()) if isinstance(value, Tensor) else value
-
-
-def _agree(a: Tensor, b: Tensor) -> bool:
-    """Whether two results are the same up to rounding, which differs with where a copy lies in memory."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    if not (a.is_floating_point() or a.is_complex()):
-        return torch.equal(a, b)
-    digits = torch.finfo(a.dtype).eps ** 0.5
-    return torch.allclose(a, b, rtol=digits, atol=digits, equal_nan=True)
-
-
-def _shares_memory(a: Any, b: Any) -> bool:
-    both = isinstance(a, Tensor) and isinstance(b, Tensor)
-    return both and a.numel() > 0 and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def _after(node: fx.Node) -> Iterator[fx.Node]:

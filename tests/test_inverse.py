@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 import fxinvert
 import fxinvert.models as zoo
 from fxinvert.errors import DataError
-from fxinvert.inversion.inverse_graph import ByName, InverseGraph, Reconstruction
+from fxinvert.inversion import ByName, InverseGraph, Reconstruction
 from fxinvert.rules import Status
 from fxinvert.rules.certificate import relative
 

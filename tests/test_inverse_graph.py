@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import fxinvert
 import fxinvert.models as zoo
 from fxinvert.errors import NoRuleError
-from fxinvert.inversion.inverse_graph import InverseGraph, Reconstruction
+from fxinvert.inversion import InverseGraph, Reconstruction
 from fxinvert.linalg import choice
 from fxinvert.rules import affine
 

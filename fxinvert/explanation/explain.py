@@ -14,7 +14,8 @@ from fxinvert.errors import CutError
 from fxinvert.explanation.attention import attention_weights, attentions
 from fxinvert.explanation.result import Attention, Cut, Explanation, Value
 from fxinvert.heads import Heads
-from fxinvert.inversion.inverse_graph import InverseGraph, Reconstructed, invert
+from fxinvert.inversion.inverse_graph import InverseGraph, Reconstructed
+from fxinvert.inversion.invert import invert
 from fxinvert.inversion.refinement import ROWS
 from fxinvert.inversion.replay import output_given
 from fxinvert.output_target import OutputTargetFunction

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from fxinvert.errors import FxInvertError
-from fxinvert.inversion.inverse_graph import InverseGraph, Reconstruction, invert
+from fxinvert.inversion import InverseGraph, Reconstruction, invert
 from fxinvert.output_target import OutputTargetFunction
 from fxinvert.passes.flow import Flow, Stretch
 from fxinvert.passes.inverse_op import InverseOp

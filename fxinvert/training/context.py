@@ -16,7 +16,8 @@ from torch import Tensor, fx, nn
 
 from fxinvert.content import content_of
 from fxinvert.errors import DataError
-from fxinvert.inversion.inverse_graph import InverseGraph, Reconstructed, invert
+from fxinvert.inversion.inverse_graph import InverseGraph, Reconstructed
+from fxinvert.inversion.invert import invert
 from fxinvert.linalg.anchored import Method as SolverMethod
 from fxinvert.output_target import OutputTarget
 from fxinvert.passes import trace

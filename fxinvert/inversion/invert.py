@@ -1,0 +1,86 @@
+"""From a model to its inverse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from torch import fx, nn
+
+from fxinvert.errors import DataError
+from fxinvert.inversion.inverse_graph import InverseGraph, Reconstructed
+from fxinvert.linalg import SolveSettings
+from fxinvert.linalg.anchored import Method
+from fxinvert.output_target import OutputTargetFunction
+from fxinvert.output_target import output_target as named
+from fxinvert.passes import trace
+from fxinvert.passes.trace import is_normalized
+from fxinvert.rules import RuleSet, default_rules
+
+
+def invert(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    output_target: str | OutputTargetFunction = "nearest",
+    rules: RuleSet | None = None,
+    condition_limit: float | None = None,
+    refine: int = 0,
+    reconstruction: Reconstructed = "nodewise",
+    memory_limit: int | None = None,
+    solvers: Mapping[str, Method] | None = None,
+) -> InverseGraph:
+    """Synthesizes the inverse of a model.
+
+    Args:
+        model: a graph from `fxinvert.trace`, or any module together with `example_inputs`.
+        example_inputs: a tensor, or the tuple of the model's inputs.
+        output_target: what the output should have been, by name (`"nearest"`, `"margin"`, `"cross_entropy"`,
+            `"max_assign"`, `"one_hot"`, `"regression"`, `"soft"`) or a callable of outputs and labels.
+        rules: the rules in force, by default `default_rules()`.
+        condition_limit: κ; corrections amplified more than that are damped. By default 1e3, in float64 1e6.
+        refine: the largest number of Gauss–Newton steps that follow on every target, until the model, run forward
+            from it, comes within 1e-3 of the output target (see `fxinvert.inversion.refinement`). Certificates then tell
+            how near it comes, and why not nearer.
+        reconstruction: how targets are found: `"nodewise"`, op by op through the inverse graph, or `"linearized"`, all
+            at once from the derivative of the output (see `fxinvert.inversion.linearized`): much faster where graphs
+            branch, and right to first order.
+        memory_limit: bytes that a factorization, or the work on a batch, may take; by default a quarter of what is free.
+            Solvers are chosen among those that fit: for the same bits every time, set it.
+        solvers: of single ops, by the path of their nodes, where they are not to be chosen: `"spectral"`, `"qr"`, `"cholesky"`,
+            `"banded"`, `"capacitance"`, `"circulant"`, `"iterative"` or `"diagonal"` (see `InverseGraph.explain` for what they cost).
+
+    Raises:
+        TraceError: the model cannot be captured.
+        NoRuleError: an op on the way has no rule.
+        DataError: there is no such output target, solver or node, or no example inputs for a model that is not traced
+            yet.
+    """
+    rules = rules or default_rules()
+    source = model if example_inputs is not None else None
+    if example_inputs is not None:
+        model = trace(model, example_inputs, rules=rules)
+    if not isinstance(model, fx.GraphModule) or not is_normalized(model):
+        raise DataError("invert() needs example_inputs, or a graph from fxinvert.trace")
+    if refine < 0:
+        raise DataError(f"refine={refine}; it is a number of steps, 0 for none")
+    check_solvers(model, solvers or {})
+    settings = SolveSettings(
+        condition_limit=condition_limit, memory_limit=memory_limit, methods=dict(solvers or {})
+    )
+    if reconstruction not in get_args(Reconstructed):
+        raise DataError(
+            f"unknown reconstruction {reconstruction!r}; known are {', '.join(get_args(Reconstructed))}"
+        )
+    return InverseGraph(model, named(output_target), rules, settings, refine, reconstruction, source)
+
+
+def check_solvers(graph: fx.GraphModule, solvers: Mapping[str, Method]) -> None:
+    """Raises DataError unless there are such nodes and solvers."""
+    paths = [n.meta["path"] for n in graph.graph.nodes if n.op != "output"]
+    for path, method in solvers.items():
+        if path not in paths or method not in get_args(Method):
+            raise DataError(
+                f"solvers={{{path!r}: {method!r}}}: the solvers are {', '.join(get_args(Method))}, and the nodes "
+                f"{', '.join(paths)}"
+            )

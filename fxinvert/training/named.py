@@ -1,0 +1,34 @@
+"""Methods by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fxinvert.errors import DataError
+from fxinvert.training.auto import Auto
+from fxinvert.training.closed_form import ClosedForm
+from fxinvert.training.gradient import Gradient
+from fxinvert.training.joint import Joint
+from fxinvert.training.work import Method
+
+METHODS: dict[str, Callable[..., Method]] = {
+    "auto": Auto,
+    "closed_form": ClosedForm,
+    "gradient": Gradient,
+    "joint": Joint,
+}
+
+
+def method_named(choice: str | Method, damping: float = 1e-2, satisfied_weight: float = 0.1) -> Method:
+    """The method of that name, or the one given; the settings are closed form's.
+
+    Raises:
+        DataError: there is none of that name.
+    """
+    if not isinstance(choice, str):
+        return choice
+    if choice not in METHODS:
+        raise DataError(f"unknown method {choice!r}; known are {', '.join(METHODS)}")
+    if choice == "closed_form":
+        return ClosedForm(damping, satisfied_weight)
+    return METHODS[choice]()

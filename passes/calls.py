@@ -1,0 +1,46 @@
+"""Calls: what they give, whether they change what they are given, and whether two of them mean the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxinvert.passes.leaves import leaves
+
+#: what `evaluate` returns for a call that changes what it is given
+CHANGED = object()
+
+
+def evaluate(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The value of a call, or `CHANGED` if it changes one of its arguments; ATen's functional ops never do."""
+    if isinstance(function, torch._ops.OpOverload) and not function._schema.is_mutable:
+        return function(*args, **kwargs)
+    tensors = [value for value in leaves((args, kwargs)) if isinstance(value, Tensor)]
+    before = [tensor.clone() for tensor in tensors]
+    value = function(*args, **kwargs)
+    same = all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before, tensors, strict=True))
+    return value if same else CHANGED
+
+
+def kind(value: Any) -> Any:
+    """What decides which op is meant: of a tensor its dtype and number of axes, any other value itself."""
+    return (value.dtype, value.dim()) if isinstance(value, Tensor) else value
+
+
+def agree(a: Tensor, b: Tensor) -> bool:
+    """Whether two results are the same up to rounding, which differs with where a copy lies in memory."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if not (a.is_floating_point() or a.is_complex()):
+        return torch.equal(a, b)
+    digits = torch.finfo(a.dtype).eps ** 0.5
+    return torch.allclose(a, b, rtol=digits, atol=digits, equal_nan=True)
+
+
+def shares_memory(a: Any, b: Any) -> bool:
+    """Whether two values are tensors that lie, at least in part, in the same memory."""
+    both = isinstance(a, Tensor) and isinstance(b, Tensor)
+    return both and a.numel() > 0 and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
