@@ -34,10 +34,10 @@ TASKS = [
 RESIDUAL = ("digits_resnet", "resnet20")
 #: processor seconds that each learning rate of AdamW gets, at least and for every sample: as many as `auto` takes
 SECONDS = {
-    "digits_cnn": (5.0, 0.0),
+    "digits_cnn": (3.0, 0.0),
     "digits_resnet": (6.0, 0.008),
-    "mnist_cnn": (4.0, 0.003),
-    "cifar_cnn": (7.0, 0.004),
+    "mnist_cnn": (4.0, 0.0028),
+    "cifar_cnn": (7.0, 0.001),
     "resnet20": (15.0, 0.1),
 }
 
