@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 
+from fxinvert.notebook import plain
 from fxinvert.notebook import table as html_table
 from fxinvert.training.costs import Cost, Stage
 from fxinvert.training.fingerprint import HELD_OUT
@@ -221,10 +222,7 @@ class Estimate:
         return Group(self._title(), self.tasks(), self.scaling()) if self.is_known else Group(self._title())
 
     def __repr__(self) -> str:
-        console = Console(width=200, no_color=True)
-        with console.capture() as captured:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines())
+        return plain(self)
 
     def _repr_html_(self) -> str:
         times = ", ".join(f"{self.seconds(count):.3g} s with {count:,}" for count in WORKERS)

@@ -1,8 +1,9 @@
-"""How results show themselves in a notebook: a small table that takes on the notebook's own colours, light or dark."""
+"""How results show themselves: in a notebook as a small table in its own colours, light or dark; else as plain text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 #: text as it is; numbers with separators or four digits, to the right
 Cell = str | int | float
@@ -50,3 +51,13 @@ def _written(cell: Cell) -> str:
         case float():
             return f"{cell:.4g}"
     return cell
+
+
+def plain(shown: Any) -> str:
+    """What rich makes of something, without colours."""
+    from rich.console import Console
+
+    console = Console(width=200, no_color=True)
+    with console.capture() as captured:
+        console.print(shown)
+    return "\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines())

@@ -88,18 +88,13 @@ class Workshop:
         return [total.metrics for total in totals]
 
     def quadratic(self, proposal: Proposal) -> Quadratic:
-        if self._sample:
-            return quadratic(self.context, self._sample, proposal=proposal)
-        feed = self.feeds["held_out"]
-        parts = self._over(feed, feed.wheres(), quadratic, {"proposal": proposal}, "sizes")
-        total: Quadratic = reduce(Quadratic.__add__, parts)
+        total: Quadratic = reduce(
+            Quadratic.__add__, self._held_out(quadratic, {"proposal": proposal}, "sizes")
+        )
         return total
 
     def gain(self, state: State) -> Gain:
-        if self._sample:  # a thousand samples tell whether it is chance
-            return gain(self.context, self._sample, state=state)
-        feed = self.feeds["held_out"]
-        return sum(self._over(feed, feed.wheres(), gain, {"state": state}, "gain"), Gain())
+        return sum(self._held_out(gain, {"state": state}, "gain"), Gain())
 
     def blocks(self, job: Job, arguments: Mapping[str, Any], every: int | None) -> Iterator[Iterator[Any]]:
         feed = self.feeds["train"]
@@ -145,6 +140,14 @@ class Workshop:
             store.remove(self.crew.used)  # what they told is in the result
             self.crew.note("wave", what=self._what, key=key)
         return result
+
+    def _held_out(self, job: Job, arguments: Mapping[str, Any], name: str) -> Iterator[Any]:
+        """The results of a job with the sample that is kept, or, if there is none, with every chunk of held-out data."""
+        if self._sample:
+            yield job(self.context, self._sample, **arguments)
+        else:
+            feed = self.feeds["held_out"]
+            yield from self._over(feed, feed.wheres(), job, arguments, name)
 
     def _over(
         self,

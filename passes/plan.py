@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from fxinvert.notebook import plain
 from fxinvert.notebook import table as html_table
 
 Shape = tuple[int, ...]
@@ -71,10 +71,7 @@ class Plan:
         return table
 
     def __repr__(self) -> str:
-        console = Console(width=200, no_color=True)
-        with console.capture() as captured:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines())
+        return plain(self)
 
     def _repr_html_(self) -> str:
         segments, parameters, cost = self._total()

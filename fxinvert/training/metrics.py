@@ -76,11 +76,11 @@ class Tally:
 
     @classmethod
     def _of_head(cls, outputs: Tensor, labels: Tensor, samples: int, target: OutputTarget | None) -> Tally:
-        loss = float(_losses(outputs, labels, samples, target).sum())
         if not is_classification(labels):
-            return cls(loss)
+            return cls(float(_squares(outputs, labels, samples, target).sum()))
         logits, classes = flat_classes(outputs, labels)
-        return cls(loss, int((logits.argmax(-1) == classes).sum()), len(classes))
+        hits = int((logits.argmax(-1) == classes).sum())
+        return cls(float(_cross_entropies(logits, classes, samples).sum()), hits, len(classes))
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(
@@ -113,15 +113,23 @@ def sample_losses(outputs: Tensor, batch: Batch, heads: Heads) -> Tensor:
     return torch.stack([_losses(own, labels, len(batch)) for own, labels in pairs]).sum(0)
 
 
-def _losses(outputs: Tensor, labels: Tensor, samples: int, target: OutputTarget | None = None) -> Tensor:
-    """Of one output: the mean over a sample's positions, or numbers."""
+def _losses(outputs: Tensor, labels: Tensor, samples: int) -> Tensor:
+    """Of one output."""
     if is_classification(labels):
-        logits, classes = flat_classes(outputs, labels)
-        losses = F.cross_entropy(logits.double(), classes, reduction="none")
-    else:
-        wanted = target(outputs, labels) if target else regression(outputs, labels)
-        losses = (outputs - wanted).double().square()
+        return _cross_entropies(*flat_classes(outputs, labels), samples)
+    return _squares(outputs, labels, samples)
+
+
+def _cross_entropies(logits: Tensor, classes: Tensor, samples: int) -> Tensor:
+    """Of every sample, the mean over its positions."""
+    losses = F.cross_entropy(logits.double(), classes, reduction="none")
     return losses.reshape(samples, -1).mean(1)
+
+
+def _squares(outputs: Tensor, labels: Tensor, samples: int, target: OutputTarget | None = None) -> Tensor:
+    """Of every sample, the mean over its numbers."""
+    wanted = target(outputs, labels) if target else regression(outputs, labels)
+    return (outputs - wanted).double().square().reshape(samples, -1).mean(1)
 
 
 def is_classification(labels: Tensor) -> bool:
