@@ -29,6 +29,11 @@ def free_memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def waits(tensor: Tensor) -> bool:
+    """Whether looking at a value waits for the device: everywhere but on the processor."""
+    return tensor.device.type != "cpu"
+
+
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Float32 products have the digits of float32 here, whatever the process allows elsewhere: no TF32 on CUDA."""
@@ -151,8 +156,12 @@ class _Entry:
 
     def _is(self, i: int, parameter: Tensor) -> bool:
         tensor, changes = self._seen[i]
-        counted = parameter.device.type != "cpu" and changes is not None
-        if counted and tensor() is parameter and _changes(parameter) == changes:
+        if (
+            waits(parameter)
+            and changes is not None
+            and tensor() is parameter
+            and _changes(parameter) == changes
+        ):
             return True
         if not torch.equal(self._copies[i], parameter):
             return False

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fxinvert.errors import DataError
+from fxinvert.linalg.memory import waits
 from fxinvert.linalg.vectors import flat
 from fxinvert.rules.op import Op
 
@@ -247,16 +248,15 @@ def keep_failed_at_anchor(inverse: Inverse, anchor: Tensor, target: Tensor, who:
     """
     value, certificate = inverse
     told = certificate.is_measured
-    waits = value.device.type != "cpu"  # to look whether there are such samples
     # a sum is finite only if all it sums is; one that is not is looked at more closely
     total = certificate.__dict__.pop("_total", None)
-    if total is None and not waits:
+    if total is None and not waits(value):
         total = float(value.sum() if value.data_ptr() == target.data_ptr() else value.sum() + target.sum())
     if total is not None and math.isfinite(total) and not (told and bool(certificate.failed.any())):
         return inverse
     failed = ~(flat(torch.isfinite(value)).all(1) & flat(torch.isfinite(target)).all(1))
     failed = failed | certificate.failed if told else failed
-    if not waits and not bool(failed.any()):
+    if not waits(value) and not bool(failed.any()):
         return inverse
     kept = torch.where(failed.reshape(-1, *[1] * (anchor.dim() - 1)), anchor, value)
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxinvert.linalg.memory import waits
 from fxinvert.rules.branches import Branch, Number, within
 from fxinvert.rules.certificate import Inverse, Status, certified, reached, relative
 from fxinvert.rules.op import Op
@@ -41,10 +42,9 @@ def invert_branches(op: Op, target: Tensor, branches: tuple[Branch, ...]) -> Inv
     working = torch.promote_types(target.dtype, torch.float32)
     # that nothing overflows is looked at afterwards, which costs less than to prevent it; not so where digits are cut
     # off, or where looking waits for a device
-    looks = value.device.type == "cpu"
-    bounded = value.dtype != working or not looks
+    bounded = value.dtype != working or waits(value)
     sums = _fill(value, op, target, choose, working, bounded)
-    total = float(sums) if looks else None
+    total = None if waits(value) else float(sums)
     if total is not None and not math.isfinite(total) and not bounded:
         total = float(_fill(value, op, target, choose, working, bounded=True))
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fxinvert.linalg.memory import waits
+
 #: rows in a product, before its sum is carried on in float64
 ROWS = 2**11
 #: columns of a block of G: of a symmetric matrix of blocks one half is computed
@@ -40,8 +42,7 @@ class NormalEquations:
         """
         groups, rows, n = features.shape
         per_row = weights.repeat_interleave(rows // max(len(weights), 1))[None, :, None]
-        # elsewhere looking would wait for the device
-        alike = weights.device.type == "cpu" and bool((weights == weights[:1]).all())
+        alike = not waits(weights) and bool((weights == weights[:1]).all())
         made = cls(
             gram=torch.zeros(groups, n, n, dtype=torch.float64, device=features.device),
             cross=torch.zeros(groups, errors.shape[2], n, dtype=torch.float64, device=features.device),
