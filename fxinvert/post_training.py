@@ -32,7 +32,7 @@ from fxinvert.scheduling import Executor, executor_named, waves
 from fxinvert.scheduling.crew import Crew, Task
 from fxinvert.scheduling.executor import torch_threads
 from fxinvert.scheduling.journal import Journal
-from fxinvert.training import Auto, Method, NormalEquations
+from fxinvert.training import Method, NormalEquations
 from fxinvert.training.chunks import CHUNK, source_of
 from fxinvert.training.confirm import Gain
 from fxinvert.training.context import MEMORY_LIMIT, Context
@@ -224,14 +224,12 @@ def open_journal(folder: Path) -> Journal:
 def ordered_waves(
     plan: Plan, schedule: str, method: Method, graph: fx.Graph, only: Sequence[str] | str | None
 ) -> list[Wave]:
-    """The waves of a sweep; schedule `"auto"` is parallel for the method of that name.
+    """The waves of a sweep; schedule `"auto"` is the method's own.
 
     Raises:
         DataError, CutError: see `fxinvert.scheduling.waves`.
     """
-    if schedule == "auto" and isinstance(method, Auto):
-        schedule = "parallel"
-    return waves(plan, schedule, graph, only)
+    return waves(plan, method.schedule if schedule == "auto" else schedule, graph, only)
 
 
 def _check_counts(least: int = 1, **settings: Any) -> None:

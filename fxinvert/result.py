@@ -18,7 +18,7 @@ class Record:
     """One update that was tried.
 
     Attributes:
-        sweep: from 1.
+        sweep: from 1; 0 for those that told output targets apart.
         segments: the names of the segments updated together.
         output_target: the output target in use.
         step: the largest multiple of an update that was taken, 0 where none was better.

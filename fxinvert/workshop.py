@@ -20,6 +20,7 @@ from fxinvert.training.data import Part
 from fxinvert.training.fingerprint import Fingerprint
 from fxinvert.training.judge import Candidate, tallies
 from fxinvert.training.metrics import Metrics, Tally
+from fxinvert.training.outputs import Remembered
 from fxinvert.training.sizes import Quadratic, quadratic
 from fxinvert.training.work import Job, Proposal
 
@@ -45,10 +46,10 @@ class Workshop:
     ) -> None:
         self.crew, self.context, self.feeds = crew, context.get(), feeds
         self.output_target, self.display = output_target, display
-        self.gained = 0.0
+        self.gained, self.sweep = 0.0, 0
         self._shared, self._what, self._digest = context, "", ""
         self._state: Shared[State] | None = None
-        self._sample = feeds["held_out"].sample.batches()
+        self._sample, self._outputs_over = feeds["held_out"].sample.batches(), Remembered()
         self.use({})
 
     def begin(self, text: str) -> None:
@@ -74,7 +75,13 @@ class Workshop:
     def search(self, proposals: Sequence[Proposal], candidates: Sequence[Candidate]) -> list[Metrics]:
         if not self._sample:  # too few samples to keep some aside
             return self.measure(proposals, candidates)
-        found = tallies(self.context, self._sample, proposals=proposals, candidates=candidates)
+        found = tallies(
+            self.context,
+            self._sample,
+            proposals=proposals,
+            candidates=candidates,
+            outputs_over=self._outputs_over,
+        )
         return [total.metrics for total in found]
 
     def measure(self, proposals: Sequence[Proposal], candidates: Sequence[Candidate]) -> list[Metrics]:
@@ -144,7 +151,7 @@ class Workshop:
     def _held_out(self, job: Job, arguments: Mapping[str, Any], name: str) -> Iterator[Any]:
         """The results of a job with the sample that is kept, or, if there is none, with every chunk of held-out data."""
         if self._sample:
-            yield job(self.context, self._sample, **arguments)
+            yield job(self.context, self._sample, **arguments, outputs_over=self._outputs_over)
         else:
             feed = self.feeds["held_out"]
             yield from self._over(feed, feed.wheres(), job, arguments, name)

@@ -138,7 +138,7 @@ def test_more_workers_take_no_longer_until_what_they_send_takes_over() -> None:
 class Shrinking:
     """A method of a user's own."""
 
-    name = "shrinking"
+    name, schedule = "shrinking", "sequential"
 
     def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal]]:
         yield [[Update(own.name, {}) for own in segments]]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from runs import data, network
-from torch import nn
+from torch import Tensor, nn
 
 from fxinvert.training.batch import Batch
 from fxinvert.training.chunks import source_of
@@ -16,6 +16,7 @@ from fxinvert.training.data import Batches
 from fxinvert.training.held_out import KEPT, HeldOutSample
 from fxinvert.training.judge import LEAST, MOST, Candidate, interpolated, judge, tallies
 from fxinvert.training.metrics import Metrics, Tally
+from fxinvert.training.outputs import Remembered, outputs_over
 from fxinvert.training.sizes import Quadratic, quadratic
 from fxinvert.training.work import Proposal, Update, moved
 
@@ -48,6 +49,32 @@ def test_candidates_are_measured_as_if_they_were_taken() -> None:
             taken = sum((Tally.of(context.graph(*b.inputs), b) for b in batches), Tally()).metrics
         assert metrics.loss == pytest.approx(taken.loss, rel=1e-6)
         context.load(before)
+
+
+def test_what_is_asked_for_again_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    context, batches = context_of(network())
+    begun, proposal = context.state(), changes(context)
+    other, none = moved(begun, proposal, (1.0, 1.0)), dict[str, Tensor]()
+    run: list[int] = []
+    once = Remembered()
+
+    def counted(context: Context, batches: Any, states: Any) -> Any:
+        run.append(len(states))
+        return outputs_over(context, batches, states)
+
+    monkeypatch.setattr("fxinvert.training.outputs.outputs_over", counted)
+    for state, digest in ((begun, "a"), (begun | other, "b"), (begun, "a")):
+        context.load(state, digest)
+        for changed in ([none], [other, none], [none, other, none]):
+            given = [list(own) for _, own in once(context, batches, changed)]
+            wanted = [list(own) for _, own in outputs_over(context, batches, changed)]
+            torch.testing.assert_close(given, wanted, rtol=0, atol=0)
+    # nothing changed: once for each of the two states
+    assert sum(run) == 2 + 3 * 2
+    context.load(begun, "")  # what it holds is not told
+    run.clear()
+    assert len(list(once(context, batches, [{}]))) == len(batches)
+    assert run == [1]
 
 
 def test_the_quadratic_model_is_exact_where_the_output_is_affine_in_the_sizes() -> None:

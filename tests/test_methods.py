@@ -334,7 +334,7 @@ def test_recalibration_mends_statistics_that_are_off() -> None:
 class Shrinking:
     """A user's own method: makes the weights a bit smaller."""
 
-    name = "shrinking"
+    name, schedule = "shrinking", "sequential"
 
     def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal]]:
         tensors = work.context.tensors
@@ -347,6 +347,30 @@ def test_users_can_bring_their_own_method() -> None:
     result = train(method=Shrinking())
     assert result.final.no_worse_than(result.baseline)
     assert result.history
+
+
+def test_what_is_no_method_is_named() -> None:
+    with pytest.raises(DataError, match=r"<object.*> has no name, schedule, train"):
+        train(method=object())
+
+
+def test_a_method_knows_the_sweep_and_its_own_schedule() -> None:
+    seen: list[tuple[int, int]] = []
+
+    class Looking(Shrinking):
+        schedule = "parallel"
+
+        def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal]]:
+            seen.append((work.sweep, len(segments)))
+            yield from super().train(work, segments)
+
+    result = train(method=Looking(), output_target="auto", sweeps=2, patience=2)
+    count = len(result.plan.segments)
+    tries = [own for own in seen if own[0] == 0]
+    assert len(tries) > 1  # output targets are told apart by the last segment
+    assert set(tries) == {(0, 1)}
+    assert next(own for own in seen if own[0] > 0) == (1, count)
+    assert {record.sweep for record in result.history} == {sweep for sweep, _ in seen}
 
 
 def test_sweeps_end_early_when_they_bring_too_little() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxinvert
+from fxinvert.inversion.replay import forward_values
 from fxinvert.rules import Inverse, Op, Status
 from fxinvert.testing import check_rule
 
@@ -117,3 +118,32 @@ def test_disjoint_adaptive_maxima_are_nearest() -> None:
         best = torch.minimum(best, (tried - x).flatten(1).norm(dim=1))
     torch.testing.assert_close((value - x).flatten(1).norm(dim=1), best)
     torch.testing.assert_close(certificate.distance, best)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.MaxPool1d(3),
+        nn.MaxPool2d(2),
+        nn.MaxPool2d((3, 1)),
+        nn.MaxPool2d(2, stride=1),
+        nn.MaxPool2d(3, ceil_mode=True),
+        nn.MaxPool2d(3, padding=1),
+        nn.MaxPool2d(2, dilation=2),
+        nn.MaxPool3d((2, 3, 1)),
+    ],
+    ids=repr,
+)
+def test_maxima_of_a_forward_pass_are_those_of_torch(pool: nn.Module) -> None:
+    axes = int(type(pool).__name__[-2])
+    x = torch.randn(2, 3, *(7, 8, 5)[:axes])
+    x[0, 0, 0] = torch.nan
+    graph = fxinvert.trace(pool, torch.randn_like(x))
+    (given,) = graph.graph.find_nodes(op="placeholder")
+    (output,) = graph.graph.find_nodes(op="output")
+    with torch.no_grad():
+        values = forward_values(graph, {given: x})
+    torch.testing.assert_close(values[output.args[0]], pool(x), rtol=0, atol=0, equal_nan=True)
+    followed = x.clone().requires_grad_()
+    value = forward_values(graph, {given: followed})[output.args[0]]
+    assert value.requires_grad

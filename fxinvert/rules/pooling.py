@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -61,6 +62,14 @@ def invert_maximum(op: Op, target: Tensor, window: Sliding) -> Inverse:
         return _invert_tile_maxima(op, target, window.kernel)
     index = sliding_index(window, size, out).to(op.anchor.device)
     return invert_window_maxima(op, target, index, n, disjoint=window.disjoint)
+
+
+def tile_maxima(value: Tensor, kernel: Sequence[int]) -> Tensor:
+    """The maxima over tiles of the last axes; what no whole tile covers is left out."""
+    for axis, size in enumerate(kernel, value.dim() - len(kernel)):
+        whole = value.narrow(axis, 0, value.shape[axis] // size * size)
+        value = reduce(torch.maximum, torch.unflatten(whole, axis, (-1, size)).unbind(axis + 1))
+    return value
 
 
 def _invert_tile_maxima(op: Op, target: Tensor, kernel: tuple[int, ...]) -> Inverse:

@@ -47,7 +47,6 @@ SCHEDULES: dict[str, Callable[[Wave, fx.Graph], list[Wave]]] = {
     "parallel": _together,
     "waves": _waves,
     "single": _single,
-    "auto": _one_by_one,
 }
 
 
@@ -56,7 +55,7 @@ def waves(plan: Plan, schedule: str, graph: fx.Graph, names: Sequence[str] | str
 
     Args:
         plan: the segments.
-        schedule: "sequential", which is what "auto" means here, "parallel", "waves" or "single".
+        schedule: "sequential", "parallel", "waves" or "single".
         graph: what the plan was made for.
         names: of the segments to train; None: all.
 
@@ -65,7 +64,7 @@ def waves(plan: Plan, schedule: str, graph: fx.Graph, names: Sequence[str] | str
         CutError: a segment is named that there is not, or that there is twice.
     """
     if schedule not in SCHEDULES:
-        raise DataError(f"unknown schedule {schedule!r}; known are {', '.join(SCHEDULES)}")
+        raise DataError(f"unknown schedule {schedule!r}; known are {', '.join(SCHEDULES)} and auto")
     return SCHEDULES[schedule](_chosen(plan, names), graph)
 
 

@@ -26,7 +26,7 @@ from fxinvert.training.costs import Probe, Stage
 from fxinvert.training.gradient import Optimizer
 from fxinvert.training.joint import Course, course_stage, fit_jointly, parameters_of
 from fxinvert.training.recalibrate import recalibrated, recalibration
-from fxinvert.training.work import Method, Proposal, Update, Work
+from fxinvert.training.work import Proposal, Update, Work
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Auto:
     average: float = 0.98
     optimizer: Optimizer = field(default_factory=lambda: Optimizer(epochs=4))
     name: str = "auto"
+    schedule: str = "parallel"
 
     def __post_init__(self) -> None:
         if self.runs < 1 or self.steps < 1 or not 0 <= self.average < 1:
@@ -62,22 +63,16 @@ class Auto:
                 "and an average from 0 to below 1"
             )
 
-    @property
-    def first(self) -> Method:
-        """What tells output targets apart."""
-        return self.closed_form or self
-
-    @property
-    def later(self) -> Auto:
-        """What a sweep does that follows on another: gradients have left little to a linear solve."""
-        return replace(self, closed_form=None)
-
     def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal]]:
-        """Yields what each stage proposes."""
+        """Yields what each stage proposes; output targets are told apart in closed form, if ops are solved so."""
+        if self.closed_form is not None and work.sweep == 0:
+            yield from self.closed_form.train(work, segments)
+            return
         estimated = recalibrated(work)
         if estimated:
             yield [estimated]
-        if self.closed_form is not None:
+        # later on, gradients have left little to a linear solve
+        if self.closed_form is not None and work.sweep == 1:
             yield from self.closed_form.train(work, segments)
         for rate in self.learning_rates:
             course: Course | None = None

@@ -60,6 +60,7 @@ class ClosedForm:
     position_fraction: float | None = None
     samples: int | None = None
     name: str = "closed_form"
+    schedule: str = "sequential"
 
     def __post_init__(self) -> None:
         if self.damping < 0 or not 0 <= self.satisfied_weight <= 1:

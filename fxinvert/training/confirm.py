@@ -16,14 +16,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import NormalDist
 
-import torch
-
 from fxinvert.heads import Heads
-from fxinvert.passes.capture import evaluating
 from fxinvert.training.batch import Batch
 from fxinvert.training.context import Context, State
 from fxinvert.training.metrics import sample_losses
-from fxinvert.training.variants import Variants
+from fxinvert.training.outputs import OutputsOver, outputs_over
 
 
 @dataclass(frozen=True)
@@ -66,13 +63,13 @@ class Gain:
         return self.mean > (quantile * self.error if quantile else 0.0)
 
 
-def gain(context: Context, batches: Iterable[Batch], *, state: State) -> Gain:
+def gain(
+    context: Context, batches: Iterable[Batch], *, state: State, outputs_over: OutputsOver = outputs_over
+) -> Gain:
     """What samples gain from another state over the context's."""
     total, heads = Gain(), Heads.of(context.graph)
-    with torch.no_grad(), evaluating(context.graph):
-        variants = Variants(context, [{}, state])
-        for batch in batches:
-            before, after = (sample_losses(o, batch, heads) for o in variants.outputs(batch.inputs))
-            fallen = before - after
-            total += Gain(len(batch), float(fallen.sum()), float(fallen.square().sum()))
+    for batch, outputs in outputs_over(context, batches, [{}, state]):
+        before, after = (sample_losses(own, batch, heads) for own in outputs)
+        fallen = before - after
+        total += Gain(len(batch), float(fallen.sum()), float(fallen.square().sum()))
     return total

@@ -105,6 +105,11 @@ class Context:
         self._inverses: dict[OutputTarget, InverseGraph] = {}
 
     @property
+    def loaded(self) -> str:
+        """The digest of the parameters and buffers as they were loaded; empty where that was not told."""
+        return self._loaded
+
+    @property
     def device(self) -> torch.device:
         """Where the model is."""
         return next((value.device for value in self.tensors.values()), torch.device("cpu"))

@@ -96,6 +96,7 @@ class Gradient:
     loss: Literal["mse", "weighted"] = "mse"
     satisfied_weight: float = 0.1
     name: str = "gradient"
+    schedule: str = "sequential"
 
     def __post_init__(self) -> None:
         if self.loss not in ("mse", "weighted") or not 0 <= self.satisfied_weight <= 1:

@@ -50,6 +50,7 @@ class Joint:
         default_factory=lambda: Optimizer(learning_rate=5e-5, options={"weight_decay": 0.05})
     )
     name: str = "joint"
+    schedule: str = "sequential"
 
     def __post_init__(self) -> None:
         if self.alpha < 0:

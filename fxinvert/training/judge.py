@@ -12,16 +12,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
-import torch
-
 from fxinvert.errors import DataError
 from fxinvert.heads import Heads
-from fxinvert.passes.capture import evaluating
 from fxinvert.training.batch import Batch
 from fxinvert.training.context import Context
 from fxinvert.training.metrics import Metrics, Tally
+from fxinvert.training.outputs import OutputsOver, outputs_over
 from fxinvert.training.sizes import Quadratic
-from fxinvert.training.variants import Variants
 from fxinvert.training.work import Proposal, Sizes, moved
 
 #: the multiple of an update that is tried after the whole; a parabola through their losses says which one is tried then
@@ -165,13 +162,12 @@ def tallies(
     *,
     proposals: Sequence[Proposal],
     candidates: Sequence[Candidate],
+    outputs_over: OutputsOver = outputs_over,
 ) -> list[Tally]:
     """The sums that metrics are made of, for the context's state changed by each of the candidates."""
     states = [moved(context.tensors, proposals[c.proposal], c.sizes) for c in candidates]
     totals, heads = [Tally() for _ in candidates], Heads.of(context.graph)
-    with torch.no_grad(), evaluating(context.graph):
-        variants = Variants(context, states)
-        for batch in batches:
-            for i, outputs in enumerate(variants.outputs(batch.inputs)):
-                totals[i] += Tally.of(outputs, batch, heads=heads)
+    for batch, outputs in outputs_over(context, batches, states):
+        for i, own in enumerate(outputs):
+            totals[i] += Tally.of(own, batch, heads=heads)
     return totals

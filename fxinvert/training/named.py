@@ -23,9 +23,14 @@ def method_named(choice: str | Method, damping: float = 1e-2, satisfied_weight: 
     """The method of that name, or the one given; the settings are closed form's.
 
     Raises:
-        DataError: there is none of that name.
+        DataError: there is none of that name, or what is given is no method.
     """
     if not isinstance(choice, str):
+        missing = [what for what in ("name", "schedule", "train") if not hasattr(choice, what)]
+        if missing:
+            raise DataError(
+                f"method {choice!r} has no {', '.join(missing)}; needed is what fxinvert.training.Method describes"
+            )
         return choice
     if choice not in METHODS:
         raise DataError(f"unknown method {choice!r}; known are {', '.join(METHODS)}")

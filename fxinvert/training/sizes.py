@@ -19,11 +19,10 @@ from torch import Tensor
 
 from fxinvert.heads import Heads
 from fxinvert.output_target import class_axis
-from fxinvert.passes.capture import evaluating
 from fxinvert.training.batch import Batch
 from fxinvert.training.context import Context
 from fxinvert.training.metrics import is_classification
-from fxinvert.training.variants import Variants
+from fxinvert.training.outputs import OutputsOver, outputs_over
 from fxinvert.training.work import Proposal, Sizes, moved
 
 #: the multiple of each update that its effect on the outputs is measured at
@@ -53,21 +52,24 @@ class Quadratic:
         return tuple(sizes.tolist())
 
 
-def quadratic(context: Context, batches: Iterable[Batch], *, proposal: Proposal) -> Quadratic:
+def quadratic(
+    context: Context,
+    batches: Iterable[Batch],
+    *,
+    proposal: Proposal,
+    outputs_over: OutputsOver = outputs_over,
+) -> Quadratic:
     """The quadratic model of the loss in the multiples of a proposal's updates, at the context's state."""
     sizes = PROBE * torch.eye(len(proposal))
     states = [moved(context.tensors, proposal, tuple(row.tolist())) for row in sizes]
     heads = Heads.of(context.graph)
     none = torch.zeros(len(proposal), dtype=torch.float64, device=context.device)
     total = Quadratic(none, none.new_zeros(len(proposal), len(proposal)))
-    with torch.no_grad(), evaluating(context.graph):
-        variants = Variants(context, [{}, *states])
-        for batch in batches:
-            start, *others = variants.outputs(batch.inputs)
-            effects = (torch.stack(others) - start) / PROBE
-            parts = [[own for own, _ in heads.pairs(effect, batch.labels)] for effect in effects]
-            for i, (outputs, labels) in enumerate(heads.pairs(start, batch.labels)):
-                total += _of_head(outputs, labels, torch.stack([part[i] for part in parts]))
+    for batch, (start, *others) in outputs_over(context, batches, [{}, *states]):
+        effects = (torch.stack(others) - start) / PROBE
+        parts = [[own for own, _ in heads.pairs(effect, batch.labels)] for effect in effects]
+        for i, (outputs, labels) in enumerate(heads.pairs(start, batch.labels)):
+            total += _of_head(outputs, labels, torch.stack([part[i] for part in parts]))
     return total
 
 

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 from fxinvert.output_target import OutputTarget
 from fxinvert.passes.plan import Segment
 from fxinvert.result import Record
-from fxinvert.training.auto import Auto
 from fxinvert.training.confirm import Gain
 from fxinvert.training.context import State
 from fxinvert.training.judge import Candidate, HeldOut, Judged, Share, judge
@@ -119,8 +118,8 @@ def run_sweeps(
     (baseline,) = place.measure([[]], [Candidate(0, ())])
     best, records = Best(baseline, begun), list[Record]()
 
-    def sweep(number: int, ordered: Sequence[Wave], method: Method = method) -> None:
-        snapshot = place.state()
+    def sweep(number: int, ordered: Sequence[Wave]) -> None:
+        place.sweep, snapshot = number, place.state()
         for wave in ordered:
             began = time.perf_counter()
             steps = _wave(place, method, wave, settings, snapshot, best.latest, number)
@@ -137,14 +136,14 @@ def run_sweeps(
         for place.output_target in targets:
             place.use(begun)
             best.latest = baseline
-            sweep(1, [waves[-1][-1:]], method.first if isinstance(method, Auto) else method)
+            sweep(0, [waves[-1][-1:]])
             tried.append((best.latest, place.state(), place.output_target))
         best.latest, state, place.output_target = min(tried, key=lambda result: result[0].loss)
         place.use(state)
     idle = 0
     for number in range(1, settings.sweeps + 1):
         before = best.latest.loss
-        sweep(number, waves, method.later if number > 1 and isinstance(method, Auto) else method)
+        sweep(number, waves)
         gained = before - best.latest.loss
         idle = idle + 1 if number > 1 and gained <= settings.least_gain * before else 0
         if idle >= settings.patience or gained == 0:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, fx
 from torch.func import functional_call
 
+from fxinvert.inversion.replay import Evaluator
 from fxinvert.passes.capture import attribute
 from fxinvert.training.context import Context
 
@@ -65,8 +66,7 @@ class Variants:
         """The output of each variant, for one batch."""
         placeholders = self.context.graph.graph.find_nodes(op="placeholder")
         given = self.context.graph.meta["inputs"].tensors(inputs)
-        runner = _Runner(self.context.graph, garbage_collect_values=False)
-        runner.env = dict(zip(placeholders, given, strict=True))
+        runner = _Runner(self.context.graph, dict(zip(placeholders, given, strict=True)))
         _run(runner, self._common, self._common_uses)
         shared = runner.env
         for i, (nodes, uses) in enumerate(zip(self._own, self._own_uses, strict=True)):
@@ -85,7 +85,7 @@ def reached(graph: fx.Graph, given: Iterable[fx.Node]) -> dict[fx.Node, None]:
     return found
 
 
-class _Runner(fx.Interpreter):
+class _Runner(Evaluator):
     """Runs modules with other values for what they hold."""
 
     held: Mapping[fx.Node, Mapping[str, Tensor]] = {}

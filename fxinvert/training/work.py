@@ -24,11 +24,13 @@ class Work(Protocol):
         context: this process's own.
         output_target: what the output should have been.
         gained: the share of the held-out loss that went with what was proposed last.
+        sweep: its number, from 1; 0 while output targets are told apart by the last segment.
     """
 
     context: Context
     output_target: OutputTarget
     gained: float
+    sweep: int
 
     def blocks(self, job: Job, arguments: Mapping[str, Any], every: int | None) -> Iterator[Iterator[Any]]:
         """Does a job with every chunk of the training data; the results of each block of chunks, in their order.
@@ -89,10 +91,14 @@ class Method(Protocol):
 
     Attributes:
         name: what it is called in settings and results.
+        schedule: of the segments, where the user asks for none; see `fxinvert.scheduling.waves`.
     """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def schedule(self) -> str: ...
 
     def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal]]:
         """Proposes updates, several times if it likes.
