@@ -57,6 +57,9 @@ CASES: list[tuple[nn.Module, float | None]] = [
     (nn.AvgPool2d(2), 6),
 ]
 
+#: what can be compiled
+ELEMENTWISE = [module for module, aim in CASES if aim == 4]
+
 #: smooth ops, solved by Jacobian-vector products as if they had no rule
 SMOOTH: dict[str, Callable[[Tensor], Tensor]] = {
     "lgamma": lambda x: torch.lgamma(x + 3),
@@ -85,6 +88,12 @@ def run(rows: int = 64) -> Iterator[Ratio]:
     # a view moves nothing and takes no time: what can be asked of its inverse is a copy's
     flattened = _inversion(nn.Flatten(), x, other.flatten(1))
     yield ratio_in_turn("Flatten: invert", flattened, "a copy of the values", x.clone, 4)
+    for module in ELEMENTWISE:
+        inverted = _inversion(module, x, module(other).detach(), compiled=True)
+        with torch.no_grad():
+            yield ratio_in_turn(
+                f"{_name(module)}: invert, compiled", inverted, "forward", functools.partial(module, x), 4
+            )
     yield from _products()
 
 
@@ -110,8 +119,10 @@ def _given(outputs: Tensor, labels: Tensor) -> Tensor:
     return labels
 
 
-def _inversion(module: nn.Module, x: Tensor, target: Tensor) -> Callable[[], object]:
-    inverse = fxinvert.invert(module, x[:2], output_target=_given)
+def _inversion(
+    module: nn.Module, x: Tensor, target: Tensor, *, compiled: bool = False
+) -> Callable[[], object]:
+    inverse = fxinvert.invert(module, x[:2], output_target=_given, compiled=compiled)
     values = inverse.forward(x)
     entry = next(node for node in values if node.op == "placeholder")
     return lambda: inverse.targets(values, target, [entry])

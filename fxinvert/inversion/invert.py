@@ -29,6 +29,7 @@ def invert(
     reconstruction: Reconstructed = "nodewise",
     memory_limit: int | None = None,
     solvers: Mapping[str, Method] | None = None,
+    compiled: bool = False,
 ) -> InverseGraph:
     """Synthesizes the inverse of a model.
 
@@ -49,6 +50,8 @@ def invert(
             Solvers are chosen among those that fit: for the same bits every time, set it.
         solvers: of single ops, by the path of their nodes, where they are not to be chosen: `"spectral"`, `"qr"`, `"cholesky"`,
             `"banded"`, `"capacitance"`, `"circulant"`, `"iterative"` or `"diagonal"` (see `InverseGraph.explain` for what they cost).
+        compiled: whether elementwise rules are compiled by `torch.compile`, which takes a second or two for every kind of
+            them when it is first used, and a C++ compiler (on CUDA, Triton); without one that use raises `SolveError`.
 
     Raises:
         TraceError: the model cannot be captured.
@@ -66,7 +69,10 @@ def invert(
         raise DataError(f"refine={refine}; it is a number of steps, 0 for none")
     check_solvers(model, solvers or {})
     settings = SolveSettings(
-        condition_limit=condition_limit, memory_limit=memory_limit, methods=dict(solvers or {})
+        condition_limit=condition_limit,
+        memory_limit=memory_limit,
+        methods=dict(solvers or {}),
+        compiled=compiled,
     )
     if reconstruction not in get_args(Reconstructed):
         raise DataError(

@@ -36,6 +36,7 @@ class SolveSettings:
         method: the solver; by default the one that costs least.
         methods: the solvers of single ops, by the path of their nodes.
         expected: right-hand sides that are expected for one factorization.
+        compiled: whether elementwise rules are compiled.
     """
 
     condition_limit: float | None = None
@@ -45,6 +46,7 @@ class SolveSettings:
     method: Method | None = None
     methods: Mapping[str, Method] = field(default_factory=dict)
     expected: int = 20_000
+    compiled: bool = False
 
     def at(self, path: str) -> SolveSettings:
         """The settings of the op at a node."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 #: part of the free memory that is taken unless a limit is set
 SHARE = 0.25
@@ -30,8 +31,9 @@ def free_memory(device: torch.device) -> int:
 
 
 def waits(tensor: Tensor) -> bool:
-    """Whether looking at a value waits for the device: everywhere but on the processor."""
-    return tensor.device.type != "cpu"
+    """Whether looking at a value waits for the device, or there is none yet: everywhere but on the processor, and while
+    a kernel is traced."""
+    return tensor.device.type != "cpu" or isinstance(tensor, FakeTensor)
 
 
 @contextmanager

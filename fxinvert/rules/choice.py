@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from fxinvert.linalg.memory import waits
-from fxinvert.rules.branches import Branch, Number, within
+from fxinvert.rules.branches import Branch, Number, chosen, within
 from fxinvert.rules.certificate import Inverse, Status, certified, reached, relative
+from fxinvert.rules.kernels import Kernel, kernel
 from fxinvert.rules.op import Op
 
 #: values that are worked on at once: what an op reads and writes of them stays in the cache
@@ -37,16 +38,6 @@ def invert_branches(op: Op, target: Tensor, branches: tuple[Branch, ...]) -> Inv
 
     An entry stays at its anchor unless it can come closer to the target.
     """
-    value, choose = torch.empty_like(op.anchor), _choice(branches)
-    # half precisions cannot tell 1 from 1 − MARGIN
-    working = torch.promote_types(target.dtype, torch.float32)
-    # that nothing overflows is looked at afterwards, which costs less than to prevent it; not so where digits are cut
-    # off, or where looking waits for a device
-    bounded = value.dtype != working or waits(value)
-    sums = _fill(value, op, target, choose, working, bounded)
-    total = None if waits(value) else float(sums)
-    if total is not None and not math.isfinite(total) and not bounded:
-        total = float(_fill(value, op, target, choose, working, bounded=True))
 
     def facts(found: Tensor) -> dict[str, Any]:
         outside = _outside(op, target, branches)
@@ -55,6 +46,19 @@ def invert_branches(op: Op, target: Tensor, branches: tuple[Branch, ...]) -> Inv
         status = Status.PROJECTED if outside else best if hit else Status.LEAST_SQUARES
         return {"status": status, "projected": outside}
 
+    # half precisions cannot tell 1 from 1 − MARGIN
+    working = torch.promote_types(target.dtype, torch.float32)
+    if op.settings.compiled and op.anchor.numel() and not op.by_sample:
+        value, sums = _fused(op, target, branches, working)
+        return certified(op, target, value, facts, total=None if waits(value) else float(sums))
+    value, choose = torch.empty_like(op.anchor), _choice(branches)
+    # that nothing overflows is looked at afterwards, which costs less than to prevent it; not so where digits are cut
+    # off, or where looking waits for a device
+    bounded = value.dtype != working or waits(value)
+    sums = _fill(value, op, target, choose, working, bounded)
+    total = None if waits(value) else float(sums)
+    if total is not None and not math.isfinite(total) and not bounded:
+        total = float(_fill(value, op, target, choose, working, bounded=True))
     return certified(op, target, value, facts, total=total)
 
 
@@ -74,6 +78,34 @@ def _fill(
     return torch.stack(totals).sum()
 
 
+def _fused(
+    op: Op, target: Tensor, branches: tuple[Branch, ...], working: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The same by a kernel: the answer, and the sum."""
+    given = op.anchor, target, op.output
+    # one kernel for any number of axes, where these do not matter
+    rows = tuple((v.reshape(-1) if _numbers_alone(op) else v).contiguous() for v in given)
+
+    def build() -> Kernel:
+        choose = _choice(branches)
+
+        def function(x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            wanted = t.to(working)
+            found = choose(x.to(working), wanted, y.to(working), x.dtype, torch.empty_like(wanted), True)
+            return found.to(x.dtype), (found * wanted).abs().amax()
+
+        return kernel(op, function, *rows)
+
+    key = (kernel, rows[0].dim(), rows[0].dtype, rows[0].device)
+    value, total = op.cache.get(key, tuple(op.parameters.values()), build)(*rows)
+    return value.view(op.anchor.shape), total
+
+
+def _numbers_alone(op: Op) -> bool:
+    """Whether all parameters are single numbers."""
+    return all(p.numel() == 1 and p.dim() < 2 for p in op.parameters.values())
+
+
 def _blocks(op: Op, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The tensors, all of the anchor's shape, in parts."""
     first = tensors[0]
@@ -82,9 +114,7 @@ def _blocks(op: Op, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     parts = -(-first.numel() // BLOCK)
     if first.device.type != "cpu" or parts == 1:
         yield tensors
-    elif all(p.numel() == 1 and p.dim() < 2 for p in op.parameters.values()) and all(
-        v.is_contiguous() for v in tensors
-    ):
+    elif _numbers_alone(op) and all(v.is_contiguous() for v in tensors):
         yield from zip(*(v.view(-1).chunk(parts) for v in tensors), strict=True)
     elif any(p.dim() == first.dim() and len(p) > 1 for p in op.parameters.values()):
         yield tensors  # parameters that are the samples' own
@@ -189,8 +219,7 @@ class _Direct:
         found = main.input(value, x, dtype, bounded)
         if self.other is not None:
             found = self._nearer(self.other, found, value, x, dtype, bounded)
-        # a choice by weights 0 and 1, which is exact between finite numbers and several times as fast as one by masks
-        return torch.lerp(x, found, torch.ne(wanted, y, out=out), out=out)
+        return chosen(x, found, torch.ne(wanted, y, out=out), out)
 
     def _attainable(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """What is wanted, an entry staying at its anchor where that is the output; and the value to invert.
@@ -206,9 +235,9 @@ class _Direct:
         value = main.value(wanted, (below, above))
         lowest, highest = main.last(t.dtype)
         if below is not None:
-            wanted = torch.lerp(wanted, y.clamp(max=lowest), below)
+            wanted = chosen(wanted, y.clamp(max=lowest), below)
         if above is not None:
-            wanted = torch.lerp(wanted, y.clamp(min=highest), above)
+            wanted = chosen(wanted, y.clamp(min=highest), above)
         return wanted, value
 
     def _nearer(
@@ -223,7 +252,7 @@ class _Direct:
             weight.mul_((torch.lt if other.open_most else torch.le)(value, other.most, out=middle))
         if other.least > main.least:
             weight.mul_((torch.gt if other.open_least else torch.ge)(value, other.least, out=middle))
-        return torch.lerp(found, second, weight)
+        return chosen(found, second, weight)
 
 
 @dataclass(frozen=True)
@@ -260,14 +289,14 @@ class _Stepped:
         self, x: Tensor, t: Tensor, y: Tensor, dtype: torch.dtype, out: Tensor, bounded: bool
     ) -> Tensor:
         step = self.step
-        torch.clamp(x, float(step.low), float(step.high), out=out)
+        found = torch.clamp(x, float(step.low), float(step.high), out=out)
         for side in self.sides:
             low, high = side.within(dtype)
             above = side.low >= step.high
             middle = (step.least + (low if above else high)) / 2
             nearer = (torch.gt if above else torch.lt)(t, middle, out=torch.empty_like(t))
-            torch.lerp(out, within(t, low, high), nearer, out=out)
-        return out
+            found = chosen(found, within(t, low, high), nearer, out)
+        return found
 
 
 def _compared(
@@ -290,6 +319,6 @@ def _compared(
     best, score = x, (errors[0] - gap).mul_(FIRST)
     for candidate, error in zip(found, errors[1:], strict=True):
         own = (candidate - x).abs_().add_(error.sub_(gap), alpha=FIRST)
-        best = torch.lerp(best, candidate, torch.lt(own, score, out=out))
+        best = chosen(best, candidate, torch.lt(own, score, out=out))
         score = torch.minimum(score, own)
     return best

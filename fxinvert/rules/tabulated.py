@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fxinvert.linalg.memory import waits
+
 Scalar = Callable[[Tensor], Tensor]
 
 #: nodes from a power of two to the next are 2 ** NODES
@@ -50,9 +52,12 @@ class Tabulated:
             place = lines.place(at)
             return (lines.constant[place] + lines.slope[place] * at).view_as(value)
         index = torch.bitwise_right_shift(at.float().view(torch.int32), SHIFT)
-        # one look-up for both numbers of a line
-        line = lines.joined.index_select(0, index)
-        x = torch.addcmul(line.real, line.imag, at)
+        if waits(value):
+            constant, slope = lines.pairs[index].unbind(1)
+        else:  # one look-up for both numbers of a line, as one complex number, is faster
+            line = torch.view_as_complex(lines.pairs).index_select(0, index)
+            constant, slope = line.real, line.imag
+        x = torch.addcmul(constant, slope, at)
         if value.dtype == torch.float64:
             x = self.newton(x, value.flatten())
         return x.view_as(value)
@@ -90,12 +95,12 @@ class Lines(NamedTuple):
     """The lines x = constant + slope · coordinate between nodes.
 
     Attributes:
-        joined: the complex numbers constant + i slope, one for every upper half of a float32's bits.
+        pairs: `(n, 2)`, constant and slope, for every upper half of a float32's bits.
         first: the place of the first line that is needed; all before it are alike.
         constant, slope: of the lines from there on, up to the last that is needed.
     """
 
-    joined: Tensor
+    pairs: Tensor
     first: int
     constant: Tensor
     slope: Tensor
@@ -128,5 +133,5 @@ def _lines(inverse: Tabulated, device: torch.device, dtype: torch.dtype) -> Line
         constant, slope = constant.to(device, dtype), slope.to(device, dtype)
         needed = slice(first - 1, last + 1)
         return Lines(
-            torch.complex(constant, slope), first - 1, constant[needed].clone(), slope[needed].clone()
+            torch.stack([constant, slope], 1), first - 1, constant[needed].clone(), slope[needed].clone()
         )

@@ -1,0 +1,108 @@
+"""Elementwise rules, compiled: the same answers from one pass over memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from test_elementwise_rules import prelu
+from torch import Tensor, nn
+
+import fxinvert
+from fxinvert.errors import SolveError
+from fxinvert.inversion.inverse_graph import InverseGraph
+from fxinvert.rules import Status, kernels
+
+COMPILER = shutil.which(os.environ.get("CXX", "g++"))
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler: neither CXX nor g++"),
+]
+
+#: one of every kind of choice among branches
+MODULES: dict[str, Callable[[], nn.Module]] = {
+    "above a constant": nn.ReLU,
+    "ends that are only approached": nn.Sigmoid,
+    "tables of two branches": nn.GELU,
+    "a step": nn.Hardshrink,
+    "a slope for every channel": lambda: prelu(0.5, -1.0, 2.0),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_anew() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "_kernels", {})
+        yield
+
+
+def inverses(module: nn.Module, x: Tensor) -> tuple[InverseGraph, InverseGraph]:
+    """Compiled, and not."""
+    both = (
+        fxinvert.invert(module, x[:2], output_target=lambda outputs, labels: labels, compiled=compiled)
+        for compiled in (True, False)
+    )
+    return next(both), next(both)
+
+
+@pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
+def test_answers_are_those_of_the_rule(make: Callable[[], nn.Module]) -> None:
+    module, x = make(), 3 * torch.randn(6, 3, 50)
+    compiled, plain = inverses(module, x)
+    far = 5 * torch.randn_like(x)  # out of the range of some
+    reachable = module(torch.randn_like(x)).detach()
+    for t in (reachable, far):
+        found, expected = compiled(x, t), plain(x, t)
+        torch.testing.assert_close(found.targets["input"], expected.targets["input"], rtol=1e-5, atol=1e-5)
+        assert found.certificates["input"].status is expected.certificates["input"].status
+    assert found.certificates["input"].projected == expected.certificates["input"].projected
+    # what happened stays, bit for bit; a kernel serves batches of any size
+    count = len(kernels._kernels)
+    for rows in (1, 2, 4):
+        some = x[:rows]
+        assert torch.equal(compiled(some, module(some).detach()).targets["input"], some)
+    assert len(kernels._kernels) == count
+
+
+def test_samples_that_are_not_finite_stay_at_their_anchors() -> None:
+    x, t = torch.randn(4, 8), torch.rand(4, 8)
+    t[1, 3], t[2, 0] = torch.nan, -torch.inf
+    found = inverses(nn.ReLU(), x)[0](x, t)
+    assert found.certificates["input"].status is Status.FAILED
+    assert found.certificates["input"].failed.tolist() == [False, True, True, False]
+    assert torch.equal(found.targets["input"][1:3], x[1:3])
+
+
+def test_other_digits_and_other_slopes_are_other_kernels() -> None:
+    x = torch.randn(4, 3, 50)
+    slopes = prelu(0.5, 1.0, 2.0)
+    compiled, plain = inverses(slopes, x)
+    t = torch.randn_like(x)
+    for slope in (0.5, 0.25):
+        slopes.weight.data.fill_(slope)
+        assert torch.allclose(compiled(x, t).targets["input"], plain(x, t).targets["input"])
+    for dtype, digits in ((torch.float64, 1e-8), (torch.bfloat16, 1e-2)):
+        module = nn.GELU() if dtype == torch.float64 else nn.Tanh()
+        inputs, wanted = x.to(dtype), module(torch.randn_like(x)).to(dtype)
+        found = inverses(module, inputs)[0](inputs, wanted)
+        assert found.targets["input"].dtype == dtype
+        assert float(found.certificates["input"].residual.max()) <= digits
+
+
+def test_without_a_compiler_an_error_says_what_is_needed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # kernels of other runs lie in the usual one
+    x = torch.randn(2, 4)
+    with (
+        config.patch({"cpp.cxx": (None, str(tmp_path / "none"))}),
+        pytest.raises(SolveError, match=r"'softsign'.*No working C\+\+ compiler.*leave out compiled=True"),
+    ):
+        inverses(nn.Softsign(), x)[0](x, x / 4)
