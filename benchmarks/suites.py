@@ -19,6 +19,7 @@ from benchmarks import (
     scaling,
     schedules,
     solvers,
+    sums,
     sweep,
 )
 from benchmarks.measure import Ratio, environment, quickly
@@ -45,6 +46,7 @@ SUITES = {
     "solvers": Suite(solvers.run, 3),
     "reconstruction": Suite(reconstruction.run, 2),
     "rules": Suite(rules.run, 10),
+    "sums": Suite(sums.run, 1),
     "sweep": Suite(sweep.run, 2),
     "memory": Suite(memory.run, 0),  # it needs many samples
     "regions": Suite(regions.run, 1),

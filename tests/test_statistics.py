@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fxinvert.linalg.memory import full_precision
-from fxinvert.training import NormalEquations, blocks, statistics
+from fxinvert.training import NormalEquations, blocks, grams
 from fxinvert.training.blocks import added, equations_over
 from fxinvert.training.wide import WideEquations
 
@@ -125,8 +125,8 @@ def test_sums_in_blocks_are_the_sums_of_the_whole(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "BLOCK", 2 * positions * 4 * 8)
-        patch.setattr(statistics, "ROWS", 3)
-        patch.setattr(statistics, "COLUMNS", 2)
+        patch.setattr(grams, "ROWS", 3)
+        patch.setattr(grams, "COLUMNS", 2)
         parts = equations_over(some, errors, weights, samples)
     assert isinstance(parts, NormalEquations)
     per_row = weights if by_row else weights.repeat_interleave(positions)
@@ -139,7 +139,7 @@ def test_sums_in_blocks_are_the_sums_of_the_whole(
 
 
 def test_sums_of_single_precision_carry_on_in_double() -> None:
-    rows = 50 * statistics.ROWS
+    rows = 50 * grams.ROWS
     features, errors = torch.full((1, rows, 1), 0.1), torch.zeros(1, rows, 1)
     made = NormalEquations.of(features, errors, torch.ones(rows))
     assert made.gram.item() == pytest.approx(rows * float(torch.tensor(0.1)) ** 2, rel=1e-6)

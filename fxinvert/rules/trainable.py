@@ -53,12 +53,13 @@ class ByPosition(Trainable):
     """The parameter side of an op whose output has many positions, each a row: some of them can be had alone."""
 
     @abstractmethod
-    def windows(self, op: Op) -> Tensor:
-        """What the op sees at every position, as a view: `(B, C, *positions, *kernel)`."""
+    def sliding(self, op: Op) -> tuple[Sliding, Tensor]:
+        """The window that slides over a map, and the map `(B, C, *spatial)`."""
 
     def features(self, op: Op, at: Tensor | None = None) -> Tensor:
         """ã, as for every op, or only at the positions `at` `(B, p)`, counted in the order of the flattened map."""
-        windows = _by_group(self.windows(op), op.attributes["groups"])
+        window, value = self.sliding(op)
+        windows = _by_group(window.unfold(value), op.attributes["groups"])
         n, bias = (windows.dim() - 3) // 2, op.parameters.get("bias") is not None
         if at is None:
             # a row of positions at a time is copied, which is many times faster than a window at a time
@@ -84,8 +85,8 @@ class ByPosition(Trainable):
 class ConvolutionWeights(ByPosition):
     """y = W ∗ a + b: the rows are the patches under the kernel (im2col)."""
 
-    def windows(self, op: Op) -> Tensor:
-        return sliding(op.parameters["weight"].shape[2:], op.attributes).unfold(op.anchor)
+    def sliding(self, op: Op) -> tuple[Sliding, Tensor]:
+        return sliding(op.parameters["weight"].shape[2:], op.attributes), op.anchor
 
     def changes(self, parameters: Mapping[str, Tensor], matrix: Tensor) -> dict[str, Tensor]:
         return _unpacked(parameters, matrix)
@@ -94,7 +95,7 @@ class ConvolutionWeights(ByPosition):
 class TransposedConvolutionWeights(ByPosition):
     """y = Wᵀ ∗ a + b: a convolution, by the flipped kernel, of the input with zeros between its entries."""
 
-    def windows(self, op: Op) -> Tensor:
+    def sliding(self, op: Op) -> tuple[Sliding, Tensor]:
         weight = op.parameters["weight"]
         window, n = sliding(weight.shape[2:], op.attributes), weight.dim() - 2
         anchor = op.anchor
@@ -104,8 +105,7 @@ class TransposedConvolutionWeights(ByPosition):
         reach = [d * (k - 1) for k, d in zip(window.kernel, window.dilation, strict=True)]
         before = tuple(r - p for r, p in zip(reach, window.before, strict=True))
         after = tuple(b + o for b, o in zip(before, each(op.attributes["output_padding"], n), strict=True))
-        apart = Sliding(window.kernel, (1,) * n, window.dilation, before, after)
-        return apart.unfold(spaced)
+        return Sliding(window.kernel, (1,) * n, window.dilation, before, after), spaced
 
     def changes(self, parameters: Mapping[str, Tensor], matrix: Tensor) -> dict[str, Tensor]:
         weight, (groups, outputs) = parameters["weight"], matrix.shape[:2]

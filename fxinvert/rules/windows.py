@@ -42,6 +42,12 @@ class Sliding:
         )
 
     @property
+    def steps(self) -> tuple[int, ...] | None:
+        """After how many positions, along every axis, an entry of the window sees what the next one saw; None if it never does."""
+        found = [divmod(d, s) for d, s in zip(self.dilation, self.stride, strict=True)]
+        return None if any(rest for _, rest in found) else tuple(step for step, _ in found)
+
+    @property
     def tiles(self) -> bool:
         """Whether the windows lie side by side, without gaps, overlap or padding."""
         return self.kernel == self.stride and set(self.dilation) == {1} and not any(self.before + self.after)

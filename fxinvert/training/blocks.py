@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 
 from torch import Tensor
 
 from fxinvert.linalg.memory import full_precision
+from fxinvert.training.grams import Shifts
 from fxinvert.training.statistics import NormalEquations
 from fxinvert.training.wide import WideEquations
 
@@ -18,16 +20,25 @@ LARGEST = 2**30
 Equations = NormalEquations | WideEquations
 
 
-def equations(features: Tensor, errors: Tensor, weights: Tensor) -> Equations:
-    """The sums over some rows, by a Gram matrix unless that were too large; arguments as for `NormalEquations.of`."""
-    groups, _, n = features.shape
-    kind = NormalEquations if groups * n * n * 8 <= LARGEST else WideEquations
-    with full_precision(features.device):
-        return kind.of(features, errors, weights)
+def equations(
+    features: Tensor | Iterable[Tensor], errors: Tensor, weights: Tensor, shifts: Shifts | None = None
+) -> Equations:
+    """The sums over some rows, by a Gram matrix unless that were too large; arguments as for `NormalEquations.over`."""
+    parts = iter([features] if isinstance(features, Tensor) else features)
+    begun = next(parts)
+    groups, _, n = begun.shape
+    with full_precision(begun.device):
+        if groups * n * n * 8 <= LARGEST:
+            return NormalEquations.over(chain([begun], parts), errors, weights, shifts)
+        return WideEquations.over(chain([begun], parts), errors, weights)
 
 
 def equations_over(
-    features: Callable[[slice], Tensor], errors: Tensor, weights: Tensor, samples: int
+    features: Callable[[slice], Tensor],
+    errors: Tensor,
+    weights: Tensor,
+    samples: int,
+    shifts: Shifts | None = None,
 ) -> Equations:
     """The same, the features made for a few samples at a time, so that patches of a whole batch are never held.
 
@@ -36,19 +47,18 @@ def equations_over(
         errors: t − y of all of them, `(groups, rows, m)`.
         weights: `(samples,)`, or one for every row.
         samples: their number.
+        shifts: the structure of patches at all positions, by which G is found where that is cheaper.
     """
-    per_sample = errors.shape[1] // max(samples, 1)
-    each = len(weights) // max(samples, 1)
-    total: Equations | None = None
-    step, first = 1, 0
-    while total is None or first < samples:
-        rows = features(slice(first, first + step))
-        of_rows = slice(first * per_sample, first * per_sample + rows.shape[1])
-        part = equations(rows, errors[:, of_rows], weights[first * each : (first + step) * each])
-        total = part if total is None else added(total, part)
-        first += step
-        step = max(1, BLOCK * step // max(1, rows.nbytes)) if first == 1 else step
-    return total
+
+    def parts() -> Iterator[Tensor]:
+        step, first = 1, 0
+        while first == 0 or first < samples:
+            rows = features(slice(first, first + step))
+            yield rows
+            first += step
+            step = max(1, BLOCK * step // max(1, rows.nbytes)) if first == 1 else step
+
+    return equations(parts(), errors, weights, shifts)
 
 
 def added(total: Equations, more: Equations) -> Equations:

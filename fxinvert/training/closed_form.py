@@ -27,6 +27,7 @@ from fxinvert.training.batch import Batch
 from fxinvert.training.blocks import Equations, added, equations, equations_over
 from fxinvert.training.context import Context
 from fxinvert.training.costs import Probe, Stage, size_of
+from fxinvert.training.grams import Shifts
 from fxinvert.training.positions import drawn_positions
 from fxinvert.training.sensitivity import sensitivities
 from fxinvert.training.work import Proposal, Update, Work
@@ -237,7 +238,12 @@ def _sums_of(
         weights = sensitive * weights.repeat_interleave(len(sensitive) // len(weights))
     if op.by_sample:
         return equations(features(slice(None)), rows(errors), weights)
-    return equations_over(features, rows(errors), weights, len(op.output))
+    shifts = None
+    if at is None and isinstance(trainable, ByPosition):
+        window, _ = trainable.sliding(op)
+        if window.steps is not None:
+            shifts = Shifts(window.kernel, tuple(op.output.shape[2:]), window.steps)
+    return equations_over(features, rows(errors), weights, len(op.output), shifts)
 
 
 def sample_weights(outputs: Tensor, targets: Tensor, satisfied: float) -> Tensor:

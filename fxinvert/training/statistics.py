@@ -9,17 +9,14 @@ G and C are plain sums: they stream in fixed memory, and add up across batches, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fxinvert.linalg.memory import waits
-
-#: rows in a product, before its sum is carried on in float64
-ROWS = 2**11
-#: columns of a block of G: of a symmetric matrix of blocks one half is computed
-COLUMNS = 256
+from fxinvert.training.grams import Products, Shifts, added, gram, product, products
 
 
 @dataclass
@@ -40,22 +37,34 @@ class NormalEquations:
             errors: t − y, `(groups, rows, m)`.
             weights: of the samples, `(B,)`; each stands for `rows / B` consecutive rows.
         """
-        groups, rows, n = features.shape
+        return cls.over([features], errors, weights)
+
+    @classmethod
+    def over(
+        cls, features: Iterable[Tensor], errors: Tensor, weights: Tensor, shifts: Shifts | None = None
+    ) -> NormalEquations:
+        """The same of features that come in parts of the rows, one at least.
+
+        Args:
+            features, errors, weights: see `of`.
+            shifts: the structure of patches, by which G is found where that is cheaper.
+        """
+        rows = errors.shape[1]
         per_row = weights.repeat_interleave(rows // max(len(weights), 1))[None, :, None]
         alike = not waits(weights) and bool((weights == weights[:1]).all())
-        made = cls(
-            gram=torch.zeros(groups, n, n, dtype=torch.float64, device=features.device),
-            cross=torch.zeros(groups, errors.shape[2], n, dtype=torch.float64, device=features.device),
-            rows=rows,
-            error=float((errors.square() * per_row).sum(dtype=torch.float64)),
-        )
-        for first in range(0, rows, ROWS):
-            part = slice(first, first + ROWS)
-            own = features[:, part]
+        found: Products = None
+        cross, first = torch.zeros((), dtype=torch.float64, device=errors.device), 0
+        for own in features:
+            part = slice(first, first + own.shape[1])
             weighted = own if alike else own * per_row[:, part]
-            made.cross += errors[:, part].mT @ weighted
-            _add_gram(made.gram, weighted, own)
-        _mirror(made.gram)
+            cross = cross + product(errors[:, part].mT, weighted.mT)
+            if shifts is not None and not shifts.pay(own.shape[2], rows):
+                shifts = None
+            new = products(own, weighted, shifts)
+            found, first = new if found is None else added(found, new), part.stop
+        made = cls(
+            gram(found, shifts), cross, rows, float((errors.square() * per_row).sum(dtype=torch.float64))
+        )
         if alike and rows:
             made.gram *= weights[0]
             made.cross *= weights[0]
@@ -114,18 +123,3 @@ class Solved:
     damping: float
     explained: float
     dead: int
-
-
-def _add_gram(gram: Tensor, weighted: Tensor, features: Tensor) -> None:
-    """Adds Σ w ã ãᵀ to the blocks of G on and above the diagonal."""
-    n = gram.shape[-1]
-    for first in range(0, n, COLUMNS):
-        own = slice(first, first + COLUMNS)
-        gram[:, own, first:] += weighted[..., own].mT @ features[..., first:]
-
-
-def _mirror(gram: Tensor) -> None:
-    """Fills in the blocks below the diagonal."""
-    for first in range(COLUMNS, gram.shape[-1], COLUMNS):
-        own = slice(first, first + COLUMNS)
-        gram[:, own, :first] = gram[:, :first, own].mT

@@ -12,12 +12,15 @@ C is a plain sum, as ever. What is kept depends on the order of sums only, which
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fxinvert.training.statistics import ROWS, Solved
+from fxinvert.errors import REPORT
+from fxinvert.training.grams import ROWS
+from fxinvert.training.statistics import Solved
 
 #: bytes that the kept rows of an op may take, and their largest number: twice as many are held before they are reduced
 KEPT, MOST = 2**29, 2048
@@ -48,19 +51,24 @@ class WideEquations:
     @classmethod
     def of(cls, features: Tensor, errors: Tensor, weights: Tensor) -> WideEquations:
         """The sums over some rows; arguments as for `NormalEquations.of`."""
-        groups, rows, n = features.shape
+        return cls.over([features], errors, weights)
+
+    @classmethod
+    def over(cls, features: Iterable[Tensor], errors: Tensor, weights: Tensor) -> WideEquations:
+        """The same of features that come in parts of the rows, one at least."""
+        rows = errors.shape[1]
         per_row = weights.double().repeat_interleave(rows // max(len(weights), 1))[None, :, None]
-        none = torch.zeros(groups, dtype=torch.float64, device=features.device)
-        total = cls(
-            features.new_empty(groups, 0, n, dtype=torch.float64), none, none,
-            features.new_zeros(groups, errors.shape[2], n, dtype=torch.float64), 0, 0.0,
-        )  # fmt: skip
-        for part in torch.split(torch.arange(rows, device=features.device), ROWS):
+        total: WideEquations | None = None
+        first = 0
+        for own in (some for part in features for some in torch.split(part, ROWS, 1)):
+            part = slice(first, first + own.shape[1])
             root = per_row[:, part].sqrt()
-            factor, error = features[:, part].double() * root, errors[:, part].double() * root
+            factor, error = own.double() * root, errors[:, part].double() * root
             squares = factor.square().sum((1, 2))
             cross, left = error.mT @ factor, float(error.square().sum())
-            total = total + cls(factor, torch.zeros_like(none), squares, cross, len(part), left)
+            new = cls(factor, torch.zeros_like(squares), squares, cross, own.shape[1], left)
+            total, first = new if total is None else total + new, part.stop
+        assert total is not None, f"no rows at all. {REPORT}"
         return total
 
     @property
