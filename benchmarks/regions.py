@@ -12,6 +12,7 @@ import fxinvert
 from benchmarks.measure import Ratio, ratio, seconds
 from fxinvert.inversion import InverseGraph
 from fxinvert.inversion.inverse_graph import Reconstructed
+from fxinvert.linalg.memory import LEDGER, human
 from fxinvert.models.residual import BasicBlock
 from fxinvert.rules.certificate import relative
 
@@ -73,6 +74,7 @@ def run() -> Iterator[Ratio]:
     yield from blocks()
     yield from batches()
     yield from depths()
+    yield from rounds()
 
 
 def once(
@@ -158,3 +160,30 @@ def depths(batch: int = 2) -> Iterator[Ratio]:
             lambda i=shallow: i(x, y),  # type: ignore[misc]
             aim=6.0,
         )
+
+
+def rounds(layers: int = 20, batch: int = 2) -> Iterator[Ratio]:
+    """The same batch again, node by node, where memory holds a part of the factors only; over the first time."""
+    torch.manual_seed(0)
+    model = CifarResNet(layers).eval()
+    x, y = torch.randn(batch, 3, 32, 32), torch.arange(batch) % 10
+    before = LEDGER.limit
+    try:
+        LEDGER.limit = None
+        inverse = fxinvert.invert(model, x[:2], output_target="margin", reconstruction="nodewise")
+        inverse(x, y)
+        total = LEDGER.held
+        for share in (1.0, 0.5):
+            del inverse
+            inverse = fxinvert.invert(model, x[:2], output_target="margin", reconstruction="nodewise")
+            LEDGER.limit = int(share * total)
+            cold, _, warm = (seconds(lambda: inverse(x, y), warm=False) for _ in range(3))  # noqa: B023
+            yield Ratio(
+                f"{layers} layers, node by node, memory for {share:.0%} of the factors",
+                "the first batch",
+                warm / cold,
+                1.0,
+                f"{human(total)} of factors",
+            )
+    finally:
+        LEDGER.limit = before

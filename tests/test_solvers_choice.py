@@ -213,6 +213,32 @@ def test_all_caches_together_keep_the_limit_and_drop_what_was_not_used_for_longe
     assert [cache.size("key") for cache in caches] == [1000, 1000, None]
 
 
+def test_of_a_round_trip_through_too_many_entries_as_many_stay_as_fit() -> None:
+    ledger, weight = Ledger(limit=5000), torch.zeros(0)
+    built: list[int] = []
+    caches = [FactorCache(ledger) for _ in range(20)]
+
+    def round_trip(some: range) -> int:
+        built.clear()
+        for i in some:
+
+            def build(i: int = i) -> Tensor:
+                built.append(i)
+                return torch.zeros(1000, dtype=torch.uint8)
+
+            caches[i].get("key", (weight,), build)
+        return len(built)
+
+    first, others = range(10), range(10, 20)
+    assert [round_trip(first) for _ in range(4)] == [10, 6, 6, 6], (
+        "one place is the newest's; dropping the oldest: 10"
+    )
+    assert round_trip(range(5, 8)) <= 3
+    # what is asked for no more gives way
+    assert [round_trip(others) for _ in range(4)][-1] <= 6
+    assert sum(cache.size("key") is not None for cache in caches[:10]) == 0
+
+
 def test_a_cache_that_is_gone_counts_no_more() -> None:
     ledger = Ledger(limit=1500)
     weight, first = torch.zeros(0), FactorCache(ledger)

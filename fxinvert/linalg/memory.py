@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 from collections import OrderedDict
@@ -63,7 +64,12 @@ def human(size: float) -> str:
 
 
 class Ledger:
-    """What all caches hold together, the least recently used first to go.
+    """What all caches hold together, and what has to go when it is too much: what will be wanted last.
+
+    An entry is due as long after its last use as that was after the one before it (Belady, IBM Syst. J. 5, 1966, with
+    the future as the past was); one that has not come back by then as late again as it has been away. Where more is asked for in
+    turn than fits, the most recently used goes, and of a round trip as much stays as fits: the least recently used,
+    which is the next that is wanted, goes only where nothing is known of the newcomer.
 
     Args:
         limit: in bytes; by default a quarter of the memory that is free when something is added.
@@ -71,30 +77,56 @@ class Ledger:
 
     def __init__(self, limit: int | None = None) -> None:
         self.limit = limit
-        self._entries: OrderedDict[tuple[weakref.ref[FactorCache], Any], torch.device] = OrderedDict()
+        self._now = 0
+        self._held: OrderedDict[_Place, torch.device] = OrderedDict()
+        # the last use and the time between the last two, of what is held and of what had to go
+        self._last: dict[_Place, int] = {}
+        self._between: dict[_Place, int] = {}
+
+    @property
+    def held(self) -> int:
+        """Bytes of all that is held."""
+        return sum(_size(entry) or 0 for entry in self._held)
 
     def used(self, owner: FactorCache, key: Any, device: torch.device) -> None:
-        """Notes the use of an entry, and drops the oldest others while there are too many."""
+        """Notes the use of an entry, and drops others while there are too many."""
         entry = (owner.itself, key)
-        known = entry in self._entries
-        self._entries[entry] = device
-        self._entries.move_to_end(entry)
-        if known:
-            return
-        sizes = {other: _size(other) for other in self._entries}
-        for other in [other for other, size in sizes.items() if size is None]:
-            del self._entries[other], sizes[other]
-        here = [other for other, its in self._entries.items() if its == device]
-        total = sum(sizes[other] or 0 for other in here)
+        self._now += 1
+        if entry in self._last:
+            self._between[entry] = self._now - self._last[entry]
+        self._last[entry] = self._now
+        known = entry in self._held
+        self._held[entry] = device
+        self._held.move_to_end(entry)
+        if not known:
+            self._make_room(entry, device)
+
+    def _make_room(self, newest: _Place, device: torch.device) -> None:
+        for uses in (self._last, self._between):
+            for entry in [entry for entry in uses if entry[0]() is None]:
+                del uses[entry]
+        sizes = {entry: _size(entry) for entry in self._held}
+        for entry in [entry for entry, size in sizes.items() if size is None]:
+            del self._held[entry], sizes[entry]
+        here = [entry for entry, its in self._held.items() if its == device]
+        total = sum(sizes[entry] or 0 for entry in here)
         limit = self.limit if self.limit is not None else int(SHARE * (free_memory(device) + total))
-        for other in here[:-1]:
-            if total <= limit:
-                break
+        others = [entry for entry in here if entry != newest]
+        while others and total > limit:
+            # of several the first: the least recently used
+            other = max(others, key=lambda entry: self._due(entry, newest))
+            others.remove(other)
             total -= sizes[other] or 0
             cache = other[0]()
             if cache is not None:
                 cache.drop(other[1])
-            del self._entries[other]
+            del self._held[other]
+
+    def _due(self, entry: _Place, newest: _Place) -> float:
+        """When an entry will be wanted; if it never came back, as long after its use as the newest did."""
+        last = self._last[entry]
+        due = last + self._between.get(entry, self._between.get(newest, math.inf))
+        return due if due >= self._now else self._now + (self._now - last)
 
 
 class FactorCache:
@@ -176,7 +208,11 @@ def _changes(tensor: Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
-def _size(entry: tuple[weakref.ref[FactorCache], Any]) -> int | None:
+#: a cache and the key of an entry
+_Place = tuple[weakref.ref[FactorCache], Any]
+
+
+def _size(entry: _Place) -> int | None:
     cache = entry[0]()
     return None if cache is None else cache.size(entry[1])
 
