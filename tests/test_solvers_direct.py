@@ -196,6 +196,22 @@ def test_rows_do_not_know_of_each_other_directly(method: Method) -> None:
     torch.testing.assert_close(factor.solve(spoiled, 0.0).correction[others], together[others])
 
 
+@pytest.mark.parametrize(("channels", "padding"), [(3, 1), (4, 0)])
+def test_ill_conditioned_convolutions_are_solved_without_a_shift(channels: int, padding: int) -> None:
+    """As stably as by a dense factorization: answers are the nearest ones, although K has a condition of 10¹² and more."""
+    torch.manual_seed(0)
+    weight = matrix(channels, 3 * 25, 1e5).reshape(channels, 3, 5, 5)
+    a = Convolution(weight.float(), (3, 10, 10), (1, 1), (padding, padding), (1, 1), 1)
+    factor = factorize(a, SolveSettings(method="banded"))
+    assert isinstance(factor, GramFactor)
+    assert "shifted" not in factor.explain()
+    r = a.apply(torch.randn(3, *a.in_shape))
+    found = factor.solve(r, 0.0).correction
+    exact = SpectralFactor(a.to(F64)).solve(r.double(), 0.0).correction
+    assert relative(a.apply(found), r) < 1e-5
+    assert relative(found.double(), exact) < 0.01
+
+
 # --- bad input ----------------------------------------------------------------------------------------------
 
 

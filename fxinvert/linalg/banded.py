@@ -1,8 +1,9 @@
 """Direct solves with the Gram matrix of a convolution, which is block-banded along a spatial axis.
 
 Rows of a map that no window covers together do not meet in AᵀA, nor rows of the output in AAᵀ that share no input. The
-factorization is block LDLᵀ (Golub & Van Loan, *Matrix Computations*, §4.5): S_i = A_ii − Σ_j G_ij L̃_ijᵀ with L̃_ij = G_ij S_j.
-The inverses of the S_i are kept, so that a solve is three matrix products for every row of blocks. Strides, dilations,
+factorization is block Cholesky (Golub & Van Loan, *Matrix Computations*, §4.3), which is as stable as that of a dense matrix:
+L_ij = (A_ij − Σ_k L_ik L_jkᵀ) L_jj⁻ᵀ and L_ii L_iiᵀ = S_i = A_ii − Σ_j L_ij L_ijᵀ. What is kept is block LDLᵀ, the inverses of
+the S_i and G_ij = L_ij L_jj⁻¹, so that a solve is three matrix products for every row of blocks. Strides, dilations,
 groups and zero padding need nothing of their own: they only decide which rows meet, and how.
 """
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fxinvert.linalg.convolution import Convolution
-from fxinvert.linalg.definite import definite_inverse, without_dead
+from fxinvert.linalg.definite import definite_factor, without_dead
 from fxinvert.linalg.operators import Shape
 
 #: smallest number of unknowns in a block that is worth a matrix product of its own
@@ -220,11 +221,11 @@ class BlockBanded:
 
 
 class _Row:
-    """A row of blocks in elimination: L̃_ij = A_ij − Σ_k G_ik L̃_jkᵀ and G_ij = L̃_ij S_j⁻¹ for j < i, and S_i."""
+    """A row of blocks in elimination: the L_ij and G_ij for j < i side by side, and S_i, with its factor and inverse once made."""
 
     def __init__(self, kinds: object, left: Tensor, coupling: Tensor, complement: Tensor) -> None:
         self.kinds, self.left, self.coupling, self.complement = kinds, left, coupling, complement
-        self.inverse = complement
+        self.factor = self.inverse = complement
 
     @classmethod
     def eliminated(cls, kinds: object, made: list[Tensor], above: list[_Row]) -> _Row:
@@ -233,19 +234,21 @@ class _Row:
         above = above[len(above) - len(beside) :]
         b = own.shape[-1]
         left: list[Tensor] = []
-        scaled: list[Tensor] = []
         for j, (block, row) in enumerate(zip(beside, above, strict=True)):
             common = min(j, row.left.shape[2] // b)
             if common:
-                done = torch.cat(scaled[j - common : j], 2)
+                done = torch.cat(left[j - common : j], 2)
                 block = block - done @ row.left[..., row.left.shape[2] - common * b :].mT
-            left.append(block)
-            scaled.append(block @ row.inverse)
+            left.append(torch.linalg.solve_triangular(row.factor.mT, block, upper=True, left=False))
         if not left:
             nothing = own[..., :0]
             return cls(kinds, nothing, nothing, own)
-        side, coupling = torch.cat(left, 2), torch.cat(scaled, 2)
-        return cls(kinds, side, coupling, own - coupling @ side.mT)
+        coupling = [
+            torch.linalg.solve_triangular(row.factor, block, upper=False, left=False)
+            for block, row in zip(left, above, strict=True)
+        ]
+        side = torch.cat(left, 2)
+        return cls(kinds, side, torch.cat(coupling, 2), own - side @ side.mT)
 
     def same(self, other: _Row) -> bool:
         """Whether rounding is all that the rows differ in."""
@@ -254,7 +257,8 @@ class _Row:
         return _same(self.complement, other.complement) and _same(self.left, other.left)
 
     def invert(self) -> None:
-        self.inverse = definite_inverse(self.complement)
+        self.factor = definite_factor(self.complement)
+        self.inverse = torch.cholesky_inverse(self.factor)
 
 
 def _subtract(value: Tensor, a: Tensor, b: Tensor) -> None:

@@ -16,10 +16,20 @@ def definite_inverse(matrices: Tensor) -> Tensor:
     Raises:
         NotDefiniteError: one of them is not.
     """
+    return torch.cholesky_inverse(definite_factor(matrices))
+
+
+def definite_factor(matrices: Tensor) -> Tensor:
+    """The lower triangular factors (Cholesky) of symmetric positive definite `(…, n, n)`.
+
+    Raises:
+        NotDefiniteError: one of them is not.
+    """
     factors, failed = torch.linalg.cholesky_ex(matrices)
     if bool(failed.any()) or not bool(torch.isfinite(factors.diagonal(dim1=-2, dim2=-1)).all()):
         raise NotDefiniteError
-    return torch.cholesky_inverse(factors)
+    lower: Tensor = factors
+    return lower
 
 
 def without_dead(gram: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from fxinvert.linalg.solvers import ARRIVED, REFINED, SINGLE, Factor, Solution
 from fxinvert.linalg.vectors import by_sample, dot, flat, norm
 
 #: condition from which the Gram matrix is shifted
-SHIFTED = 3e6
+SHIFTED = 1e7
 #: the first shift, relative to σ_max², where K is AAᵀ, so that the shift is divided by, and else; and the last
 FIRST_SHIFT, LAST_SHIFT = {True: 1e-7, False: 1e-9}, 1e-3
 #: relative error that an answer may have unrefined, in single and double precision
