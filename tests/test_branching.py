@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxinvert
+from fxinvert import models
 from fxinvert.passes.flow import Flow
 from fxinvert.rules import Status
 
@@ -160,6 +161,18 @@ def test_linearized_targets_of_an_affine_model_are_the_nearest() -> None:
             step = (wanted - model(x)) @ torch.linalg.pinv(through).T
         torch.testing.assert_close(rec.targets[name], rec.anchors[name] + step, rtol=1e-6, atol=1e-8)
         assert float(rec.consistency(name).max()) < 1e-6
+
+
+def test_linearized_targets_are_the_same_a_few_samples_at_a_time() -> None:
+    """However few fit into memory."""
+    model, x = models.load("digits_resnet"), models.data_of("digits_resnet").test.inputs[0][:5]
+    graph = fxinvert.trace(model, x)
+    labels = torch.arange(5)
+    whole, parts = (
+        fxinvert.invert(graph, reconstruction="linearized", memory_limit=limit)(x, labels) for limit in (2**30, 2**19)
+    )  # fmt: skip
+    for name in whole.names:
+        torch.testing.assert_close(parts.targets[name], whole.targets[name], rtol=1e-3, atol=1e-4)
 
 
 def test_refined_linearized_targets_reach_the_output(network: tuple[nn.Module, Tensor]) -> None:

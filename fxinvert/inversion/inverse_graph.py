@@ -214,7 +214,8 @@ class InverseGraph:
         self, values: Mapping[fx.Node, Any], nodes: Sequence[fx.Node], target: Tensor
     ) -> dict[fx.Node, Tensor]:
         limit = self._settings.condition_limit or LINEARIZED_LIMIT
-        return linearized_targets(self.graph, values, nodes, target, limit)
+        memory = self._settings.memory(target.device)
+        return linearized_targets(self.graph, values, nodes, target, limit, memory)
 
     @property
     def _damping(self) -> float:

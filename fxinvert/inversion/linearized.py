@@ -6,19 +6,20 @@ Between a value v and the output, the model is taken by its derivative J at the 
 
 the nearest v whose output, to first order, is the target t (the one equation, for the region from v to the output). Where
 an output has few numbers, J has few rows: one backward pass for each gives the rows of *every* value's J, and all
-targets cost as much as a few forward passes, however the graph branches. Other outputs take a few steps of conjugate
-gradients for every value.
+targets cost as much as a few forward passes, however the graph branches; samples are taken so many at a time that their
+rows fit into memory. Other outputs take a few steps of conjugate gradients for every value.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from fxinvert.inversion.replay import output_given
+from fxinvert.inversion.replay import forward_values, output_given, placeholders_of
 from fxinvert.linalg.jacobian import Jacobian, differentiable
 from fxinvert.linalg.solvers import cgls
 from fxinvert.passes.flow import Flow, by_sample
@@ -33,6 +34,7 @@ def linearized_targets(
     nodes: Sequence[fx.Node],
     target: Tensor,
     condition_limit: float,
+    memory_limit: int,
 ) -> dict[fx.Node, Tensor]:
     """The targets of some values by the output's derivative.
 
@@ -42,13 +44,18 @@ def linearized_targets(
         nodes: whose targets are asked for, `(B, …)` each.
         target: of the output, `(B, …)`.
         condition_limit: κ.
+        memory_limit: bytes that the rows of the samples that are worked on together may take.
     """
     flow = Flow(graph)
     missing = by_sample(flow.exit, target - values[flow.exit])
     wanted = [node for node in nodes if node is not flow.exit]
-    by_rows = missing[:1].numel() <= ROWS
-    find = _from_rows if by_rows else _by_products
-    found = find(graph, flow, values, wanted, missing, condition_limit) if wanted else {}
+    if not wanted:
+        return {flow.exit: target}
+    if missing.shape[1] <= ROWS:
+        corrections = _from_rows(graph, flow, values, wanted, missing, condition_limit, memory_limit)
+    else:
+        corrections = _by_products(graph, flow, values, wanted, missing)
+    found = {n: values[n] + own.reshape(values[n].shape) for n, own in zip(wanted, corrections, strict=True)}
     return found | {flow.exit: target}
 
 
@@ -59,8 +66,30 @@ def _from_rows(
     nodes: Sequence[fx.Node],
     missing: Tensor,
     condition_limit: float,
-) -> dict[fx.Node, Tensor]:
-    """One backward pass per number of the output, for all nodes together."""
+    memory_limit: int,
+) -> list[Tensor]:
+    """One backward pass per number of the output, for all nodes together; corrections `(B, n)`."""
+    samples, rows = missing.shape
+    size = rows * sum(values[node].nbytes for node in nodes)
+    parts = min(max(math.ceil(size / memory_limit), 1), samples)
+    if parts == 1:
+        return _of_part(graph, flow, values, nodes, missing, condition_limit)
+    found = []
+    for part in torch.arange(samples, device=missing.device).chunk(parts):
+        with torch.no_grad():
+            own = forward_values(graph, placeholders_of(graph, values, part))
+        found.append(_of_part(graph, flow, own, nodes, missing[part], condition_limit))
+    return [torch.cat(corrections) for corrections in zip(*found, strict=True)]
+
+
+def _of_part(
+    graph: fx.GraphModule,
+    flow: Flow,
+    values: Mapping[fx.Node, Any],
+    nodes: Sequence[fx.Node],
+    missing: Tensor,
+    condition_limit: float,
+) -> list[Tensor]:
     with torch.enable_grad(), differentiable():
         tracked = _tracked(graph, flow, values)
         output = by_sample(flow.exit, tracked[flow.exit])
@@ -69,12 +98,11 @@ def _from_rows(
             torch.autograd.grad(column.sum(), points, retain_graph=True, materialize_grads=True)
             for column in output.unbind(1)
         ]
-    found = {}
-    for node, gradients in zip(nodes, zip(*rows, strict=True), strict=True):
-        jacobian = torch.stack([gradient.reshape(len(missing), -1) for gradient in gradients], 1)
-        correction = _correction(jacobian, missing, condition_limit)
-        found[node] = values[node] + correction.reshape(values[node].shape)
-    return found
+    jacobians = (
+        torch.stack([gradient.reshape(len(missing), -1) for gradient in gradients], 1)
+        for gradients in zip(*rows, strict=True)
+    )
+    return [_correction(jacobian, missing, condition_limit) for jacobian in jacobians]
 
 
 def _by_products(
@@ -83,10 +111,9 @@ def _by_products(
     values: Mapping[fx.Node, Any],
     nodes: Sequence[fx.Node],
     missing: Tensor,
-    condition_limit: float,
-) -> dict[fx.Node, Tensor]:
+) -> list[Tensor]:
     """A few conjugate-gradient steps for every node by itself."""
-    found = {}
+    found = []
     for node in nodes:
 
         def rest(value: Tensor, node: fx.Node = node) -> Tensor:
@@ -98,7 +125,7 @@ def _by_products(
         solved = cgls(
             jacobian, missing, nothing, largest=nothing, tolerance=0.0, small_enough=nothing, limit=STEPS
         )
-        found[node] = values[node] + solved.correction.reshape(values[node].shape)
+        found.append(solved.correction)
     return found
 
 

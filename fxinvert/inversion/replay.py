@@ -54,6 +54,16 @@ def forward_values(graph: fx.GraphModule, inputs: Values) -> dict[fx.Node, Any]:
     return runner.env
 
 
+def placeholders_of(graph: fx.GraphModule, values: Values, samples: Tensor) -> dict[fx.Node, Any]:
+    """The values of the placeholders for some samples, `(k,)`, only."""
+    given = {n: values[n] for n in graph.graph.find_nodes(op="placeholder")}
+    batch = next(len(v) // int(n.meta["rows"]) for n, v in given.items() if n.meta["rows"])
+    return {
+        n: v.unflatten(0, (batch, -1))[samples].flatten(0, 1) if n.meta["rows"] else v
+        for n, v in given.items()
+    }
+
+
 def output_given(graph: fx.GraphModule, values: Values, node: fx.Node, value: Tensor) -> Tensor:
     """The graph's output with the value of one node replaced; only what depends on it is computed anew.
 

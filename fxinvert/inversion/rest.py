@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from fxinvert.inversion.replay import forward_values
+from fxinvert.inversion.replay import forward_values, placeholders_of
 from fxinvert.passes.flow import by_sample
 
 
@@ -76,12 +76,7 @@ class Rest:
 
     def of(self, rows: Tensor) -> Rest:
         """The same for some samples `(k,)` only."""
-        given = {n: self.values[n] for n in self.graph.graph.find_nodes(op="placeholder")}
-        batch = next(len(v) // int(n.meta["rows"]) for n, v in given.items() if n.meta["rows"])
-        some = {
-            n: v.unflatten(0, (batch, -1))[rows].flatten(0, 1) if n.meta["rows"] else v
-            for n, v in given.items()
-        }
+        some = placeholders_of(self.graph, self.values, rows)
         return Rest(self.graph, forward_values(self.graph, some), self.node)
 
     def __call__(self, value: Tensor, widths: Tensor | None = None) -> Tensor:
