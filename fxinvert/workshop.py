@@ -47,6 +47,7 @@ class Workshop:
         self.crew, self.context, self.feeds = crew, context.get(), feeds
         self.output_target, self.display = output_target, display
         self.gained, self.sweep = 0.0, 0
+        self.taken: int | None = None
         self._shared, self._what, self._digest = context, "", ""
         self._state: Shared[State] | None = None
         self._sample, self._outputs_over = feeds["held_out"].sample.batches(), Remembered()

@@ -32,6 +32,7 @@ from fxinvert.training import (
     Update,
     Work,
 )
+from fxinvert.training.auto import RATES
 
 QUICK = Optimizer(epochs=2)
 METHODS: dict[str, tuple[Method, str]] = {
@@ -98,7 +99,7 @@ def test_what_a_method_does_is_told_in_order() -> None:
         "add up and solve",
         "judge 7 candidates",
         "measure the best",
-        f"gradient, learning rate {Auto().learning_rates[0]:g}",
+        f"gradient, learning rate {RATES[0]:g}",
     ]
     assert all(row.after == ((row.number - 1,) if row.number > 1 else ()) for row in rows)
     assert rows[4].times == Auto().runs
@@ -196,7 +197,7 @@ def test_a_plan_shows_what_a_sweep_costs(here: Path) -> None:
     [
         ("gradient", "train hidden"),
         ("joint", "train everything up to head"),
-        ("auto", f"gradient, learning rate {Auto().learning_rates[-1]:g}"),
+        ("auto", f"gradient, learning rate {RATES[-1]:g}"),
     ],
 )
 def test_a_plan_shows_what_other_methods_cost(here: Path, method: str, task: str) -> None:

@@ -27,6 +27,7 @@ from fxinvert.training import (
     Update,
     Work,
 )
+from fxinvert.training.auto import NORMALIZED_RATES
 from fxinvert.training.chunks import source_of
 from fxinvert.training.closed_form import sums
 from fxinvert.training.context import Context
@@ -279,6 +280,58 @@ def test_averaged_weights_forget_where_they_began() -> None:
     (plain,), _ = fitted(context, batches, 1)
     (averaged,), _ = fitted(context, batches, 1, average=0.9)
     assert 0 < averaged["5.weight"].norm() < plain["5.weight"].norm()
+
+
+def test_a_gradient_run_can_leave_running_statistics_alone() -> None:
+    """The step of a network in evaluation mode, as torch alone would take it."""
+    (x, y), *_ = data()
+    context, batches = context_of(with_norm(), [(x, y)])
+    (changes,), course = fitted(context, batches, 1, normalize_by_batch=False)
+    model = with_norm()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    torch.autograd.backward(nn.functional.cross_entropy(model(x), y))
+    optimizer.step()
+    assert set(changes) == set(before)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(before[name] + changes[name], p.detach(), rtol=1e-4, atol=1e-6)
+    assert not any("running" in name for name in course.tensors)
+
+
+def test_auto_trains_batch_norm_by_both_statistics_and_proposes_their_mean() -> None:
+    """From the learning rate on that short runs found best, downwards."""
+    seen: list[list[Proposal]] = []
+
+    class Watched(Auto):
+        def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal]]:
+            for proposals in super().train(work, segments):
+                seen.append(proposals)
+                yield proposals
+
+    result = fxinvert.post_train(with_norm(), data(), method=Watched(runs=1, optimizer=QUICK), sweeps=1)
+    stages = [name for record in result.history for name in record.sizes]
+    assert stages[0] == "batch-norm statistics"
+    names = [[update.op for (update,) in proposals] for proposals in seen]
+    rates = [f"gradient, learning rate {rate:g}, " for rate in NORMALIZED_RATES]
+    assert names[1] == [rate + "trial" for rate in rates]
+    begin = names[1].index(stages[1])
+    assert result.history[1].step > 0
+    assert [own[0] for own in names[2:]] == [rate + "mean" for rate in rates[begin:]]
+    third = len(seen[2]) // 3
+    for (mean,), (by_batch,), (by_running,) in zip(
+        seen[2][:third], seen[2][third : 2 * third], seen[2][2 * third :], strict=True
+    ):
+        assert "1.running_mean" in by_batch.changes
+        assert "1.running_mean" not in by_running.changes
+        expected = (by_batch.changes["0.weight"] + by_running.changes["0.weight"]) / 2
+        torch.testing.assert_close(mean.changes["0.weight"], expected)
+        torch.testing.assert_close(mean.changes["1.running_mean"], by_batch.changes["1.running_mean"] / 2)
+
+
+def test_without_closed_form_auto_does_not_ask_which_output_target() -> None:
+    method = Auto(None, learning_rates=(1e-2,), runs=1, optimizer=QUICK)
+    result = train(method=method, sweeps=1, output_target="auto")
+    assert [record.sweep for record in result.history] == [1]
 
 
 def test_auto_begins_in_closed_form_and_goes_on_with_gradients() -> None:

@@ -23,8 +23,8 @@ TASKS = [
     ("cifar_cnn", "under_trained", 1000, False),
     *(("cifar_cnn", "under_trained", count, False) for count in (100, 300)),
     *(("resnet20", repair, 500, False) for repair in ("noise", "missing_class", "pruned")),
-    ("resnet20", "noise", 100, False),
-    ("digits_resnet", "under_trained", 1347, False),
+    *(("resnet20", repair, 100, False) for repair in ("noise", "missing_class", "pruned")),
+    *(("digits_resnet", "under_trained", count, False) for count in (300, 1347)),
     *(("digits_resnet", repair, 1000, False) for repair in ("noise", "missing_class", "pruned")),
     *(("cifar_cnn", repair, 1000, False) for repair in ("noise", "missing_class", "pruned", "four_bit", "label_noise")),
     *(("resnet20", repair, 500, False) for repair in ("blur", "contrast", "jpeg", "four_bit")),
@@ -35,10 +35,10 @@ RESIDUAL = ("digits_resnet", "resnet20")
 #: processor seconds that each learning rate of AdamW gets, at least and for every sample: as many as `auto` takes
 SECONDS = {
     "digits_cnn": (3.0, 0.0),
-    "digits_resnet": (6.0, 0.008),
+    "digits_resnet": (6.0, 0.002),
     "mnist_cnn": (4.0, 0.0028),
     "cifar_cnn": (7.0, 0.001),
-    "resnet20": (15.0, 0.1),
+    "resnet20": (20.0, 0.08),
 }
 
 

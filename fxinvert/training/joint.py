@@ -155,6 +155,7 @@ def fit_jointly(
     names: Sequence[str],
     alpha: float,
     optimizer: Optimizer,
+    normalize_by_batch: bool = True,
     average: float = 0.0,
     steps: int = 0,
     course: Course | None = None,
@@ -169,6 +170,8 @@ def fit_jointly(
         names: of the parameters.
         alpha: α.
         optimizer: what moves the parameters.
+        normalize_by_batch: whether batch norm uses the statistics of the batch, and moves its running ones; else it uses
+            these, and they stay.
         average: how much of the moving average of parameters and statistics (Polyak & Juditsky 1992) is kept in a step;
             the k-th step keeps (1 + k) / (10 + k) at most, so that the beginning is forgotten, and nothing if it is 0.
         steps: at least, in more passes than the optimizer's if need be.
@@ -179,7 +182,8 @@ def fit_jointly(
     """
     inverse, cut = context.inverse(output_target), context.nodes[exit_path]
     leaves = leaves_of(context, names)
-    moving = sorted({name for node in batch_norms(context) for name in statistics_of(context, node)})
+    normalized = batch_norms(context) if normalize_by_batch else []
+    moving = sorted({name for node in normalized for name in statistics_of(context, node)})
     moved = {**leaves, **{name: context.tensors[name].detach().clone() for name in moving}}
     optimize, heads = optimizer.over(leaves.values()), Heads.of(context.graph)
     averages, done = {name: value.detach().clone() for name, value in moved.items()}, 0
@@ -190,7 +194,7 @@ def fit_jointly(
                 averages[name].copy_(course.averages[name])
         optimize.load_state_dict(copy.deepcopy(course.optimizer))
         done = course.steps
-    given, graph = given_by(context, moved), training_graph(context)
+    given, graph = given_by(context, moved), training_graph(context) if moving else context.graph
     task_average, distance_average = Average(), Average()
     snapshots: list[dict[str, Tensor]] = []
 
@@ -201,7 +205,7 @@ def fit_jointly(
         with torch.no_grad():
             values = inverse.forward(batch.inputs)
             target = inverse.targets(values, batch.labels, [cut])[cut]
-        reached = replay(context, values, given, inverse.output_node, training=True)
+        reached = replay(context, values, given, inverse.output_node, training=normalize_by_batch)
         pairs = heads.pairs(reached[inverse.output_node], batch.labels)
         task = torch.stack([task_loss(*pair) for pair in pairs]).sum()
         distance = F.mse_loss(reached[cut], target)

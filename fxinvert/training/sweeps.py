@@ -212,6 +212,7 @@ def _steps(
             seconds=time.perf_counter() - began,
         )
         current.update(changed)
+        place.taken = judged.candidate.proposal if any(judged.candidate.sizes) else None
         place.gained = 1 - judged.metrics.loss / latest.loss if latest.loss else 0.0
         latest = judged.metrics
         found.append((record, changed))
@@ -223,12 +224,12 @@ def _steps(
         judged = take(proposals, began)
         began = time.perf_counter()
         if settings.recalibrate and any(judged.candidate.sizes):
-            gained = place.gained
+            gained, taken = place.gained, place.taken
             place.use(current)
             estimated = recalibrated(place)
             if estimated:
                 take([estimated], began)
-            place.gained = gained
+            place.gained, place.taken = gained, taken
         began = time.perf_counter()
         place.use(snapshot if settings.frozen_inputs else current)
     return found

@@ -24,12 +24,14 @@ class Work(Protocol):
         context: this process's own.
         output_target: what the output should have been.
         gained: the share of the held-out loss that went with what was proposed last.
+        taken: which of the alternatives proposed last was taken; None: none was.
         sweep: its number, from 1; 0 while output targets are told apart by the last segment.
     """
 
     context: Context
     output_target: OutputTarget
     gained: float
+    taken: int | None
     sweep: int
 
     def blocks(self, job: Job, arguments: Mapping[str, Any], every: int | None) -> Iterator[Iterator[Any]]:
