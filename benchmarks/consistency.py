@@ -14,9 +14,12 @@ import fxinvert
 from benchmarks.measure import Ratio
 from fxinvert import models
 from fxinvert.inversion.attainable import attainable
-from fxinvert.inversion.refinement import TOLERANCE
 from fxinvert.inversion.replay import output_given
+from fxinvert.inversion.rest import Rest
+from fxinvert.inversion.stationary import first_order_error
+from fxinvert.inversion.stepping import TOLERANCE
 from fxinvert.models.zoo import NETWORKS
+from fxinvert.passes.flow import by_sample
 from fxinvert.rules.certificate import relative
 
 #: steps, and samples of the training part; of large outputs fewer, and as many of the test part
@@ -33,6 +36,7 @@ class Row:
         at: and the cut,
         mean: of the cuts.
         beyond: the share of the samples whose output target is proven to be out of reach of the earlier cuts.
+        stationary: of those that miss there all the same, the share whose derivative shows no way on.
         seconds: for all cuts' targets.
     """
 
@@ -45,6 +49,7 @@ class Row:
     at: str
     mean: float
     beyond: float
+    stationary: float
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,13 +89,20 @@ def consistency(name: str, output_target: str, *, count: int = COUNT, steps: int
         def missed(result: Tensor) -> Tensor:
             return relative(result - goal, goal) > TOLERANCE
 
-        shares = [
-            1 - float(missed(output_given(graph, values, cut, found[cut])).float().mean()) for cut in cuts
-        ]
+        missing = [missed(output_given(graph, values, cut, found[cut])) for cut in cuts]
+        shares = [1 - float(rows.float().mean()) for rows in missing]
         moved = float(missed(values[inverse.output_node]).float().mean())
         bound = attainable(graph, values, goal)
         beyond = 0.0 if bound is None else float((bound.least > TOLERANCE).float().mean())
-    worst = min(range(len(cuts)), key=shares.__getitem__)
+        worst = min(range(len(cuts)), key=shares.__getitem__)
+        rest = Rest(graph, values, cuts[worst])
+        sticking = missing[worst] if bound is None else missing[worst] & ~bound.forbids(rest)
+        rows = sticking.nonzero()[:, 0]
+        stationary = 0.0
+        if len(rows):
+            value = by_sample(cuts[worst], found[cuts[worst]])[rows]
+            left = first_order_error(rest.of(rows), value, by_sample(rest.exit, goal)[rows])
+            stationary = float((left > TOLERANCE).sum()) / len(labels)
     return Row(
         name,
         len(labels),
@@ -101,6 +113,7 @@ def consistency(name: str, output_target: str, *, count: int = COUNT, steps: int
         cuts[worst].meta["path"],
         sum(shares) / len(cuts),
         beyond,
+        stationary,
         seconds,
     )
 
@@ -123,5 +136,6 @@ def run() -> Iterator[Ratio]:
             1 - row.worst,
             0.01,
             f"missed at {row.at}, the worst of {row.cuts} cuts; {1 - row.mean:.1%} in the mean; "
-            f"{row.moved:.0%} of {row.samples} had to move, {row.beyond:.1%} are proven to be out of reach; {row.seconds:.1f} s",
+            f"{row.moved:.0%} of {row.samples} had to move, {row.beyond:.1%} are proven to be out of reach, "
+            f"{row.stationary:.1%} stationary there; {row.seconds:.1f} s",
         )

@@ -9,11 +9,13 @@ from torch import Tensor, fx, nn
 import fxinvert
 import fxinvert.models as zoo
 from fxinvert.errors import DataError
-from fxinvert.inversion import refinement
+from fxinvert.inversion import continuation, stepping
 from fxinvert.inversion.attainable import attainable
-from fxinvert.inversion.refinement import TOLERANCE, refine
+from fxinvert.inversion.refinement import refine
 from fxinvert.inversion.replay import output_given
 from fxinvert.inversion.rest import Rest
+from fxinvert.inversion.stationary import REACH, first_order_error
+from fxinvert.inversion.stepping import TOLERANCE
 from fxinvert.rules.certificate import Status, relative
 
 
@@ -89,7 +91,7 @@ def test_what_cannot_be_reached_stays_put() -> None:
 
 @pytest.mark.parametrize("rows", [0, 64])
 def test_large_outputs_are_refined_by_products(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    monkeypatch.setattr(refinement, "ROWS", rows)
+    monkeypatch.setattr(stepping, "ROWS", rows)
     model = nn.Sequential(nn.Linear(12, 20), nn.Tanh(), nn.Linear(20, 6)).double()
     anchor = torch.randn(8, 12).double()
     goal = model(anchor + 0.3 * torch.randn_like(anchor)).detach()
@@ -264,9 +266,42 @@ def test_what_sticks_at_kinks_is_led_off_them(monkeypatch: pytest.MonkeyPatch) -
     with torch.no_grad():
         goal = inverse.output_target(values[inverse.output_node], labels)
         errors = []
-        for rounds in (0, refinement.ROUNDS):
-            monkeypatch.setattr(refinement, "ROUNDS", rounds)
+        for first in ((), continuation.FIRST):
+            monkeypatch.setattr(continuation, "FIRST", first)
             target = inverse.targets(values, labels, [node])[node]
             reached = output_given(graph, values, node, target)
             errors.append(float(relative(reached - goal, goal)))
     assert errors[1] <= TOLERANCE < errors[0]
+
+
+def test_certificates_tell_where_the_derivative_shows_no_way_on() -> None:
+    """A square is never negative: from its least value, 0, no correction lowers the error, to first order."""
+
+    class Square(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([x[:, :1], x[:, 1:] * x[:, 1:]], 1)
+
+    x, goal = torch.tensor([[1.0, 0.5], [1.0, 0.5]]), torch.tensor([[3.0, -1.0], [3.0, 4.0]])
+    rec = fxinvert.invert(Square(), x, output_target="regression", refine=20)(x, goal)
+    certificate = rec.certificates[rec.names[0]]
+    assert bool((certificate.residual > TOLERANCE).equal(torch.tensor([True, False])))
+    assert "1 of 1 are approached to 3.2e-01 at worst and stationary there" in certificate.reason
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_the_first_order_error_is_that_of_the_longest_correction(rank: int) -> None:
+    """For an affine model: what every correction on the ball of that length leaves is no less."""
+    factors = torch.randn(3, rank), torch.randn(rank, 5)
+    model = nn.Linear(5, 3)
+    model.weight.data = factors[0] @ factors[1]
+    x, goal = torch.randn(4, 5), 5 * torch.randn(4, 3)
+    inverse = fxinvert.invert(model, x, output_target="regression")
+    values = inverse.forward(x)
+    with torch.no_grad():
+        rest = Rest(inverse.graph, values, next(iter(values)))
+        least = first_order_error(rest, x, goal)
+        step = torch.randn(2000, 4, 5)
+        step = REACH * step / step.norm(dim=2, keepdim=True) * x.norm(dim=1)[None, :, None]
+        tried = (model(x + step) - goal).norm(dim=2) / goal.norm(dim=1)
+    assert bool((least <= tried.amin(0) + 1e-6).all())
+    assert bool((least >= 0.9 * tried.amin(0) - 1e-3).all())

@@ -16,8 +16,8 @@ from fxinvert.explanation.result import Attention, Cut, Explanation, Value
 from fxinvert.heads import Heads
 from fxinvert.inversion.inverse_graph import InverseGraph, Reconstructed
 from fxinvert.inversion.invert import invert
-from fxinvert.inversion.refinement import ROWS
 from fxinvert.inversion.replay import output_given
+from fxinvert.inversion.stepping import ROWS
 from fxinvert.output_target import OutputTargetFunction
 from fxinvert.passes import trace
 from fxinvert.passes.capture import evaluating

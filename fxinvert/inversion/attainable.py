@@ -23,6 +23,7 @@ from torch import Tensor, fx
 
 from fxinvert.errors import SolveError
 from fxinvert.inversion.rest import Rest
+from fxinvert.inversion.stepping import TOLERANCE
 from fxinvert.linalg.jacobian import Jacobian
 from fxinvert.passes.flow import Flow, by_sample
 from fxinvert.passes.inverse_op import call_arguments
@@ -50,6 +51,10 @@ class Bound:
 
     node: fx.Node
     least: Tensor
+
+    def forbids(self, rest: Rest) -> Tensor:
+        """`(B,)`, the samples whose target no value comes near to from which the rest of a model begins."""
+        return (self.least > TOLERANCE) & (self.node in rest.following)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, fx
 
 from fxinvert.inversion.attainable import Bound, attainable
-from fxinvert.inversion.refinement import TOLERANCE
 from fxinvert.inversion.rest import Rest
+from fxinvert.inversion.stationary import REACH, first_order_error
+from fxinvert.inversion.stepping import TOLERANCE
 from fxinvert.passes.capture import evaluating
 from fxinvert.passes.flow import by_sample
 from fxinvert.rules import Certificate, Status
@@ -70,25 +71,36 @@ def _measured(
         distance=row_norms(by_sample(rest.node, value - rest.values[rest.node])),
         failed=failed,
         damping=damping,
-        reason=_reason(rest, residual, missed, bound()) if bound and bool(missed.any()) else "",
+        reason=_reason(rest, value, wanted, residual, missed, bound())
+        if bound and bool(missed.any())
+        else "",
     )
 
 
-def _reason(rest: Rest, residual: Tensor, missed: Tensor, bound: Bound | None) -> str:
-    """Why samples miss: their target is proven to be out of reach, or the steps came to an end before."""
-    count, proven = int(missed.sum()), torch.zeros_like(missed)
-    if bound is not None and bound.node in rest.following:
-        proven = missed & (bound.least > TOLERANCE)
+def _reason(
+    rest: Rest, value: Tensor, wanted: Tensor, residual: Tensor, missed: Tensor, bound: Bound | None
+) -> str:
+    """Why samples miss: their target is out of reach, proven or to first order, or the steps came to an end before."""
+    count = int(missed.sum())
+    proven = torch.zeros_like(missed) if bound is None else missed & bound.forbids(rest)
+    stationary, least = torch.zeros_like(missed), torch.zeros_like(residual)
+    rows = (missed & ~proven).nonzero()[:, 0]
+    if len(rows):
+        least[rows] = first_order_error(rest.of(rows), by_sample(rest.node, value)[rows], wanted[rows])
+        stationary = least > TOLERANCE
     reasons = []
     if bound is not None and bool(proven.any()):
-        least = float(bound.least[proven].max())
         reasons.append(
             f"{int(proven.sum())} of {count} targets that are missed lie beyond the range of {bound.node.meta['path']!r} "
-            f"({bound.node.meta['op']}): no value before it comes nearer than up to {least:.1e}"
+            f"({bound.node.meta['op']}): no value before it comes nearer than up to {float(bound.least[proven].max()):.1e}"
         )
-    if count > int(proven.sum()):
-        worst = float(residual[missed & ~proven].max())
+    if bool(stationary.any()):
         reasons.append(
-            f"{count - int(proven.sum())} are approached to {worst:.1e} at worst: more steps may help"
+            f"{int(stationary.sum())} of {count} are approached to {float(residual[stationary].max()):.1e} at worst and "
+            f"stationary there: to first order, corrections of up to {REACH:.0%} of the value leave {float(least.max()):.1e}"
         )
+    others = missed & ~proven & ~stationary
+    if bool(others.any()):
+        worst = float(residual[others].max())
+        reasons.append(f"{int(others.sum())} are approached to {worst:.1e} at worst: more steps may help")
     return "; ".join(reasons)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -10,13 +11,15 @@ from torch import Tensor, fx, nn
 
 from fxinvert.errors import DataError, NoRuleError, TraceError
 from fxinvert.heads import Heads
+from fxinvert.inversion.attainable import Bound, attainable
 from fxinvert.inversion.forward_certificate import certified_forward
 from fxinvert.inversion.linearized import linearized_targets
 from fxinvert.inversion.reconstruction import Reconstruction
-from fxinvert.inversion.refinement import TOLERANCE, refine
+from fxinvert.inversion.refinement import refine
 from fxinvert.inversion.replay import forward_values
 from fxinvert.inversion.rest import Rest
 from fxinvert.inversion.source import Source
+from fxinvert.inversion.stepping import TOLERANCE
 from fxinvert.linalg import SolveSettings
 from fxinvert.notebook import table
 from fxinvert.output_target import OutputTarget
@@ -228,10 +231,13 @@ class InverseGraph:
     ) -> dict[fx.Node, Tensor]:
         """The targets after Gauss–Newton steps, as far as they are wanted; the output's own stays."""
 
+        @cache
+        def bound() -> Bound | None:
+            return attainable(self.graph, values, goal)
+
         def refined(node: fx.Node, start: Tensor) -> Tensor:
             if not self.refine or node is self.output_node:
                 return start
-
             rest = Rest(self.graph, values, node)
             wanted = by_sample(self.output_node, goal)
             found, anchor = (by_sample(node, value) for value in (start, values[node]))
@@ -239,14 +245,15 @@ class InverseGraph:
             if not len(rows):
                 return start
             some = rest.of(rows)
-            better = refine(
-                some,
-                found[rows],
-                anchor[rows],
-                wanted[rows],
-                self.refine,
-                some.of if some.has_kinks else None,
-            )
+
+            def forbidden() -> Tensor:
+                known = bound()
+                return (
+                    torch.zeros_like(rows, dtype=torch.bool) if known is None else known.forbids(rest)[rows]
+                )
+
+            given = (found[rows], anchor[rows], wanted[rows])
+            better = refine(some, *given, self.refine, some.of, forbidden)
             found = found.index_copy(0, rows, better)
             return found.reshape(start.shape)
 
