@@ -123,6 +123,32 @@ def test_small_smooth_ops_reach_a_large_target_in_thirty_products(function: Func
     assert certificate.status in (Status.NEAREST, Status.EXACT)
 
 
+SQUARE: dict[str, Function] = {
+    "cumprod": lambda x: torch.cumprod(1 + x / 10, 1),
+    "logcumsumexp": lambda x: torch.logcumsumexp(x, 1),
+    "softmax": lambda x: x.softmax(1),
+    "attention": lambda x: (x[:, :, None] * x[:, None]).softmax(-1) @ x[..., None],
+}
+
+
+@pytest.mark.parametrize("name", SQUARE)
+@pytest.mark.parametrize("width", [6, 20])
+def test_values_that_depend_on_each_other_take_thirty_products_at_most(name: str, width: int) -> None:
+    for _ in range(3):
+        x = torch.randn(8, width)
+        _, certificate = answer(SQUARE[name], x, SQUARE[name](x + 0.2 * torch.randn_like(x).tanh()))
+        assert float(certificate.residual.max()) <= 1e-5
+        assert certificate.iterations <= 30
+        assert certificate.status is Status.NEAREST
+
+
+def test_values_by_themselves_take_few_products() -> None:
+    x = torch.randn(8, 20)
+    _, certificate = answer(torch.special.i0, x, torch.special.i0(x + 0.3 * torch.randn_like(x).tanh()))
+    assert float(certificate.residual.max()) <= 1e-5
+    assert certificate.iterations <= 10
+
+
 @pytest.mark.parametrize("name", [n for n in SMOOTH if n != "layer_norm"])
 def test_reachable_targets_are_reached_in_double_precision(name: str) -> None:
     x = torch.randn(8, WIDTH, dtype=torch.float64)

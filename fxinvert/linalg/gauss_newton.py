@@ -14,7 +14,11 @@ after it was halved. The inner systems are solved as exactly as the outer iterat
 Sci. Comput. 17, 1996), and with the directions of the steps before as long as J has changed little (`recycled.py`).
 A correction that is amplified beyond κ is damped with μ ≥ (σ_max/κ)², as in `fxinvert.linalg.anchored`.
 
-Where f acts on every value by itself (J is diagonal), the values are solved as samples of their own. The answer is a
+A small Jacobian is written out, and corrected by what steps have shown (Broyden, Math. Comp. 19, 1965) and by products with
+its transpose: on the way that costs no product, and its multipliers are those of least squares. Only at the end, or where it
+is wide, a product with the Jacobian itself tells what is left in the null space. It is made anew where a step fails.
+
+Where f acts on every value by itself (J is diagonal), the values are solved as samples of their own, by secants. The answer is a
 local one: another branch of f may hold a nearer one.
 """
 
@@ -26,7 +30,8 @@ import torch
 from torch import Tensor
 
 from fxinvert.linalg.jacobian import Jacobian, acts_on_values
-from fxinvert.linalg.search import Minimum, Search, Settings
+from fxinvert.linalg.minimum import Minimum, Settings
+from fxinvert.linalg.search import Search
 from fxinvert.linalg.vectors import by_sample, flat, norm
 
 
@@ -64,7 +69,7 @@ def gauss_newton(
     jacobian = Jacobian(function, anchor)
     alone = acts_on_values(jacobian) & ~idle
     search = Search(function, anchor, output, target, goal, idle | alone, settings)
-    search.products += torch.where(idle, 0, 2 if anchor.shape == output.shape else 0)
+    search.products += torch.where(idle, 0, 1 if anchor.shape == output.shape else 0)
     found = search.run().found(failed)
     if not bool(alone.any()):
         return found

@@ -134,6 +134,29 @@ class Explicit(LinearOperator):
         missing = flat(change - self.apply(step)) / torch.where(square > 0, square, 1)[:, None]
         self.matrix = self.matrix + missing[..., None] * flat(step)[:, None]
 
+    def learn_adjoint(self, multipliers: Tensor, pulled: Tensor) -> None:
+        """The least change that makes its adjoint map multipliers to what Jᵀ makes of them (the same, of the adjoint).
+
+        Args:
+            multipliers: `(B, *out_shape)`; zero where nothing is learnt.
+            pulled: `(B, *in_shape)`.
+        """
+        square = flat(multipliers).square().sum(1)
+        missing = flat(pulled - self.adjoint(multipliers)) / torch.where(square > 0, square, 1)[:, None]
+        self.matrix = self.matrix + flat(multipliers)[..., None] * missing[:, None]
+
+    def multipliers(self, correction: Tensor, rank: Tensor) -> Tensor:
+        """The least z for which Jᵀ z comes closest to a correction.
+
+        Args:
+            correction: `(B, *in_shape)`.
+            rank: `(B,)`, what counts as zero, relative to the largest singular value.
+        """
+        finite = torch.isfinite(self.matrix).all(-1).all(-1)[:, None, None]
+        inverse = torch.linalg.pinv(torch.where(finite, self.matrix, 0).mT.double(), rtol=rank.double())
+        found: Tensor = inverse @ flat(correction).double()[..., None]
+        return found.to(correction).reshape(-1, *self.out_shape)
+
     def to(self, dtype: torch.dtype) -> Explicit:
         made = copy.copy(self)
         made.matrix = self.matrix.to(dtype)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fxinvert.linalg.jacobian import Explicit, Jacobian, Partly
+from fxinvert.linalg.minimum import Minimum, Settings
 from fxinvert.linalg.operators import LinearOperator
 from fxinvert.linalg.recycled import Recycled
 from fxinvert.linalg.solvers import Gradients, cgls
@@ -27,48 +27,20 @@ FIRST, DROPPED, LAST = 1e-3, 1e-9, 1e6
 #: matters more than the residual, which need not vanish
 INNER, INNER_SLOPE = 0.1, 0.01
 #: a Jacobian with so many rows or columns, or fewer, is written out, if it has no more entries than these; with up to
-#: twice as many from the first system on that takes a sample more than so many products
-EXPLICIT, ENTRIES, TRIAL = 12, 2**16, 4
+#: twice as many once a sample has taken so many products
+EXPLICIT, ENTRIES, TRIAL = 12, 2**16, 5
 #: how exactly systems with it are solved, which costs nothing; rounding would be all that more of it brings
 EXPLICIT_INNER = 1e-3
+#: of the largest singular value of a matrix: what counts as zero, where it is the Jacobian and where it has learnt
+RANK = 1e-6, 1e-4
+#: part of the drift that a product with the Jacobian, of which the matrix learns, may leave, before it is made anew
+LEARNT = 0.9
 #: of a step that does not lessen the error, before it is refused
 HALVINGS = 3
-#: part of the error that a step may leave before the directions of the steps before are given up
+#: part of the error that a step may leave before the directions of the steps before are given up, or a matrix
 STALE = 0.5
 #: a damped sample whose error falls no faster than this is given up
 SLOW = 0.8
-
-
-@dataclass(frozen=True)
-class Minimum:
-    """What damped Gauss–Newton has found, sample by sample.
-
-    Attributes:
-        value: `(B, …)`, x*.
-        reached: `(B,)`, f(x*) is the target up to the tolerance.
-        nearest: `(B,)`, x* − x0 has no part in the null space of the Jacobian there.
-        stationary: `(B,)`, the error has no slope at x*.
-        failed: `(B,)`, the target, the anchor or its output is not finite.
-        products: `(B,)`, pairs of products with J and Jᵀ.
-        damping: `(B,)`, largest damping of a step that was taken.
-    """
-
-    value: Tensor
-    reached: Tensor
-    nearest: Tensor
-    stationary: Tensor
-    failed: Tensor
-    products: Tensor
-    damping: Tensor
-
-
-@dataclass(frozen=True)
-class Settings:
-    """See `gauss_newton`."""
-
-    tolerance: float
-    condition_limit: float
-    limit: int
 
 
 class Search:
@@ -98,12 +70,13 @@ class Search:
         self.sigma = zero if sigma is None else sigma
         self.recycled = Recycled(zero)
         side, entries = min(anchor[:1].numel(), output[:1].numel()), anchor[:1].numel() * output[:1].numel()
-        small = not self.scalar and entries <= ENTRIES
+        small = entries <= ENTRIES
         self.explicit: Explicit | None = None
         # the samples whose Jacobian is written out, and those for which that is still to be seen
         self.written = (zero == 0) & (small and side <= EXPLICIT)
         self.undecided = (zero == 0) & (small and EXPLICIT < side <= 2 * EXPLICIT)
-        self.renewed = zero == 0
+        # whether a written-out Jacobian is that at x, and whether it is to be made anew
+        self.exact, self.renewed = zero != 0, zero == 0
         self.inner, self.drifted = zero + INNER, zero + torch.inf
         self.products = torch.zeros(len(anchor), dtype=torch.long, device=anchor.device)
         self.refused = torch.zeros_like(self.products)
@@ -133,18 +106,21 @@ class Search:
     def step(self) -> None:
         """One step of every sample that is not done: tried, and taken or refused."""
         jacobian = Jacobian(self.function, self.x)
-        drift = self._drift(jacobian)
+        known, stale = self._known(jacobian)
         reached = self.error <= self.goal
-        near = norm(drift) <= DRIFT[self.x.dtype] * norm(self.x - self.anchor)
+        drift, drifted = self._drift(jacobian, reached)
+        near = drifted <= DRIFT[self.x.dtype] * norm(self.x - self.anchor)
         self.nearest = self.nearest | (reached & ~self.done & near)
         self.done = self.done | self.nearest
         if bool(self.done.all()):
             return
-        # a sample far from its target takes plain steps; less of it after steps that were refused
-        near = (self.damping <= self.least_damping) | reached
-        drift = drift * by_sample(torch.where(near, 0.25**self.refused, 0), drift)
+        # a sample far from its target takes plain steps; less of it after steps that were refused, unless it is those of
+        # a matrix that is made anew then
+        whole = 0.25 ** torch.where(self.written, 0, self.refused)
+        drift = drift * by_sample(
+            torch.where((self.damping <= self.least_damping) | reached, whole, 0), drift
+        )
         missing = self.target - self.output
-        known, stale = self._known(jacobian)
         if bool(drift.any()):
             missing = missing - known.apply(drift)
         missing = torch.where(by_sample(self.done, missing), 0, missing)
@@ -158,7 +134,7 @@ class Search:
             again = self._solved(known, missing, size, reached, self.done | ~hard)
             tried, stale = _merged(hard, again, tried), torch.where(hard, renewed, stale)
         self.sigma = tried.largest
-        self._judge(drift, tried, size, reached, stale)
+        self._judge(drift, drifted, tried, size, reached, stale)
 
     def _known(self, jacobian: Jacobian) -> tuple[LinearOperator, Tensor]:
         """The Jacobian, written out where that is wanted; the samples that solve with what is known of earlier ones."""
@@ -174,7 +150,8 @@ class Search:
             self.products += torch.where(anew, made.pairs, 0)
         whole = bool((self.written | self.done).all())
         known = self.explicit if whole else Partly(self.explicit, jacobian, self.written)
-        return known, torch.where(self.written, ~anew, recycling)
+        self.exact, self.renewed = self.exact | anew, self.renewed & ~anew
+        return known, torch.where(self.written, ~self.exact, recycling)
 
     def _solved(
         self, jacobian: LinearOperator, missing: Tensor, size: Tensor, reached: Tensor, skip: Tensor
@@ -185,7 +162,7 @@ class Search:
         """
         damped = (self.damping > 0) | self.scalar
         left = (self.settings.limit - self.products).clamp(min=1)
-        left = torch.where(self.undecided, left.clamp(max=TRIAL), left)
+        left = torch.where(self.undecided, (TRIAL - self.products).clamp(min=1), left)
         left = torch.where(self.written, 4 * EXPLICIT, left)
         inner = torch.where(self.written, EXPLICIT_INNER, self.inner)
         self.recycled.forget(self.written)
@@ -205,16 +182,45 @@ class Search:
             found = _merged(damped, again, found)
         return found
 
-    def _drift(self, jacobian: Jacobian) -> Tensor:
-        """p, what takes x back to x0 + Jᵀ z."""
+    def _drift(self, jacobian: Jacobian, reached: Tensor) -> tuple[Tensor, Tensor]:
+        """p, what takes x back to x0 + Jᵀ z, and how far that is at the multipliers z so far.
+
+        Those of a matrix are made anew. Where it is not quite the Jacobian this is good enough on the way, unless it is
+        wide, so that there is a null space for certain; else a product with the Jacobian tells, and the matrix learns from it.
+        """
         corrected = flat(self.multipliers != 0).any(1) & ~self.done
         if self.scalar or not bool(corrected.any()):
-            return torch.zeros_like(self.x)
-        self.products += corrected
-        drift = jacobian.adjoint(self.multipliers) - (self.x - self.anchor)
-        return torch.where(by_sample(corrected, drift), drift, 0)
+            return torch.zeros_like(self.x), torch.zeros_like(self.error)
+        moved = self.x - self.anchor
+        wide = moved[:1].numel() > self.target[:1].numel()
+        trusted = self.written & (self.exact | ~(reached | wide))
+        self.products += corrected & ~trusted
+        if self.explicit is None:
+            drift = jacobian.adjoint(self.multipliers) - moved
+            drifted = norm(drift)
+        else:
+            pulled = Partly(self.explicit, jacobian, trusted).adjoint(self.multipliers)
+            asked = corrected & self.written & ~trusted
+            self.explicit.learn_adjoint(
+                torch.where(by_sample(asked, self.multipliers), self.multipliers, 0), pulled
+            )
+            drifted = norm(pulled - moved)
+            known = self.explicit.multipliers(moved, torch.where(self.exact, *RANK))
+            self.multipliers = torch.where(by_sample(self.written, known), known, self.multipliers)
+            renewed = self.explicit.adjoint(self.multipliers)
+            drift = torch.where(by_sample(self.written, moved), renewed, pulled) - moved
+            drifted = torch.where(self.written & self.exact, norm(drift), drifted)
+        return torch.where(by_sample(corrected, drift), drift, 0), drifted
 
-    def _judge(self, drift: Tensor, tried: Gradients, size: Tensor, reached: Tensor, stale: Tensor) -> None:
+    def _judge(
+        self,
+        drift: Tensor,
+        drifted: Tensor,
+        tried: Gradients,
+        size: Tensor,
+        reached: Tensor,
+        stale: Tensor,
+    ) -> None:
         """Takes the step where the error falls; where the target is reached, where the drift does.
 
         A step by directions of a Jacobian that has changed is not held against its sample: the next is made anew.
@@ -234,10 +240,12 @@ class Search:
             trial = self.x + by_sample(part, step) * step
             output = self.function(trial)
             error = norm(self.target - output)
-        drifted = norm(drift)
-        better = torch.where(
-            reached, (error <= self.goal) & (drifted < 0.5 * self.drifted), error < self.error
-        )
+        # with a matrix, what is in the null space is known but for the products that have not been asked for
+        less = drifted < torch.where(self.written, LEARNT, 0.5) * self.drifted
+        less = less | (self.written & ~stale)
+        # from where curvature has taken it the target is soon reached again
+        allowed = torch.where(self.written, torch.maximum(STALE * size, self.goal), self.goal)
+        better = torch.where(reached, (error <= allowed) & less, error < self.error)
         amplified = ~reached & (sigma * norm(tried.correction) > self.settings.condition_limit * size)
         amplified = amplified & (error > self.goal)
         self.least_damping = torch.where(
@@ -253,7 +261,7 @@ class Search:
             if self.scalar
             else hidden | ~(slope > self.settings.tolerance)
         )
-        self.stationary = self.stationary | (~self.done & ~reached & level)
+        self.stationary = self.stationary | (~self.done & ~reached & ~stale & level)
         ratio = torch.where(taken, error / self.error, 0)
         slow = (self.least_damping > 0) & (ratio > SLOW)
         # directions of a Jacobian that has changed too much
@@ -261,8 +269,9 @@ class Search:
         self.inner = torch.where(taken, ratio.square().clamp(self.settings.tolerance, INNER), self.inner)
         if self.explicit is not None:
             moved, change = trial - self.x, output - self.output
-            self.explicit.learn(torch.where(by_sample(taken, moved), moved, 0), change)
-            self.renewed = ~taken | (~reached & (ratio > STALE))
+            self.explicit.learn(torch.where(by_sample(taken & ~reached, moved), moved, 0), change)
+            self.renewed = stale & (~taken | (~reached & (ratio > STALE)))
+            self.exact = self.exact & ~taken
         largest = torch.maximum(self.largest_damping, self.damping)
         self.largest_damping = torch.where(taken, largest, self.largest_damping)
         dual = self.multipliers + by_sample(part, tried.dual) * tried.dual
@@ -288,7 +297,10 @@ class Search:
         )
         damping = torch.maximum(torch.where(taken, less, more), self.least_damping)
         self.damping = torch.where(excused, self.damping, damping)
-        self.refused = torch.where(taken | amplified, 0, self.refused + (~excused).long())
+        # where the target is reached, a matrix is made anew only once
+        settled = self.written & (self.error <= self.goal)
+        again = torch.where(taken | amplified, 0, self.refused + (~excused).long())
+        self.refused = torch.where(settled, self.refused + (~taken).long(), again)
 
 
 def _merged(rows: Tensor, some: Gradients, others: Gradients) -> Gradients:

@@ -12,7 +12,7 @@ import torch
 
 from fxinvert.errors import NoRuleError, SolveError
 from fxinvert.linalg.gauss_newton import gauss_newton
-from fxinvert.linalg.search import Minimum
+from fxinvert.linalg.minimum import Minimum
 from fxinvert.linalg.vectors import flat
 from fxinvert.rules.certificate import Certificate, Inverse, Status, relative, row_norms
 from fxinvert.rules.op import Op
