@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,7 @@ from benchmarks import (
     consistency,
     convolution,
     damage,
+    grid,
     memory,
     reconstruction,
     regions,
@@ -35,15 +37,18 @@ class Suite:
     Attributes:
         run: measures, one ratio after the other.
         quick: how many of the first ratios are its quick form.
+        cases: what measures each of its ratios, by name, where that takes long: each is kept as it is done, and not done again.
     """
 
     run: Callable[[], Iterable[Ratio]]
     quick: int
+    cases: Callable[[], Mapping[str, Callable[[], Ratio]]] | None = None
 
 
 SUITES = {
     "convolution": Suite(convolution.run, 2),
     "solvers": Suite(solvers.run, 3),
+    "grid": Suite(grid.run, 1, grid.cases),
     "reconstruction": Suite(reconstruction.run, 2),
     "rules": Suite(rules.run, 10),
     "sums": Suite(sums.run, 1),
@@ -59,13 +64,34 @@ SUITES = {
 
 def measured(name: str, folder: Path, quick: bool) -> list[Ratio]:
     """Runs a suite, and writes what it measured."""
-    suite, began = SUITES[name], time.process_time()
+    suite, began, file = SUITES[name], time.process_time(), folder / FOLDER / f"{name}.json"
+    if suite.cases is not None and not quick:
+        return _resumed(suite.cases(), file)
     with quickly(quick):
         ratios = list(islice(suite.run(), suite.quick if quick else None))
+    _write(file, ratios, time.process_time() - began)
+    return ratios
+
+
+def _resumed(cases: Mapping[str, Callable[[], Ratio]], file: Path) -> list[Ratio]:
+    """Measures the cases that the file does not have yet, in the same environment, and keeps each as it is done."""
+    content = json.loads(file.read_text()) if file.exists() else {}
+    kept = content.get("ratios", []) if content.get("environment") == environment() else []
+    found = {r["what"]: Ratio(**r) for r in kept}
+    seconds = content.get("seconds", 0.0) if kept else 0.0
+    for what, measure in cases.items():
+        if what not in found:
+            began = time.process_time()
+            found[what] = measure()
+            seconds += time.process_time() - began
+            _write(file, [found[own] for own in cases if own in found], seconds)
+    return [found[what] for what in cases]
+
+
+def _write(file: Path, ratios: list[Ratio], seconds: float) -> None:
     content = {
         "environment": environment(),
-        "seconds": time.process_time() - began,
+        "seconds": seconds,
         "ratios": [ratio.to_dict() for ratio in ratios],
     }
-    write_json(folder / FOLDER / f"{name}.json", content)
-    return ratios
+    write_json(file, content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from test_iterative import either
 from fxinvert.linalg import (
     Convolution,
     Dense,
+    LinearOperator,
     SolveSettings,
     SpectralFactor,
     choose,
@@ -23,6 +25,7 @@ from fxinvert.linalg import (
 from fxinvert.linalg import capacitance as module
 from fxinvert.linalg import choice as choice_module
 from fxinvert.linalg.capacitance import Capacitance
+from fxinvert.linalg.choice import Choice
 from fxinvert.linalg.embedding import embedding
 from fxinvert.linalg.gram import GramFactor
 
@@ -114,7 +117,7 @@ def test_an_orthogonal_factorization_is_the_pseudo_inverse(m: int, n: int, dampi
 
 @pytest.mark.parametrize(("rank", "method"), [(60, "qr"), (40, "spectral")])
 def test_where_the_gram_matrix_is_strained_the_operator_itself_is_decomposed(rank: int, method: str) -> None:
-    a = Dense(matrix(60, 80, 1e7, rank=rank).float())
+    a = Dense(matrix(60, 80, 1e8, rank=rank).float())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(choice_module, "PATIENCE", 0.0)
         patch.setattr(choice_module, "ITERATIONS", 1e9)
@@ -125,3 +128,21 @@ def test_where_the_gram_matrix_is_strained_the_operator_itself_is_decomposed(ran
     assert ("qr was tried" in factor.chosen) == (method == "spectral")
     r = a.apply(torch.randn(3, 80))
     assert relative(a.apply(factor.solve(r, 0.0).correction), r) < 1e-5
+
+
+def test_where_a_capacitance_matrix_loses_too_much_blocks_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    weight = matrix(3, 3 * 25, 1e5).reshape(3, 3, 5, 5)
+    a = Convolution(weight.float(), (3, 12, 12), (1, 1), (1, 1), (1, 1), 1)
+
+    def as_on_large_maps(operator: LinearOperator, settings: SolveSettings) -> Choice:
+        found = choose(operator, settings)
+        cut = next(c for c in found.candidates if c.method == "capacitance")
+        return replace(found, chosen=cut)
+
+    monkeypatch.setattr(choice_module, "choose", as_on_large_maps)
+    factor = factorize(a, SolveSettings())
+    assert "banded was taken: the Gram matrix is too ill-conditioned" in factor.chosen
+    r = a.apply(torch.randn(2, *a.in_shape))
+    exact = SpectralFactor(a.to(F64)).solve(r.double(), 0.0).correction
+    assert relative(factor.solve(r, 0.0).correction.double(), exact) < 1e-5

@@ -38,7 +38,8 @@ ITERATIONS, PRECONDITIONED, SHIFT = 60, 30, 1e-5
 #: vectors of either side that an iteration passes over, and of the smaller side for two Fourier transforms
 VECTORS, TRANSFORMS = 6, 16
 
-
+#: what is tried, in this order, where a solver does not get along with the condition of the Gram matrix
+_BETTER: tuple[Method, ...] = ("banded", "qr", "spectral")
 #: what solvers for some operators are for
 _NEEDED: dict[Method, str] = {
     "diagonal": "it takes an operator for which AᵀA is diagonal",
@@ -129,8 +130,8 @@ def choose(operator: LinearOperator, settings: SolveSettings) -> Choice:
 def factorize(operator: LinearOperator, settings: SolveSettings) -> Factor:
     """The operator made ready for many right-hand sides, by the solver that costs least.
 
-    Where a Gram matrix turns out to be too ill-conditioned, A itself is decomposed instead if that can be afforded: by QR if
-    it has full rank, else into singular values.
+    Where a Gram matrix turns out to be too ill-conditioned for that, it is factorized in blocks, which loses least, or A itself is
+    decomposed instead, as far as that can be afforded: by QR if it has full rank, else into singular values.
 
     Raises:
         SolveError: nothing fits into the memory limit, or the operator has NaN or infinite values.
@@ -144,14 +145,19 @@ def _factorized(operator: LinearOperator, settings: SolveSettings) -> Factor:
     factor = choice.chosen.make()
     told = choice.explain()
     if settings.method is None and isinstance(factor, GramFactor) and factor.strained:
-        for exact in (c for c in choice.candidates if c.method in ("qr", "spectral") and not c.why_not):
+        able = {c.method: c for c in choice.candidates if not c.why_not and c is not choice.chosen}
+        for method in (m for m in _BETTER if m in able):
             try:
-                factor = exact.make()
+                better = able[method].make()
             except SolveError as error:
-                told += f"\n  {exact.method} was tried: {error}"
-            else:
-                told += f"\n  {exact.method} was taken: the Gram matrix is too ill-conditioned"
-                break
+                told += f"\n  {method} was tried: {error}"
+                continue
+            if isinstance(better, GramFactor) and better.strained:
+                told += f"\n  {method} was tried: the Gram matrix is too ill-conditioned for it, too"
+                continue
+            factor = better
+            told += f"\n  {method} was taken: the Gram matrix is too ill-conditioned"
+            break
     factor.chosen = f"{told}\n  {factor.explain()}"
     return factor
 

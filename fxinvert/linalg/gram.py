@@ -31,8 +31,9 @@ UNREFINED = {torch.float32: 1e-4, torch.float64: 1e-11}
 USEFUL = 1e-3
 #: what a product of A with x may be off, relative to σ_max‖x‖
 ROUNDING = 32 * torch.finfo(torch.float64).eps
-#: relative error of unrefined answers from which a factorization of A itself is the better way, if it can be had
-STRAINED = {torch.float32: 1e-4, torch.float64: 1e-6}
+#: relative error of unrefined answers from which another factorization is the better way, if it can be had: what refining
+#: leaves of it is beyond single precision, but not beyond double precision
+STRAINED = {torch.float32: 0.1, torch.float64: 1e-6}
 #: largest number of refinements, and of iterations where the Gram matrix is shifted
 REFINEMENTS, ITERATIONS = 20, 200
 
@@ -109,18 +110,20 @@ class _Level:
             torch.randn(4, *shape, generator=generator, dtype=torch.float64).to(exact.device)
             for shape in (here, there)
         )
-        right = exact.apply(other) if dual else exact.adjoint(other)
+        # what A can give, and anything at all, of which the parts that it nearly annuls lose most
+        right = torch.cat([exact.apply(other) if dual else exact.adjoint(other), start])
         self.shift = 0.0
         while True:
             try:
                 self.inverse = factorized(damping + self.shift)
             except NotDefiniteError:
-                smallest, left = 0.0, math.inf
+                smallest, left, worst = 0.0, math.inf, math.inf
             else:
                 smallest = _smallest(self.inverse, start)
                 found = self.inverse.solve(right)
                 product = exact.apply(exact.adjoint(found)) if dual else exact.adjoint(exact.apply(found))
-                left = float((norm(product + (damping + self.shift) * found - right) / norm(right)).max())
+                missed = norm(product + (damping + self.shift) * found - right) / norm(right)
+                left, worst = float(missed[: len(other)].max()), float(missed.max())
             if smallest > 0 and left <= USEFUL and (self.shift or smallest * SHIFTED**2 > square):
                 break
             self.shift = max(FIRST_SHIFT[dual] * square, 100 * self.shift)
@@ -133,7 +136,7 @@ class _Level:
         self.condition = largest / math.sqrt(
             max(smallest - damping - self.shift, 0) or self.shift or smallest
         )
-        lost = max(self.system**2, left / torch.finfo(torch.float64).eps)
+        lost = max(self.system**2, worst / torch.finfo(torch.float64).eps)
         if dtype == torch.float32 and lost <= SINGLE**2:
             self.inverse.to(torch.float32)
         #: what rounding may do to an answer
@@ -209,6 +212,10 @@ class GramFactor(Factor):
             slope = a.adjoint(rho) - damping * x[active]
             missing = rho - damping * y[active] if self.dual else slope
             error, done = norm(slope), self._done(rho, slope, r[active], x[active], dtype)
+            if self.dual and not damping:
+                # K is definite, so that every target is reached; what is left of it may have next to no slope
+                error = norm(rho)
+                done = self._reached(rho, r[active], x[active], dtype)
             converged[active] = done | self._arrived(rho, slope, r[active], dtype)
             going = ~done & (error < 0.9 * best[active])
             best[active] = error
@@ -261,9 +268,12 @@ class GramFactor(Factor):
         """Whether a row's residual or slope is small, as far as a product with x can tell, or not finite."""
         rounding = ROUNDING * self.largest * norm(x)
         small = norm(slope) <= self.largest * (REFINED[dtype] * norm(rho) + rounding)
-        done: Tensor = (
-            small | (norm(rho) <= REFINED[dtype] * norm(r) + rounding) | ~torch.isfinite(norm(slope))
-        )
+        return small | self._reached(rho, r, x, dtype)
+
+    def _reached(self, rho: Tensor, r: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Whether a row's residual is small, as far as a product with x can tell, or not finite."""
+        rounding = ROUNDING * self.largest * norm(x)
+        done: Tensor = (norm(rho) <= REFINED[dtype] * norm(r) + rounding) | ~torch.isfinite(norm(rho))
         return done
 
     def _arrived(self, rho: Tensor, slope: Tensor, r: Tensor, dtype: torch.dtype) -> Tensor:

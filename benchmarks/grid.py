@@ -1,0 +1,139 @@
+"""The paper's grid of convolutions, 8→{4, 8, 16} channels, kernel 5: answers against exact ones, a case at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import Ratio, seconds
+from benchmarks.solvers import of_condition
+from fxinvert.linalg import Convolution, Factor, SolveSettings, choose, factorize, solve_anchored
+
+#: pixels, and images that are solved for at once
+SIZES = {16: 8, 32: 8, 64: 1, 128: 1}
+#: pixels up to which answers are compared with exact ones; beyond, only what is reached is
+COMPARED = 32
+CHANNELS = (4, 8, 16)
+#: of the kernel as a matrix
+PADDINGS, CONDITIONS = (0, 1), (1.0, 1e2, 1e5)
+SETTINGS = SolveSettings(memory_limit=2**30)
+#: times that an exact answer is refined
+REFINED = 3
+
+
+class Shown(NamedTuple):
+    """What of a convolution was shown; the last three only where exact answers can be had.
+
+    Attributes:
+        reached: the residual of a reachable target, relative to it.
+        distance: how far its answer is from the exact nearest one, relative to that one's distance from the anchor.
+        least: how far the residual of noise, undamped, is above that of the exact answer rounded to float32, relative to the noise.
+        damped: how far the damped problem's objective is above the least, with the κ that is the default.
+    """
+
+    reached: float
+    distance: float = 0.0
+    least: float = 0.0
+    damped: float = 0.0
+
+    def holds(self) -> bool:
+        """Whether all is as it should be."""
+        return self.reached <= 1e-4 and max(self.distance, self.least, self.damped) <= 0.01
+
+
+def cases() -> Mapping[str, Callable[[], Ratio]]:
+    """What to measure, by name."""
+    shapes = [(size, channels) for size in SIZES for channels in CHANNELS]
+    return {_name(size, c): partial(_measured, size, c) for size, c in shapes}
+
+
+def run() -> Iterator[Ratio]:
+    """All of them."""
+    return (measure() for measure in cases().values())
+
+
+def _name(size: int, channels: int) -> str:
+    return f"8→{channels} k5, {size}²: median solve"
+
+
+def _measured(size: int, channels: int) -> Ratio:
+    """Two paddings and three conditions: what holds, and the time of a solve over that of a forward pass."""
+    torch.manual_seed(0)
+    ratios, found, made, missed, by = [], list[Shown](), [], list[str](), dict[str, None]()
+    for padding in PADDINGS:
+        for condition in CONDITIONS:
+            weight = of_condition(channels, 8 * 25, condition).reshape(channels, 8, 5, 5)
+            a = Convolution(weight, (8, size, size), (1, 1), (padding, padding), (1, 1), 1)
+            factors: list[Factor] = []
+            made.append(seconds(lambda a=a, f=factors: f.append(factorize(a, SETTINGS)), warm=False))  # type: ignore[misc]
+            (factor,) = factors
+            by[factor.explain().split(" of A")[0].split(" (")[0]] = None
+            x = torch.randn(SIZES[size], *a.in_shape)
+            r = a.apply(torch.randn_like(x))
+            of_solve = seconds(lambda f=factor, r=r: f.solve(r, 0.0), warm=False)  # type: ignore[misc]
+            ratios.append(of_solve / seconds(lambda a=a, x=x: a.apply(x)))  # type: ignore[misc]
+            found.append(_shown(a, SIZES[size], factor, compared=size <= COMPARED))
+            if not found[-1].holds():
+                missed.append(f"missed: padding {padding}, condition {condition:g}: {_told([found[-1]])}")
+    held = sum(shown.holds() for shown in found)
+    note = f"holds for {held} of {len(found)}; {_told(found, size <= COMPARED)}; made in {max(made):.1f} s at most, by {', '.join(by)}"
+    return Ratio(
+        _name(size, channels),
+        "forward pass",
+        median(ratios),
+        note="; ".join([note, *missed]),
+    )
+
+
+def _told(found: list[Shown], compared: bool = True) -> str:
+    """The largest of each figure."""
+    names = Shown._fields if compared else Shown._fields[:1]
+    return ", ".join(f"{name} {max(getattr(shown, name) for shown in found):.1e}" for name in names)
+
+
+def _shown(a: Convolution, batch: int, factor: Factor, *, compared: bool) -> Shown:
+    """Measured against answers in float64, by another method where one fits, refined."""
+    undamped = replace(SETTINGS, condition_limit=math.inf)
+    exact, r = a.to(torch.float64), a.apply(torch.randn(batch, *a.in_shape))
+
+    def left(d: Tensor, r: Tensor, damping: float = 0.0) -> float:
+        """√(‖A d − r‖² + λ‖d‖²)."""
+        total = (exact.apply(d.double()) - r).square().sum() + damping * d.double().square().sum()
+        return math.sqrt(float(total))
+
+    ours = solve_anchored(factor, r, undamped).value
+    reached = left(ours, r) / float(r.norm())
+    if not compared:
+        return Shown(reached)
+    able = {
+        c.method: c for c in choose(exact, replace(SETTINGS, memory_limit=2**31)).candidates if not c.why_not
+    }
+    oracle = next(able[name] for name in ("qr", "banded", "capacitance") if name in able).make()
+
+    def solved(r: Tensor, damping: float = 0.0) -> Tensor:
+        d = oracle.solve(r.double(), damping).correction
+        if not damping:
+            for _ in range(REFINED):
+                d = d + oracle.solve(r.double() - exact.apply(d), 0.0).correction
+        return d
+
+    noise = torch.randn(batch, *a.out_shape)
+    nearest, best = solved(r), solved(noise)
+    fit, kept = solve_anchored(factor, noise, undamped).value, solve_anchored(factor, noise, SETTINGS)
+    damped = 0.0
+    if kept.damping:
+        goal = left(solved(noise, kept.damping), noise, kept.damping)
+        damped = (left(kept.value, noise, kept.damping) - goal) / goal
+    return Shown(
+        reached,
+        distance=float((ours - nearest).norm() / nearest.norm()),
+        least=(left(fit, noise) - left(best.float(), noise)) / float(noise.norm()),
+        damped=damped,
+    )
