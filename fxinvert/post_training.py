@@ -99,7 +99,7 @@ def post_train(
         train_data: `(inputs, labels)` batches, iterable more than once; a factory of such batches, which every process
             calls for itself; or a list of factories, one for each shard of the data.
         plan: from `fxinvert.partition`; by default one segment per trainable op.
-        method: how segments are trained: `"auto"` (closed form, then gradients of everything at once), `"closed_form"`, `"gradient"`, `"joint"`, or an object of `fxinvert.training`
+        method: how segments are trained: `"auto"` (closed form where no batch norm is, then gradients of everything at once), `"closed_form"`, `"gradient"`, `"joint"`, or an object of `fxinvert.training`
             with settings of its own, such as `Joint(alpha=0.3)`.
         schedule: `"sequential"` (each segment sees what the updated earlier ones produce), `"parallel"` (all from one
             snapshot), `"waves"` (those that do not feed one another together) or `"single"` (one segment); `"auto"`:

@@ -49,10 +49,10 @@ TRIAL = 16
 
 @dataclass(frozen=True)
 class Auto:
-    """Closed form, then gradients of everything at once, as far as held-out loss falls.
+    """Closed form where no batch norm is, then gradients of everything at once, as far as held-out loss falls.
 
     Attributes:
-        closed_form: how ops are solved, in the first sweep; None: they are not.
+        closed_form: how ops are solved in the first sweep of networks without batch norm; None: they are not.
         learning_rates: one after the other; None: `RATES`, or `NORMALIZED_RATES` in networks with batch norm.
         runs: with each learning rate, at most; each goes on where the one before ended.
         least_gain: the share of the held-out loss that runs must remove, or the next learning rate follows.
