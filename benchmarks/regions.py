@@ -162,7 +162,7 @@ def depths(batch: int = 2) -> Iterator[Ratio]:
         )
 
 
-def rounds(layers: int = 20, batch: int = 2) -> Iterator[Ratio]:
+def rounds(layers: int = 14, batch: int = 2) -> Iterator[Ratio]:
     """The same batch again, node by node, where memory holds a part of the factors only; over the first time."""
     torch.manual_seed(0)
     model = CifarResNet(layers).eval()
