@@ -20,7 +20,7 @@ TEXT = """\
 
 The target of every cut, pushed forward: the share of test samples whose output then has the label on top (of several
 positions: at all of them; numbers: within a relative 1e-2 of the output target), towards a margin. *plain*: as reconstructed;
-*refined*: with up to 20 Gauss–Newton steps. Node by node on chains, linearized where graphs branch. Wilson's interval at the
+*refined*: with up to 20 Gauss–Newton steps, the U-Net 5. Node by node on chains, linearized where graphs branch. Wilson's interval at the
 worst cut. *moved*: mean relative distance from the anchor, the mean over all cuts. *before*: right without any target. A
 recurrent network is one segment: it has no cut.
 """

@@ -24,8 +24,10 @@ from fxinvert.rules.certificate import relative
 
 #: how wide kinks are at most, how wide at the end, and by which factor they become narrower
 WIDE, NARROW, NARROWER = 0.3, 1e-4, 0.6
-#: at first they are as wide as makes the anchor's error no more than so many times what it is; one after the other
+#: at first they are as wide as makes the anchor's error no more than so many times what it is; one after the other, but of
+#: outputs of more numbers than this, whose steps are dear, the first only
 FIRST = (2.0, 1.2, 4.0)
+LARGE = 64
 #: steps of a turn, and the part of the error that it may leave for another of the same width to follow; none does in the
 #: second half of the steps, so that there are some for all widths
 TURN, LEFT = 8, 0.9
@@ -50,7 +52,8 @@ def continued(
         steps: on a way, at most.
     """
     best, left = found.clone(), torch.arange(len(rows), device=rows.device)
-    for first in FIRST if len(rows) else ():
+    ways = FIRST if goal[:1].numel() <= LARGE else FIRST[:1]
+    for first in ways if len(rows) else ():
         rest = rest_of(rows[left])
         best[left] = _way(rest_of, rows[left], best[left], anchor[left], goal[left], first, steps)
         left = left[_missed(rest, best[left], goal[left]) > TOLERANCE]
