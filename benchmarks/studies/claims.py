@@ -86,14 +86,14 @@ def _name(line: Line, method: str) -> str:
 
 def _harm(outcomes: Outcomes) -> Iterator[Claim]:
     own, theirs = (harm.of_methods(outcomes, which) for which in (harm.OWN.__contains__, ADAMW.__eq__))
-    (worse, below), (_, others) = harm.harmed(own), harm.harmed(theirs)
+    ours, adamw = harm.harmed(own), harm.harmed(theirs)
     measured = bool(own)
     claim = "No run of ours, in any study, ends below its start on held-out data"
-    yield claim, f"{worse} of {len(own)} runs", worse == 0 if measured else None
+    yield claim, f"{ours.held_out} of {len(own)} runs", ours.held_out == 0 if measured else None
     yield (
-        "At most 1 in 20 of ours ends below its start on test data",
-        f"{below} of {len(own)} runs; AdamW: {others} of {len(theirs)}",
-        below <= HARMED * len(own) if measured else None,
+        "At most 1 in 20 of ours ends below its start on test data, by accuracy",
+        f"{ours.accuracy} of {len(own)} runs; AdamW: {adamw.accuracy} of {len(theirs)} (by loss: {ours.loss}; {adamw.loss})",
+        ours.accuracy <= HARMED * len(own) if measured else None,
     )
 
 

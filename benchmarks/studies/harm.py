@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.studies.frame import Outcome, Outcomes
 from benchmarks.studies.pages import table_of
@@ -16,8 +16,9 @@ OWN = (
 TEXT = """\
 ### Harm
 
-Runs whose model ends below its starting model, by held-out loss and by test accuracy: the model that a method gives back; of
-AdamW the one after its last epoch, without looking at held-out data in between, at the best of its learning rates.
+Runs whose model ends below its starting model, by held-out loss, and on test data by accuracy and by loss: the model that a
+method gives back; of AdamW the one after its last epoch, without looking at held-out data in between, at the best of its
+learning rates.
 """
 
 
@@ -28,12 +29,22 @@ def end(outcome: Outcome) -> dict[str, Any]:
     return min(ends, key=lambda point: point["held_out"]["loss"])
 
 
-def harmed(runs: Outcomes) -> tuple[int, int]:
-    """How many runs end below their start: by held-out loss, and by test accuracy."""
+class Harm(NamedTuple):
+    """How many runs end below their start."""
+
+    held_out: int  # by loss
+    accuracy: int  # on test data
+    loss: int  # on test data
+
+
+def harmed(runs: Outcomes) -> Harm:
+    """The runs that end below their start, counted."""
     pairs = [(end(outcome), outcome.result["start"]) for outcome in runs]
-    worse = sum(last["held_out"]["loss"] > start["held_out"]["loss"] for last, start in pairs)
-    below = sum(last["test"]["score"] < start["test"]["score"] for last, start in pairs)
-    return worse, below
+    return Harm(
+        held_out=sum(last["held_out"]["loss"] > start["held_out"]["loss"] for last, start in pairs),
+        accuracy=sum(last["test"]["score"] < start["test"]["score"] for last, start in pairs),
+        loss=sum(last["test"]["loss"] > start["test"]["loss"] for last, start in pairs),
+    )
 
 
 def of_methods(outcomes: Iterable[Outcome], chosen: Callable[[str], bool]) -> list[Outcome]:
@@ -47,6 +58,8 @@ def section(outcomes: Outcomes, titles: dict[str, str]) -> str:
     for method, title in titles.items():
         runs = of_methods(outcomes, lambda found, m=method: found == m)  # type: ignore[misc]
         if runs:
-            worse, below = harmed(runs)
-            rows.append([title, str(len(runs)), str(worse), f"{below} ({100 * below / len(runs):.0f} %)"])
-    return TEXT + "\n" + table_of(["method", "runs", "worse on held-out data", "worse on test data"], rows)
+            found = harmed(runs)
+            shares = (f"{count} ({100 * count / len(runs):.0f} %)" for count in (found.accuracy, found.loss))
+            rows.append([title, str(len(runs)), str(found.held_out), *shares])
+    columns = ["method", "runs", "worse on held-out data", "on test data, accuracy", "on test data, loss"]
+    return TEXT + "\n" + table_of(columns, rows)
