@@ -90,11 +90,13 @@ def _harm(outcomes: Outcomes) -> Iterator[Claim]:
     measured = bool(own)
     claim = "No run of ours, in any study, ends below its start on held-out data"
     yield claim, f"{ours.held_out} of {len(own)} runs", ours.held_out == 0 if measured else None
-    yield (
-        "At most 1 in 20 of ours ends below its start on test data, by accuracy",
-        f"{ours.accuracy} of {len(own)} runs; AdamW: {adamw.accuracy} of {len(theirs)} (by loss: {ours.loss}; {adamw.loss})",
-        ours.accuracy <= HARMED * len(own) if measured else None,
-    )
+    for measure in ("accuracy", "loss"):
+        below, others = getattr(ours, measure), getattr(adamw, measure)
+        yield (
+            f"At most 1 in 20 of ours ends below its start on test data, by {measure}",
+            f"{below} of {len(own)} runs; AdamW: {others} of {len(theirs)}",
+            below <= HARMED * len(own) if measured else None,
+        )
 
 
 def _paper(outcomes: Outcomes) -> Iterator[Claim]:
