@@ -334,12 +334,14 @@ def test_without_closed_form_auto_does_not_ask_which_output_target() -> None:
     assert [record.sweep for record in result.history] == [1]
 
 
-def test_auto_begins_in_closed_form_and_goes_on_with_gradients() -> None:
-    result = train(method="auto", sweeps=1)
-    stages = [name for record in result.history for name in record.sizes]
-    assert stages[:3] == ["0", "2", "gradient, learning rate 0.01"]
-    closed = train(schedule="parallel", sweeps=1)
-    assert result.final.loss < closed.final.loss
+def test_auto_begins_with_what_gains_more_and_goes_on_with_gradients() -> None:
+    """A rate at which gradients reach nothing leaves the beginning to the closed form."""
+    solved = train(method=Auto(learning_rates=(1e-8,), runs=1, optimizer=QUICK), sweeps=1)
+    assert [tuple(r.sizes) for r in solved.history] == [("0", "2"), ("gradient, learning rate 1e-08",)]
+    automatic = train(method="auto", sweeps=1)
+    first = automatic.history[0]
+    assert tuple(first.sizes) == ("gradient, learning rate 0.01",) and first.after.loss < solved.history[0].after.loss
+    assert automatic.final.loss < train(schedule="parallel", sweeps=1).final.loss
 
 
 def test_auto_trains_the_chosen_segments_only() -> None:
@@ -550,6 +552,6 @@ def test_what_was_pruned_can_stay_zero(method: Any) -> None:
 
 
 def test_closed_form_begins_the_automatic_method_only() -> None:
-    result = train(method=Auto(learning_rates=(1e-2,), runs=1, optimizer=QUICK), sweeps=2)
-    assert [r.sweep for r in result.history if "gradient, learning rate 0.01" not in r.sizes] == [1]
+    result = train(method=Auto(learning_rates=(1e-8,), runs=1, optimizer=QUICK), sweeps=2)
+    assert [r.sweep for r in result.history if "gradient, learning rate 1e-08" not in r.sizes] == [1]
     assert {r.sweep for r in result.history} == {1, 2}

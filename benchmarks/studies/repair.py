@@ -47,6 +47,7 @@ def runs(seeds: int) -> Iterator[Run]:
     for seed in range(seeds):
         for network, repair, samples, quick in TASKS:
             own = "recursive" if network in RESIDUAL else "closed_form"
+            revisions = ours.NORMALIZED_REVISIONS if network in RESIDUAL else ours.REVISIONS
             others = ["last_layer", "batch_norm"] if network in RESIDUAL else ["last_layer"]
             least, each = SECONDS[network]
             for method in (own, "auto", repair_page.ADAMW, *others):
@@ -57,7 +58,7 @@ def runs(seeds: int) -> Iterator[Run]:
                     "method": method,
                 }
                 if method in ours.METHODS:
-                    settings["revision"] = ours.REVISIONS[method]
+                    settings["revision"] = revisions[method]
                 elif method == repair_page.ADAMW:
                     settings["seconds"] = least + each * samples
                 else:

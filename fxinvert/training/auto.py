@@ -2,7 +2,8 @@
 
     what                                                     on                   networks
     batch-norm statistics, estimated anew                    all data             with batch norm
-    one closed-form solve of every op, in the first sweep    the first samples    without
+    one closed-form solve of every op, in the first sweep,   the first samples    without
+        or a gradient run in its place if that gains more    all data             without
     short gradient runs, which tell the learning rate        all data             with batch norm
     gradient runs with a large learning rate, as they help   all data             all
     the same with smaller ones, one after the other          all data             all
@@ -95,10 +96,13 @@ class Auto:
                 yield [estimated]
             if work.sweep > 1:  # every rate has been followed as far as it helps
                 return
+        rates = self._rates(normalized)
         # later on, gradients have left little to a linear solve
         if closed_form is not None and work.sweep == 1:
-            yield from closed_form.train(work, segments)
-        rates = self._rates(normalized)
+            for number, proposals in enumerate(closed_form.train(work, segments)):
+                if rates and number == 0:
+                    proposals += self._run(work, segments, rates[0], 0, [None])[0]
+                yield proposals
         if normalized and len(rates) > 1:
             yield self._trial(work, segments, rates)
             rates = rates[-1:] if work.taken is None else rates[work.taken :]
@@ -174,9 +178,11 @@ class Auto:
         proposals = (run.passes - 1).bit_length() + 1
         if len(modes) > 1:  # and their means
             proposals *= len(modes) + 1
-        for rate in rates:
+        beside = 0 if normalized or self.closed_form is None else 1
+        for index, rate in enumerate(rates):
             tasks = tuple((_name(rate, mode), cost) for mode in modes)
-            yield replace(run, tasks=tasks, proposals=proposals, times=self.runs)
+            times = self.runs + (beside if index == 0 else 0)
+            yield replace(run, tasks=tasks, proposals=proposals, times=times)
 
     def _arguments(
         self, context: Context, output_target: OutputTarget, segments: Sequence[Segment]
