@@ -340,7 +340,8 @@ def test_auto_begins_with_what_gains_more_and_goes_on_with_gradients() -> None:
     assert [tuple(r.sizes) for r in solved.history] == [("0", "2"), ("gradient, learning rate 1e-08",)]
     automatic = train(method="auto", sweeps=1)
     first = automatic.history[0]
-    assert tuple(first.sizes) == ("gradient, learning rate 0.01",) and first.after.loss < solved.history[0].after.loss
+    assert tuple(first.sizes) == ("gradient, learning rate 0.01",)
+    assert first.after.loss < solved.history[0].after.loss
     assert automatic.final.loss < train(schedule="parallel", sweeps=1).final.loss
 
 
