@@ -23,7 +23,8 @@ COMPARED = 32
 CHANNELS = (4, 8, 16)
 #: of the kernel as a matrix
 PADDINGS, CONDITIONS = (0, 1), (1.0, 1e2, 1e5)
-SETTINGS = SolveSettings(memory_limit=2**30)
+#: the default on an idle machine of 8 GiB
+SETTINGS = SolveSettings(memory_limit=2**31)
 #: times that an exact answer is refined
 REFINED = 3
 
