@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from fxinvert.errors import DataError
+from fxinvert.linalg.vectors import by_sample
 
 OutputTargetFunction = Callable[[Tensor, Tensor], Tensor]
 OutputTargetName = Literal[
@@ -130,7 +131,7 @@ def _probabilities(values: Tensor, axis: int) -> Tensor:
     """Which samples hold distributions along an axis: `(B, …)` → `(B, 1, …)`, True or False."""
     sums = values.sum(axis)
     good = (values >= 0).flatten(1).all(1) & ((sums - 1).abs() <= 1e-4).reshape(len(values), -1).all(1)
-    return good.reshape(-1, *[1] * (values.dim() - 1))
+    return by_sample(good, values)
 
 
 FUNCTIONS: dict[str, OutputTargetFunction] = {

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from fxinvert.inversion.rest import Rest
-from fxinvert.inversion.stepping import TOLERANCE, improve, like
+from fxinvert.inversion.stepping import TOLERANCE, improve
+from fxinvert.linalg.vectors import by_sample
 from fxinvert.rules.certificate import relative
 
 #: how wide kinks are at most, how wide at the end, and by which factor they become narrower
@@ -85,7 +86,7 @@ def _way(
         value, error, caution, improved = improve(soft, value, goal, error, caution, active, MORE, LESS)
         hard = _missed(rest, value, goal)
         better = active & (hard < least)
-        best[here] = torch.where(like(better, value), value, best[here])
+        best[here] = torch.where(by_sample(better, value), value, best[here])
         least = torch.where(better, hard, least)
         age = age + 1
         turned = age >= TURN

@@ -69,40 +69,33 @@ def _from_rows(
     memory_limit: int,
 ) -> list[Tensor]:
     """One backward pass per number of the output, for all nodes together; corrections `(B, n)`."""
+
+    def corrections(values: Mapping[fx.Node, Any], missing: Tensor) -> list[Tensor]:
+        with torch.enable_grad(), differentiable():
+            tracked = _tracked(graph, flow, values)
+            output = by_sample(flow.exit, tracked[flow.exit])
+            points = [tracked[node] for node in nodes]
+            rows = [
+                torch.autograd.grad(column.sum(), points, retain_graph=True, materialize_grads=True)
+                for column in output.unbind(1)
+            ]
+        jacobians = (
+            torch.stack([gradient.reshape(len(missing), -1) for gradient in gradients], 1)
+            for gradients in zip(*rows, strict=True)
+        )
+        return [_correction(jacobian, missing, condition_limit) for jacobian in jacobians]
+
     samples, rows = missing.shape
     size = rows * sum(values[node].nbytes for node in nodes)
     parts = min(max(math.ceil(size / memory_limit), 1), samples)
     if parts == 1:
-        return _of_part(graph, flow, values, nodes, missing, condition_limit)
+        return corrections(values, missing)
     found = []
     for part in torch.arange(samples, device=missing.device).chunk(parts):
         with torch.no_grad():
             own = forward_values(graph, placeholders_of(graph, values, part))
-        found.append(_of_part(graph, flow, own, nodes, missing[part], condition_limit))
-    return [torch.cat(corrections) for corrections in zip(*found, strict=True)]
-
-
-def _of_part(
-    graph: fx.GraphModule,
-    flow: Flow,
-    values: Mapping[fx.Node, Any],
-    nodes: Sequence[fx.Node],
-    missing: Tensor,
-    condition_limit: float,
-) -> list[Tensor]:
-    with torch.enable_grad(), differentiable():
-        tracked = _tracked(graph, flow, values)
-        output = by_sample(flow.exit, tracked[flow.exit])
-        points = [tracked[node] for node in nodes]
-        rows = [
-            torch.autograd.grad(column.sum(), points, retain_graph=True, materialize_grads=True)
-            for column in output.unbind(1)
-        ]
-    jacobians = (
-        torch.stack([gradient.reshape(len(missing), -1) for gradient in gradients], 1)
-        for gradients in zip(*rows, strict=True)
-    )
-    return [_correction(jacobian, missing, condition_limit) for jacobian in jacobians]
+        found.append(corrections(own, missing[part]))
+    return [torch.cat(own) for own in zip(*found, strict=True)]
 
 
 def _by_products(

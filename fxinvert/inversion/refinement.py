@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 
 from fxinvert.inversion.continuation import RestOf, continued
-from fxinvert.inversion.stepping import TOLERANCE, Run, improve, like
+from fxinvert.inversion.stepping import TOLERANCE, Run, improve
+from fxinvert.linalg.vectors import by_sample
 from fxinvert.rules.certificate import relative
 
 #: a sample whose error is more than this part of what it was before the step stagnates
@@ -75,7 +76,7 @@ def _stepped(
     """The best values of plain Gauss–Newton, and their errors; what is done leaves the others where it can."""
     error, fallback = (relative(run(value) - goal, goal) for value in (start, anchor))
     fresh = fallback < error
-    value, error = torch.where(like(fresh, start), anchor, start), torch.where(fresh, fallback, error)
+    value, error = torch.where(by_sample(fresh, start), anchor, start), torch.where(fresh, fallback, error)
     best, least = value.clone(), error.clone()
     caution = torch.zeros_like(error)
     given_up = torch.zeros_like(fresh)
@@ -93,11 +94,12 @@ def _stepped(
         before = error
         value, error, caution, improved = improve(run, value, goal, error, caution, active)
         better = error < least[here]
-        best[here] = torch.where(like(better, value), value, best[here])
+        best[here] = torch.where(by_sample(better, value), value, best[here])
         least[here] = torch.where(better, error, least[here])
         again = active & ~fresh & (error > SLOW * before) & (least[here] > TOLERANCE)
         given_up = given_up | (active & ~improved & ~again)
         fresh = fresh | again
-        value, error = torch.where(like(again, value), anchor, value), torch.where(again, fallback, error)
+        value = torch.where(by_sample(again, value), anchor, value)
+        error = torch.where(again, fallback, error)
         caution = torch.where(again, 0, caution)
     return best, least

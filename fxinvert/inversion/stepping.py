@@ -10,6 +10,7 @@ from torch import Tensor
 from fxinvert.errors import SolveError
 from fxinvert.linalg.jacobian import Jacobian, differentiable
 from fxinvert.linalg.solvers import cgls
+from fxinvert.linalg.vectors import by_sample
 from fxinvert.rules.certificate import relative
 
 #: ‖f(x) − t‖ / ‖t‖ at which a sample is done
@@ -46,11 +47,11 @@ def improve(
     improved, still = torch.zeros_like(active), active
     origin = value
     for _ in range(int(TRIALS / more)):
-        step = torch.where(like(still, origin), step_of(caution), 0)
+        step = torch.where(by_sample(still, origin), step_of(caution), 0)
         trial = origin + step
         reached = relative(run(trial) - goal, goal)
         accepted = still & (reached < error)
-        value = torch.where(like(accepted, value), trial, value)
+        value = torch.where(by_sample(accepted, value), trial, value)
         error = torch.where(accepted, reached, error)
         improved, still = improved | accepted, still & ~accepted & step.flatten(1).any(1)
         caution = torch.where(accepted, (caution - less).clamp(min=0), caution + more * still)
@@ -86,13 +87,13 @@ def _by_products(run: Run, value: Tensor, goal: Tensor, active: Tensor) -> Steps
         jacobian = Jacobian(run, value)
     except SolveError:  # nothing that follows depends on the value
         return lambda caution: torch.zeros_like(value)
-    missing = torch.where(like(active, goal), goal - run(value), 0)
+    missing = torch.where(by_sample(active, goal), goal - run(value), 0)
     size = missing.flatten(1).norm(dim=1)
     found = cgls(
         jacobian, missing, nothing, largest=nothing, tolerance=0.0, small_enough=INNER * size, limit=PRODUCTS,
         skip=~active,
     )  # fmt: skip
-    return lambda caution: like(0.5**caution, value) * found.correction
+    return lambda caution: by_sample(0.5**caution, value) * found.correction
 
 
 def jacobian_rows(run: Run, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,8 +121,3 @@ def _rows(output: Tensor, x: Tensor, some: Tensor) -> Tensor:
     except RuntimeError:  # an op on the way has no batched derivative
         rows = torch.stack([pulled(cotangent, batched=False) for cotangent in cotangents])
     return rows.flatten(2).transpose(0, 1)
-
-
-def like(rows: Tensor, value: Tensor) -> Tensor:
-    """Per-sample values `(B,)` that broadcast to `(B, …)`."""
-    return rows.reshape(-1, *[1] * (value.dim() - 1))

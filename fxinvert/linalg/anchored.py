@@ -182,7 +182,7 @@ def solve_diagonal(
     amplified = _amplified(largest, value, r, settings)
     damping = torch.where(amplified, (largest / limit) ** 2, 0)
     if bool(amplified.any()):
-        per_row = damping.reshape(-1, *[1] * (r.dim() - 1))
+        per_row = by_sample(damping, r)
         value = torch.where(per_row > 0, r * (scale / (scale.square() + per_row)), value)
     return Correction(value, amplified, _largest(damping), 0, condition)
 

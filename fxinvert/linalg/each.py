@@ -110,7 +110,7 @@ def _largest_singular_values(operator: EachFunction, iterations: int = 20) -> Te
     x = start.to(operator.offset).expand(len(operator.offset), *operator.in_shape)
     size = torch.linalg.vector_norm(flat(x), dim=1)
     for _ in range(iterations):
-        unit = x / torch.where(size > 0, size, 1).reshape(-1, *[1] * (x.dim() - 1))
+        unit = x / by_sample(torch.where(size > 0, size, 1), x)
         x = operator.adjoint(operator.apply(unit))
         size = torch.linalg.vector_norm(flat(x), dim=1)
     largest: Tensor = size.sqrt()

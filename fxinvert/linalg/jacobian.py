@@ -130,8 +130,7 @@ class Explicit(LinearOperator):
             step: `(B, *in_shape)`; zero where nothing is learnt.
             change: `(B, *out_shape)`.
         """
-        square = flat(step).square().sum(1)
-        missing = flat(change - self.apply(step)) / torch.where(square > 0, square, 1)[:, None]
+        missing = _per_square(flat(change - self.apply(step)), flat(step))
         self.matrix = self.matrix + missing[..., None] * flat(step)[:, None]
 
     def learn_adjoint(self, multipliers: Tensor, pulled: Tensor) -> None:
@@ -141,8 +140,7 @@ class Explicit(LinearOperator):
             multipliers: `(B, *out_shape)`; zero where nothing is learnt.
             pulled: `(B, *in_shape)`.
         """
-        square = flat(multipliers).square().sum(1)
-        missing = flat(pulled - self.adjoint(multipliers)) / torch.where(square > 0, square, 1)[:, None]
+        missing = _per_square(flat(pulled - self.adjoint(multipliers)), flat(multipliers))
         self.matrix = self.matrix + flat(multipliers)[..., None] * missing[:, None]
 
     def multipliers(self, correction: Tensor, rank: Tensor) -> Tensor:
@@ -161,6 +159,12 @@ class Explicit(LinearOperator):
         made = copy.copy(self)
         made.matrix = self.matrix.to(dtype)
         return made
+
+
+def _per_square(missing: Tensor, along: Tensor) -> Tensor:
+    """What is missing, over the squared length that it is missing for: rows of vectors, as it is where that is zero."""
+    square = along.square().sum(1, keepdim=True)
+    return missing / torch.where(square > 0, square, 1)
 
 
 class Partly(LinearOperator):
