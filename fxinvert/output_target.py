@@ -198,7 +198,10 @@ def class_axis(outputs: Tensor, labels: Tensor) -> int:
     _check_tensor(labels)
     shape = tuple(outputs.shape)
     if labels.dtype.is_floating_point or labels.dtype == torch.bool:
-        raise DataError(f"labels of type {labels.dtype}; class numbers are integers (int64)")
+        raise DataError(
+            f"labels of type {labels.dtype}; class numbers are integers (int64). For what the output should have been "
+            'itself take output_target="regression", for probabilities "soft"'
+        )
     for axis in (1, outputs.dim() - 1):
         if outputs.dim() > 1 and tuple(labels.shape) == shape[:axis] + shape[axis + 1 :]:
             return axis

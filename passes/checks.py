@@ -85,8 +85,9 @@ def check_reproduces(
         problem = str(error)
     if problem:
         raise CaptureError(f"{WITH_BATCH_SIZE} ({problem}); {KEEP_FIRST}")
-    moved = (wanted[:rows] - expected).nan_to_num().abs()
-    if moved.numel() and float(moved.max()) > _ROUNDING * float(expected.nan_to_num().abs().max()):
+    before = _real(expected).nan_to_num()
+    moved = (_real(wanted[:rows]).nan_to_num() - before).abs()
+    if moved.numel() and float(moved.max()) > _ROUNDING * float(before.abs().max()):
         raise TraceError(
             "the model computes across the samples of a batch: a sample's output changes with the others "
             f"(by up to {float(moved.max()):.1e}), so that it has no target of its own"
@@ -140,8 +141,13 @@ def _difference(expected: Tensor, actual: Tensor) -> str | None:
     if actual.shape != expected.shape:
         return f"shape {tuple(actual.shape)} instead of {tuple(expected.shape)}"
     if not torch.allclose(actual, expected, rtol=1e-3, atol=1e-5, equal_nan=True):
-        return f"values differ by up to {float((actual - expected).abs().max()):.1e}"
+        return f"values differ by up to {float((_real(actual) - _real(expected)).abs().max()):.1e}"
     return None
+
+
+def _real(value: Tensor) -> Tensor:
+    """Truth values and whole numbers as real ones, which have differences and sizes."""
+    return value if value.is_floating_point() or value.is_complex() else value.double()
 
 
 class _Marking(fx.Interpreter):

@@ -200,8 +200,9 @@ class Builder:
             if inlined is not None:
                 return inlined
         if not self.rules.keeps_whole(function):
-            call = to_aten(function, args, kwargs, self.value_of)
-            if call is not None and self._means(call, function, args, kwargs):
+            spelled = to_aten(function, args, kwargs, self.value_of)
+            call = next((call for call in spelled if self._means(call, function, args, kwargs)), None)
+            if call is not None:
                 call = arranged(call)
                 split = self._split(call, path)
                 if split is not None:
@@ -232,10 +233,19 @@ class Builder:
             given, options = copied((given, options))
             meant = getattr(type(given[0]), function, call.op) if isinstance(function, str) else function
             result = meant(*given, **options)
-            pairs = zip(leaves(result), leaves(call.op(*values, **named)), strict=False)
+            try:
+                other = call.op(*values, **named)
+            except RuntimeError:  # it takes the number, but not as what it is meant
+                other = None
+            pairs = zip(leaves(result), leaves(other), strict=False)
             # ATen gives sizes as a list, and a list cannot be joined with a tuple
-            self.meant[signature] = not isinstance(result, torch.Size) and all(
-                agree(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b for a, b in pairs
+            self.meant[signature] = (
+                isinstance(result, Tensor) == isinstance(other, Tensor)
+                and not isinstance(result, torch.Size)
+                and all(
+                    agree(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
+                    for a, b in pairs
+                )
             )
         return self.meant[signature]
 

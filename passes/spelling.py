@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch._jit_internal import boolean_dispatched
 
 from fxinvert.rules import key_of
@@ -52,8 +53,12 @@ class Call(NamedTuple):
     kwargs: dict[str, Any]
 
 
-def to_aten(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value_of: ValueOf) -> Call | None:
-    """The functional (not in-place) ATen call for a call of `function`, or None if there is none.
+def to_aten(
+    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value_of: ValueOf
+) -> Iterator[Call]:
+    """The functional (not in-place) ATen calls that a call of `function` may stand for, the likeliest first.
+
+    There is more than one where a number may mean two things, as in `x.std(-1)`, to two overloads.
 
     Args:
         function: a torch function, an operator, an ATen op, or the name of a tensor method.
@@ -66,12 +71,14 @@ def to_aten(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value_
     if name in _SPECIAL:
         name, fixed = _SPECIAL[name]
         function, args, kwargs = None, (args[0] if args else kwargs["input"], *fixed), {}
+    if function == "where":  # the method's tensor is what ATen takes second
+        args = (args[1], args[0], *args[2:])
     if name == "pow" and len(args) == 2 and args[1] == 2:
         name, args = "square", args[:1]
     # another library's op, called without its overload, is resolved like ATen's
     packet = getattr(torch.ops.aten, name, None) if name else function
     if not isinstance(packet, torch._ops.OpOverloadPacket):
-        return None
+        return
     written = _candidates(function, packet, args, kwargs, value_of)
     for candidate in (form for way in written for form in (way, *_typed_forms(packet, *way, value_of))):
         values, named = value_of(candidate)
@@ -79,8 +86,7 @@ def to_aten(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value_
             overload = torch._C._jit_resolve_packet(packet._qualified_op_name, *values, **named)
         except RuntimeError:
             continue
-        return _canonical(getattr(packet, overload or "default"), *candidate, value_of)
-    return None
+        yield _canonical(getattr(packet, overload or "default"), *candidate, value_of)
 
 
 def is_in_place(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -128,6 +134,11 @@ def _candidates(
         args = (args[0], list(args[1:]))
     yield args, kwargs
     yield args, {_ARGUMENTS.get(name, name): value for name, value in kwargs.items()}
+    # `torch.einsum(equation, a, b)`: functions take as many tensors as one likes, schemas take a list
+    tensors = [isinstance(value, Tensor) for value in value_of(args)]
+    if True in tensors and all(tensors[tensors.index(True) :]):
+        first = tensors.index(True)
+        yield (*args[:first], list(args[first:])), kwargs
 
 
 def _takes_sizes(packet: torch._ops.OpOverloadPacket) -> bool:

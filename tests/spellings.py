@@ -245,3 +245,19 @@ def arithmetic() -> Iterator[Spellings]:
         "mul", flat, [lambda x, p: x * p, lambda x, p: p * x, torch.mul, lambda x, p: torch.multiply(p, x)], p
     )
     yield Spellings("div", flat, [lambda x, p: x / p, torch.div, lambda x, p: x.true_divide(p)], p)
+
+
+def several_meanings() -> Iterator[Spellings]:
+    """Calls that ATen's resolution takes for another overload, and those that take as many tensors as one likes."""
+    flat, matrix = (2, 3), (torch.randn(3, 2),)
+    yield Spellings("einsum", flat, [
+        lambda x, w: torch.einsum("bi,ij->bj", x, w), lambda x, w: torch.einsum("bi,ij->bj", [x, w]),
+        lambda x, w: aten.einsum("bi,ij->bj", [x, w]),
+    ], matrix)  # fmt: skip
+    for name, function in (("std", torch.std), ("var", torch.var)):
+        yield Spellings(name, flat, [
+            operator.methodcaller(name, -1), lambda x, f=function: f(x, -1), lambda x, f=function: f(x, dim=(-1,)),
+        ])  # fmt: skip
+    yield Spellings("where", flat, [
+        lambda x, p: x.where(p > 0, p), lambda x, p: torch.where(p > 0, x, p), lambda x, p: aten.where(p > 0, x, p),
+    ], (torch.tensor([1.0, -1.0, 0.5]),))  # fmt: skip

@@ -342,6 +342,8 @@ def test_shapes_that_depend_on_data_or_a_fixed_batch_are_refused(function: Any, 
     [
         (lambda self, x: self.fc(x).round(), "'round'"),
         (lambda self, x: (self.fc(x) > 0).float(), "'gt'"),
+        (lambda self, x: self.fc(x) > 0, "'gt'"),
+        (lambda self, x: self.fc(x).argmax(-1), "'argmax'"),
     ],
 )
 def test_what_ends_the_way_to_the_output_is_named(function: Any, message: str) -> None:

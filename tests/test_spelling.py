@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from spellings import Spellings, Written, arithmetic, elementwise, moves
+from spellings import Spellings, Written, arithmetic, elementwise, moves, several_meanings
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
@@ -124,7 +124,11 @@ def normalization() -> Iterator[Spellings]:
     yield Spellings("batch_norm", (2, 3, 2, 2), [norm, nn.Sequential(norm), Normalized(norm)])
 
 
-TABLE = [s for family in (elementwise, moves, arithmetic, layers, normalization) for s in family()]
+TABLE = [
+    s
+    for family in (elementwise, moves, arithmetic, several_meanings, layers, normalization)
+    for s in family()
+]
 
 
 def calls(graph: fx.GraphModule) -> list[tuple[Any, ...]]:
@@ -177,10 +181,12 @@ def test_what_looks_alike_but_is_not_stays_apart() -> None:
     """Functions whose arguments or results differ from those of the ATen op of their name are left alone."""
     x, tokens = torch.rand(2, 3, 6), torch.tensor([[1, 0], [2, 2]])
     weight = torch.randn(4, 3)
-    assert to_aten(F.embedding, (tokens, weight), {}, lambda argument: argument) is None
-    assert to_aten(torch.embedding, (weight, tokens), {}, lambda argument: argument) is not None
+    assert not [*to_aten(F.embedding, (tokens, weight), {}, lambda argument: argument)]
+    assert [*to_aten(torch.embedding, (weight, tokens), {}, lambda argument: argument)]
     pooled = fxinvert.trace(Written(lambda x: F.adaptive_max_pool1d(x, 2), ()), x)
     assert torch.equal(pooled(x), F.adaptive_max_pool1d(x, 2))
+    deepened = fxinvert.trace(Written(torch.atleast_2d, ()), x)  # not a list, as of several tensors
+    assert torch.equal(deepened(x), x)
     embedded = fxinvert.trace(Written(lambda t, w: F.embedding(t, w), (weight,)), tokens)
     assert torch.equal(embedded(tokens), F.embedding(tokens, weight))
     quotient = fxinvert.trace(Written(lambda x: 1.5 / (x + 1), ()), x)
