@@ -96,8 +96,9 @@ def post_train(
 
     Args:
         model: the model; any module that `fxinvert.trace` captures.
-        train_data: `(inputs, labels)` batches, iterable more than once; a factory of such batches, which every process
-            calls for itself; or a list of factories, one for each shard of the data.
+        train_data: a pair `(inputs, labels)` of all samples, or a `Dataset` of them; `(inputs, labels)` batches, iterable
+            more than once, as a `DataLoader`; a factory of such batches, which every process calls for itself; or a list
+            of factories, one for each shard of the data.
         plan: from `fxinvert.partition`; by default one segment per trainable op.
         method: how segments are trained: `"auto"` (closed form where no batch norm is, then gradients of everything at once), `"closed_form"`, `"gradient"`, `"joint"`, or an object of `fxinvert.training`
             with settings of its own, such as `Joint(alpha=0.3)`.

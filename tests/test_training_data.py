@@ -10,10 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
 
 from fxinvert import DataError
-from fxinvert.training.data import Batches, Part
+from fxinvert.training.data import Batches, Part, batched
 from fxinvert.training.fingerprint import kept_aside
 
 CPU = torch.device("cpu")
@@ -51,6 +52,20 @@ def test_parts_are_disjoint_and_complete_however_the_loader_shuffles() -> None:
     assert held_out == labels("held_out")
     assert held_out.isdisjoint(labels("train"))
     assert held_out | labels("train") == labels("all") == set(range(200))
+
+
+def test_data_that_come_whole_are_cut_into_batches() -> None:
+    """Whichever way they are given, the same batches."""
+    x, y = samples(600), torch.arange(600)
+    expected = [(x[:256], y[:256]), (x[256:512], y[256:512]), (x[512:], y[512:])]
+    for whole in ((x, y), [x, y], (x.numpy(), y.numpy()), TensorDataset(x, y), ((x,), y), ({"x": x}, y)):
+        for part, (inputs, labels) in zip(batched(whole, "train_data"), expected, strict=True):
+            assert torch.equal(tree_leaves(part)[0], inputs)
+            assert torch.equal(tree_leaves(part)[1], labels)
+    assert batched(expected, "train_data") is expected
+    assert batched(expected[:2], "train_data") == expected[:2]
+    with pytest.raises(DataError, match=r"validation_data: labels has shape \(599,\), input 0 \(600"):
+        batched((x, y[1:]), "validation_data")
 
 
 class Once:

@@ -24,8 +24,8 @@ class Batch(NamedTuple):
     def __len__(self) -> int:
         return len(tensors_of(self.inputs)[0])
 
-    def select(self, rows: Tensor) -> Batch:
-        """The samples where `rows` `(B,)` is True, or with these numbers."""
+    def select(self, rows: Tensor | slice) -> Batch:
+        """The samples where `rows` `(B,)` is True, or with these numbers; those of a slice are views."""
         return self.map(lambda value: value[rows])
 
     def to(self, device: torch.device) -> Batch:

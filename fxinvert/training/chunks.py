@@ -9,7 +9,7 @@ from itertools import chain, islice
 from typing import Any, Protocol
 
 from fxinvert.errors import DataError
-from fxinvert.training.data import Begun, check_source
+from fxinvert.training.data import Begun, batched, check_source
 
 #: batches per chunk
 CHUNK = 8
@@ -150,8 +150,8 @@ def source_of(data: Any, what: str = "train_data", size: int = CHUNK) -> Source:
     """Data as a user gives it, in chunks.
 
     Args:
-        data: an iterable of `(inputs, labels)` batches that can be iterated more than once; a factory of batches, which
-            may be a generator; or a list of factories, one for each shard.
+        data: an iterable of `(inputs, labels)` batches that can be iterated more than once; one such pair of all samples,
+            or a dataset; a factory of batches, which may be a generator; or a list of factories, one for each shard.
         what: how messages call it.
         size: batches per chunk; shards are chunks as they are.
 
@@ -167,7 +167,7 @@ def source_of(data: Any, what: str = "train_data", size: int = CHUNK) -> Source:
         if hasattr(made, "__getitem__") and hasattr(made, "__len__"):
             return IndexedSource(data, made, what, size)
         return LoaderSource(_Anew(data, what), what, size)
-    return LoaderSource(data, what, size)
+    return LoaderSource(batched(data, what), what, size)
 
 
 def is_shards(data: Any) -> bool:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, count, islice
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+from torch.utils.data import DataLoader, Dataset
 
 from fxinvert.errors import DataError
 from fxinvert.training.batch import Batch, checked
 from fxinvert.training.fingerprint import Fingerprint, fingerprint
 
 Part = Literal["all", "train", "held_out"]
+#: samples per batch of data that come without batches
+BATCH = 256
 
 
 class Batches:
@@ -115,6 +121,31 @@ def beginning_of(source: Iterable[Any]) -> Iterable[Any]:
     return source.beginning if isinstance(source, Begun) else source
 
 
+def batched(data: Any, what: str) -> Any:
+    """Data that come whole as batches: a pair (inputs, labels) of all samples, tensors or arrays, or a dataset of samples.
+
+    Batches of a pair are views. Anything else is returned as it is.
+
+    Raises:
+        DataError: inputs and labels of a pair do not fit.
+    """
+    if isinstance(data, Dataset) and not isinstance(data, Iterable):
+        return DataLoader(data, BATCH)
+    # the second of two batches would be a pair
+    if (
+        isinstance(data, tuple | list)
+        and len(data) == 2
+        and isinstance(data[1], Tensor | np.ndarray | Mapping)
+    ):
+        arrays = tree_map(
+            lambda value: torch.as_tensor(value) if isinstance(value, np.ndarray) else value, data
+        )
+        whole = checked(arrays, what)
+        parts = [whole.select(slice(start, start + BATCH)) for start in range(0, len(whole), BATCH)]
+        return [(part.inputs, part.labels) for part in parts]
+    return data
+
+
 def check_source(source: Any, what: str) -> None:
     """Checks that data can be passed over several times.
 
@@ -128,5 +159,5 @@ def check_source(source: Any, what: str) -> None:
         )
     if not isinstance(source, Iterable):
         raise DataError(
-            f"{what} is {type(source).__name__}; an iterable of (inputs, labels) batches is needed"
+            f"{what} is {type(source).__name__}; (inputs, labels), a dataset, or an iterable of such batches is needed"
         )
