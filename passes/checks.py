@@ -19,6 +19,18 @@ Values = Mapping[fx.Node, Any]
 _ROUNDING = 1e-2
 
 
+def check_readable(model: nn.Module) -> None:
+    """The model is made of Python code.
+
+    Raises:
+        TraceError: it is TorchScript.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError(
+            "the model is a TorchScript module, into which nothing can look; give the module that it was made from"
+        )
+
+
 def check_devices(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     """The model has values, and lies with its inputs on one device.
 
@@ -67,7 +79,10 @@ def check_reproduces(
                 "the model is random: two runs in evaluation mode give different outputs (a functional dropout "
                 "without training=self.training does that, or noise that forward() draws: make it an input)"
             )
-        raise CaptureError(f"the traced graph does not reproduce the model: {problem}. {REPORT}")
+        raise CaptureError(
+            f"the traced graph does not reproduce the model: {problem}. If forward() switches torch.autocast, which no graph "
+            f"records, let it compute in one precision; if not: {REPORT}"
+        )
     if not expected.dim() or len(expected) % max(batch_size(inputs), 1):
         raise TraceError(f"{WITH_BATCH_SIZE} (its output has shape {tuple(expected.shape)}); {KEEP_FIRST}")
     larger, rows = doubled(inputs), len(expected)

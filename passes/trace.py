@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from fxinvert.errors import TraceError
 from fxinvert.passes.capture import CaptureError, evaluating, hides_parameters, symbolic_graph, unchanged
-from fxinvert.passes.checks import check_devices, check_reproduces, run
+from fxinvert.passes.checks import check_devices, check_readable, check_reproduces, run
 from fxinvert.passes.exported import export_graph, exported_graph, is_exported
 from fxinvert.passes.inputs import Flat, Inputs
 from fxinvert.passes.leaves import copied
@@ -58,6 +58,7 @@ def trace(
         assert isinstance(model, fx.GraphModule)
         return model
     rules = rules or default_rules()
+    check_readable(model)
     form = Inputs.of(model.forward, example_inputs)
     values = form.tensors(example_inputs)
     check_devices(model, values)

@@ -163,6 +163,33 @@ def test_linearized_targets_of_an_affine_model_are_the_nearest() -> None:
         assert float(rec.consistency(name).max()) < 1e-6
 
 
+class Routed(nn.Module):
+    """One of two experts for each sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.experts = nn.Linear(4, 2), nn.ModuleList([nn.Linear(4, 5), nn.Linear(4, 5)])
+        self.last = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = self.gate(x).argmax(-1)[:, None, None].expand(-1, 1, 5)
+        every = torch.stack([expert(x) for expert in self.experts], 1)
+        output: Tensor = self.last(every.gather(1, chosen).squeeze(1))
+        return output
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_does_not_lead_to_the_output_keeps_its_anchor(dtype: torch.dtype) -> None:
+    """An expert that another was preferred to has no derivative at all."""
+    model, x = Routed().to(dtype), torch.randn(20, 4, dtype=dtype)
+    chosen = model.gate(x).argmax(-1)
+    rec = fxinvert.invert(model, x, reconstruction="linearized")(x, torch.arange(20) % 3)
+    for i in range(2):
+        anchor, target = rec.anchors[f"experts.{i}"], rec.targets[f"experts.{i}"]
+        assert torch.isfinite(target).all()
+        assert torch.equal(target[chosen != i], anchor[chosen != i])
+
+
 def test_linearized_targets_are_the_same_a_few_samples_at_a_time() -> None:
     """However few fit into memory."""
     model, x = models.load("digits_resnet"), models.data_of("digits_resnet").test.inputs[0][:5]

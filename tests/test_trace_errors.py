@@ -59,6 +59,7 @@ def _says_nothing_at_a_node(self: Any, x: Tensor) -> Tensor:
         (Model(_says_nothing), r"does not run on .*\(2, 3\): AssertionError"),
         (Model(_says_nothing_at_a_node), r"does not run on .*'_assert'.*: AssertionError"),
         (nn.Sequential(nn.LazyLinear(3)), "lazy modules"),
+        (torch.jit.trace(nn.Linear(3, 2), torch.randn(2, 3)), "TorchScript"),  # type: ignore[no-untyped-call]
         (nn.Linear(3, 2, device="meta"), "no values .*load its weights"),
     ],
 )  # fmt: skip

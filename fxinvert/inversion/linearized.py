@@ -126,7 +126,8 @@ def _correction(jacobian: Tensor, missing: Tensor, condition_limit: float) -> Te
     """Jᵀ(JJᵀ + λI)⁻¹ r for every sample: `(B, m, n)`, `(B, m)` → `(B, n)`; the small system in float64."""
     gram = torch.einsum("bmn,bkn->bmk", jacobian, jacobian).double()
     size = gram.diagonal(dim1=1, dim2=2).sum(1)
-    damping = size / condition_limit**2 + torch.finfo(torch.float64).tiny ** 0.5
+    # where nothing leads to the output the weights must stay finite in the precision of J
+    damping = size / condition_limit**2 + torch.finfo(jacobian.dtype).tiny ** 0.5
     system = gram + torch.diag_embed(damping[:, None].expand(-1, gram.shape[1]))
     # damped as it is it has a solution; `solve` would wait for the device to look
     weights = torch.linalg.solve_ex(system, missing.double())[0].to(jacobian.dtype)

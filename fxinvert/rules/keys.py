@@ -43,7 +43,11 @@ def key_of(spelling: Any) -> str:
     if isinstance(spelling, torch._ops.OpOverloadPacket):
         namespace, name = spelling._qualified_op_name.split("::")
         return key_of(name) if namespace == "aten" else f"{namespace}::{name}"
-    if isinstance(spelling, type) and issubclass(spelling, nn.Module) and is_torch(spelling):
+    if (
+        isinstance(spelling, type)
+        and issubclass(spelling, nn.Module)
+        and spelling.__module__.startswith("torch.nn.")
+    ):
         return _module_key(spelling.__name__)
     if not hasattr(spelling, "__qualname__"):
         raise RuleError(

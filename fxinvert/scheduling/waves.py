@@ -75,7 +75,11 @@ def _chosen(plan: Plan, names: Sequence[str] | str | None) -> Wave:
         raise CutError(f"the plan has several segments of the name {', '.join(twice)}")
     trained = tuple(segment for segment in plan.segments if segment.trained)
     if not trained:
-        raise DataError("the plan has no segment with parameters that can be trained in closed form")
+        raise DataError(
+            "the plan has no segment with parameters that can be trained: no rule tells how those of its ops follow from "
+            "what they should have produced (weights that are computed, as by weight_norm or spectral_norm, stay as they "
+            "are; remove the parametrization to train them)"
+        )
     if names is None:
         return trained
     wanted = [names] if isinstance(names, str) else list(names)
