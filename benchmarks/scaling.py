@@ -166,7 +166,7 @@ class Passes:
     def _statistics(self, every: int | None = None) -> None:
         """A pass; or the first chunks of one, for every worker to begin with."""
         arguments = {
-            "output_target": self.target,
+            "output_targets": [self.target],
             "paths": self.paths,
             "satisfied_weight": 0.1,
             "weighted": False,

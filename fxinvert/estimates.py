@@ -41,10 +41,12 @@ class Wave:
     Attributes:
         segments: their names.
         stages: of the work; None: the method does not tell.
+        judged: what a candidate costs per sample, once what comes before the segments is known.
     """
 
     segments: tuple[str, ...]
     stages: tuple[Stage, ...] | None
+    judged: Cost
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Estimate:
     Attributes:
         method: its name.
         waves: in order.
-        forward: what measuring a candidate costs per sample.
+        forward: what a forward pass costs per sample.
         state: bytes of the parameters and buffers, which every worker is sent with every stage.
         samples: in all; a fifth of them is held out.
         chunk, batch: samples per chunk, and per batch, which is in memory.
@@ -123,11 +125,12 @@ class Estimate:
         if not self.is_known:
             return math.nan
         here = 0.0 if workers == 1 else 1.0 / bandwidth
-        return sum(
-            self._stage_seconds(stage, workers, here) for wave in self.waves for stage in wave.stages or ()
-        )
+        return sum(self._stage_seconds(wave, stage, workers, here) for wave, stage in self._stages())
 
-    def _stage_seconds(self, stage: Stage, workers: int, here: float) -> float:
+    def _stages(self) -> Iterator[tuple[Wave, Stage]]:
+        return ((wave, stage) for wave in self.waves for stage in wave.stages or ())
+
+    def _stage_seconds(self, wave: Wave, stage: Stage, workers: int, here: float) -> float:
         each = [stage.samples * stage.passes * cost.seconds for _, cost in stage.tasks]
         count = self._chunks_of(stage) if stage.by_chunk else len(each)
         if stage.by_chunk:
@@ -137,7 +140,7 @@ class Estimate:
         work = max(_makespan(each, workers), reducing) + stage.solve_seconds
         chunks = min(workers, self.chunks)
         measuring = math.ceil(self.chunks / chunks) * self.chunk / HELD_OUT * self.forward.seconds
-        judging = self._search(stage) * self.forward.seconds + (measuring if self._is_sampled else 0.0)
+        judging = self._search(wave, stage).seconds + (measuring if self._is_sampled else 0.0)
         return stage.times * (min(workers, count) * self.state * here + work + judging)
 
     def _chunks_of(self, stage: Stage) -> int:
@@ -148,13 +151,17 @@ class Estimate:
         return self.samples / HELD_OUT > KEPT
 
     def _candidates(self, stage: Stage) -> int:
-        """Forward passes: each alternative, half of the best and its best multiple, and the quadratic model's."""
+        """Each alternative, half of the best and its best multiple, and the quadratic model's."""
         sizes = stage.updates + 1 if stage.updates > 1 and self.share == "searched" else 0
         return stage.proposals + 2 + sizes
 
-    def _search(self, stage: Stage) -> float:
-        """Samples that candidates are measured on here."""
-        return self._candidates(stage) * min(self.samples / HELD_OUT, KEPT)
+    def _search(self, wave: Wave, stage: Stage) -> Cost:
+        """What candidates cost that are measured here, on samples that are kept; what they have in common counts once."""
+        kept, tried = min(self.samples / HELD_OUT, KEPT), self._candidates(stage) - 1
+        return Cost(
+            kept * (self.forward.operations + tried * wave.judged.operations),
+            kept * (self.forward.seconds + tried * wave.judged.seconds),
+        )
 
     def rows(self) -> Iterator[Row]:
         """The tasks of a sweep, in their order; those of one stage can be done at the same time."""
@@ -166,7 +173,7 @@ class Estimate:
             given = {"memory": 0.0, "sent": 0.0, "seconds": samples * cost.seconds, **more}
             return Row(number, task, before, count, stage.times, samples * cost.operations, **given)
 
-        for stage in (stage for wave in self.waves for stage in wave.stages or ()):
+        for wave, stage in self._stages():
             begun, count = number, self._chunks_of(stage) if stage.by_chunk else 1
             for task, cost in stage.tasks:
                 samples = stage.passes * stage.samples / count
@@ -179,7 +186,7 @@ class Estimate:
                 )
                 before = (number,)
             tried = self._candidates(stage)
-            yield row(f"  judge {tried} candidates", 1, self.forward, self._search(stage), stage)
+            yield row(f"  judge {tried} candidates", 1, self._search(wave, stage), 1, stage)
             before = (number,)
             if self._is_sampled:
                 held_out = self.samples / HELD_OUT / self.chunks

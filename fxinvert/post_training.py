@@ -26,7 +26,7 @@ from fxinvert.passes.outputs import Key
 from fxinvert.passes.partition import partition
 from fxinvert.passes.plan import Plan
 from fxinvert.progress import progress_display
-from fxinvert.result import PostTrainingResult
+from fxinvert.result import PostTrainingResult, Record
 from fxinvert.rules import RuleSet
 from fxinvert.scheduling import Executor, executor_named, waves
 from fxinvert.scheduling.crew import Crew, Task
@@ -35,7 +35,7 @@ from fxinvert.scheduling.journal import Journal
 from fxinvert.training import Method, NormalEquations
 from fxinvert.training.chunks import CHUNK, source_of
 from fxinvert.training.confirm import Gain
-from fxinvert.training.context import MEMORY_LIMIT, Context
+from fxinvert.training.context import MEMORY_LIMIT, Context, State
 from fxinvert.training.data import Part
 from fxinvert.training.fingerprint import Fingerprint
 from fxinvert.training.held_out import HeldOutSample
@@ -87,6 +87,7 @@ def post_train(
     reconstruction: Reconstructed | Literal["auto"] = "auto",
     rules: RuleSet | None = None,
     progress: bool | None = None,
+    watch: Callable[[Record, nn.Module], None] | None = None,
 ) -> PostTrainingResult:
     """Post-trains a model without back-propagating through it.
 
@@ -140,6 +141,8 @@ def post_train(
             node on chains, linearized where the graph branches.
         rules: the rules in force.
         progress: whether to show progress; None: on a terminal.
+        watch: is called after every step with its record and the model as it would be returned if nothing followed, a copy
+            of its own: to save it, or to look at it before all is done.
 
     Raises:
         TraceError: the model cannot be captured.
@@ -195,7 +198,8 @@ def post_train(
         total = len(ordered) * sweeps + (len(targets) if len(targets) > 1 else 0)
         with progress_display(total, progress) as display:
             shop = Workshop(crew, shared, feeds, targets[0], display)
-            best, records = run_sweeps(shop, trainer, ordered, targets, settings, display.advance)
+            shown = None if watch is None else _showing(watch, model)
+            best, records = run_sweeps(shop, trainer, ordered, targets, settings, display.advance, shown)
         context.load(best.state)
         notes += _unconfirmed(best, confidence)
         if journal is not None:
@@ -240,6 +244,19 @@ def _check_counts(least: int = 1, **settings: Any) -> None:
         if value < least:
             what = name.removesuffix("s") if least == 1 else name
             raise DataError(f"{name}={value}: needed is at least {least} {what}")
+
+
+def _showing(watch: Callable[[Record, nn.Module], None], model: nn.Module) -> Callable[[Record, State], None]:
+    """Shows states as models."""
+
+    def show(record: Record, state: State) -> None:
+        copied = copy.deepcopy(model)
+        with torch.no_grad():
+            for name, value in state.items():
+                attribute(copied, name).copy_(value)
+        watch(record, copied)
+
+    return show
 
 
 def _unconfirmed(best: Best, confidence: float) -> list[str]:

@@ -46,10 +46,12 @@ class Workshop:
     ) -> None:
         self.crew, self.context, self.feeds = crew, context.get(), feeds
         self.output_target, self.display = output_target, display
+        self.output_targets: Sequence[OutputTarget] = [output_target]
         self.gained, self.sweep = 0.0, 0
         self.taken: int | None = None
         self._shared, self._what, self._digest = context, "", ""
         self._state: Shared[State] | None = None
+        self._once: tuple[Any, Any] = (None, None)
         self._sample, self._outputs_over = feeds["held_out"].sample.batches(), Remembered()
         self.use({})
 
@@ -130,6 +132,15 @@ class Workshop:
                 feed.check_total(seen)
             found.append(result)
         return found
+
+    def once(self, about: Any, do: Callable[[], Any]) -> Any:
+        if len(self.output_targets) == 1:  # nothing will be asked for again
+            self._once = None, None
+            return do()
+        key = (about, self._digest, self.output_targets)
+        if self._once[0] != key:
+            self._once = key, do()
+        return self._once[1]
 
     def remembered(self, about: Any, do: Callable[[], Any]) -> Any:
         store = self.crew.store

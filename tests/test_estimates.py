@@ -115,7 +115,7 @@ def test_segments_of_a_snapshot_are_trained_at_the_same_time() -> None:
 
 def one_stage(stage: Stage) -> Estimate:
     forward = Cost(10, 1e-9)
-    return Estimate("own", (Wave(("a",), (stage,)),), forward, 0, 10**6, 1000, 100, 64)
+    return Estimate("own", (Wave(("a",), (stage,), forward),), forward, 0, 10**6, 1000, 100, 64)
 
 
 def by_chunk(**change: Any) -> Estimate:

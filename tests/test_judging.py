@@ -9,6 +9,7 @@ import torch
 from runs import data, network
 from torch import Tensor, nn
 
+from fxinvert.inversion.replay import Values
 from fxinvert.training.batch import Batch
 from fxinvert.training.chunks import source_of
 from fxinvert.training.context import Context
@@ -18,6 +19,7 @@ from fxinvert.training.judge import LEAST, MOST, Candidate, interpolated, judge,
 from fxinvert.training.metrics import Metrics, Tally
 from fxinvert.training.outputs import Remembered, outputs_over
 from fxinvert.training.sizes import Quadratic, quadratic
+from fxinvert.training.variants import Variants
 from fxinvert.training.work import Proposal, Update, moved
 
 
@@ -55,26 +57,32 @@ def test_what_is_asked_for_again_is_computed_once(monkeypatch: pytest.MonkeyPatc
     context, batches = context_of(network())
     begun, proposal = context.state(), changes(context)
     other, none = moved(begun, proposal, (1.0, 1.0)), dict[str, Tensor]()
-    run: list[int] = []
-    once = Remembered()
+    half = moved(begun, proposal, (0.5, 0.5))
+    run: list[Values] = []
+    once, common = Remembered(), Variants.common
 
-    def counted(context: Context, batches: Any, states: Any) -> Any:
-        run.append(len(states))
-        return outputs_over(context, batches, states)
+    def counted(variants: Variants, inputs: Any) -> Values:
+        run.append(common(variants, inputs))
+        return run[-1]
 
-    monkeypatch.setattr("fxinvert.training.outputs.outputs_over", counted)
     for state, digest in ((begun, "a"), (begun | other, "b"), (begun, "a")):
         context.load(state, digest)
-        for changed in ([none], [other, none], [none, other, none]):
-            given = [list(own) for _, own in once(context, batches, changed)]
+        for changed in ([none], [other, none], [half], [none, other, half, none]):
             wanted = [list(own) for _, own in outputs_over(context, batches, changed)]
+            with monkeypatch.context() as patch:
+                patch.setattr(Variants, "common", counted)
+                given = [list(own) for _, own in once(context, batches, changed)]
             torch.testing.assert_close(given, wanted, rtol=0, atol=0)
-    # nothing changed: once for each of the two states
-    assert sum(run) == 2 + 3 * 2
-    context.load(begun, "")  # what it holds is not told
-    run.clear()
-    assert len(list(once(context, batches, [{}]))) == len(batches)
-    assert run == [1]
+    # for each of two states, the output with nothing changed, and what comes before all of the changes
+    assert len(run) == 2 * 2 * len(batches)
+    monkeypatch.setattr(Variants, "common", counted)
+    for loaded, kept in (("", 2**26), ("c", 0)):  # what it holds is not told; there is no room
+        context.load(begun, loaded)
+        monkeypatch.setattr("fxinvert.training.outputs.KEPT_BYTES", kept)
+        run.clear()
+        for _ in range(2):
+            assert len(list(once(context, batches, [{}]))) == len(batches)
+        assert len(run) == 2 * len(batches)
 
 
 def test_the_quadratic_model_is_exact_where_the_output_is_affine_in_the_sizes() -> None:

@@ -154,9 +154,10 @@ def test_weighted_errors_weigh_by_what_the_output_feels() -> None:
     x = torch.tensor([[1.0, 2.0], [-1.0, 5.0]], dtype=torch.float64)
     context, batches = context_of(model, [(x, torch.ones(2, 1, dtype=torch.float64))])
     target = output_target("regression")
-    (found,) = sums(
-        context, batches, output_target=target, paths=["0"], satisfied_weight=1.0, weighted=True
-    ).values()
+    (of_target,) = sums(
+        context, batches, output_targets=[target], paths=["0"], satisfied_weight=1.0, weighted=True
+    )
+    (found,) = of_target.values()
     assert isinstance(found, NormalEquations)
     gram = found.gram[0]
     open_only = x[0][:, None] * x[0]

@@ -105,17 +105,18 @@ def images() -> list[tuple[Tensor, Tensor]]:
 
 def summed(batches: list[Any], fraction: float | None = 0.3) -> NormalEquations:
     context = Context(small(), {"train": source_of(images())})
-    found = sums(
+    (found,) = sums(
         context,
         batches,
-        output_target=output_target("cross_entropy"),
+        output_targets=[output_target("cross_entropy")],
         paths=["0", "3"],
         satisfied_weight=1.0,
         weighted=True,
         position_fraction=fraction,
-    )["0.weight"]
-    assert isinstance(found, NormalEquations)
-    return found
+    )
+    first = found["0.weight"]
+    assert isinstance(first, NormalEquations)
+    return first
 
 
 def test_the_same_positions_are_drawn_wherever_a_chunk_is_worked_on() -> None:

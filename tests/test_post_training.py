@@ -6,6 +6,7 @@ import copy
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import fxinvert
 from fxinvert import CutError, DataError, TraceError, models
 from fxinvert.linalg import SolveSettings
+from fxinvert.result import Record
 
 Data = list[tuple[Tensor, Tensor]]
 
@@ -97,6 +99,44 @@ def test_same_input_same_bytes(train: Data) -> None:
     for name, value in first.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name])
     assert first.final == second.final
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.9, 1 - 1e-9])
+def test_every_step_shows_what_would_be_returned(train: Data, confidence: float) -> None:
+    model, shown = models.load("digits_cnn", "early"), list[tuple[Record, nn.Module]]()
+    settings: dict[str, Any] = {"sweeps": 2, "confidence": confidence}
+    result = fxinvert.post_train(model, train, **settings, watch=lambda *step: shown.append(step))
+    alone = fxinvert.post_train(model, train, **settings)
+    assert [replace(record, seconds=0) for record, _ in shown] == [
+        replace(record, seconds=0) for record in alone.history
+    ]
+    for name, value in alone.model.state_dict().items():
+        assert torch.equal(value, result.model.state_dict()[name])
+        assert torch.equal(value, shown[-1][1].state_dict()[name])
+    few = fxinvert.post_train(model, train, **settings | {"sweeps": 1})
+    number = len(few.history) - 1
+    for name, value in few.model.state_dict().items():
+        assert torch.equal(value, shown[number][1].state_dict()[name])
+
+
+def test_output_targets_are_told_apart_in_one_pass(train: Data) -> None:
+    """Three output targets, one segment: as many passes over the data as for one and a sweep."""
+    passes: list[int] = []
+
+    class Counted:
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            passes.append(1)
+            return iter(train)
+
+    settings: dict[str, Any] = {"sweeps": 1, "only": ["fc2"]}
+    several = fxinvert.post_train(models.load("digits_cnn", "early"), Counted(), **settings)
+    assert len(several.history) == 4
+    of_several = len(passes)
+    passes.clear()
+    fxinvert.post_train(
+        models.load("digits_cnn", "early"), Counted(), **settings, output_target="cross_entropy"
+    )
+    assert of_several == len(passes) + 1
 
 
 def test_only_the_segments_of_the_plan_change(train: Data) -> None:

@@ -54,13 +54,13 @@ def test_a_run_that_was_interrupted_goes_on_and_ends_with_the_same_bytes(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert invoke(*COMMAND, "--run-directory", "whole").exit_code == 0
-    stopped = interrupt(monkeypatch, 10, *COMMAND, "--run-directory", "run")  # nine tasks and a wave
+    stopped = interrupt(monkeypatch, 10, *COMMAND, "--run-directory", "run")  # seven tasks and three waves
     assert stopped.exit_code == 130
     assert "fxinvert resume run" in stopped.output
     assert not is_finished(here / "run")
     told = invoke("status", "run").output
     assert "stopped (KeyboardInterrupt" in told
-    assert "9, in" in told
+    assert "7, in" in told
     resumed = invoke("resume", "run")
     assert resumed.exit_code == 0, resumed.output
     for name in RESULTS:
@@ -188,7 +188,7 @@ def test_bad_input(here: Path, prepare: Any, command: str, said: str) -> None:
 
 
 def test_a_run_with_other_data_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    interrupt(monkeypatch, 10, *COMMAND, "--run-directory", "run")  # nine tasks and a wave
+    interrupt(monkeypatch, 10, *COMMAND, "--run-directory", "run")  # seven tasks and three waves
     (here / "data.npz").unlink()
     (here / "cli_nets.py").write_text((here / "cli_nets.py").read_text())
     import numpy as np

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal
@@ -94,6 +95,12 @@ class InverseGraph:
                 )
         paths = {node.meta["path"]: value for node, value in refined.items()}
         return Reconstruction(self.graph, values, paths, certificates)
+
+    def towards(self, output_target: OutputTarget) -> InverseGraph:
+        """The same inverse for another output target; graphs and factorizations are shared."""
+        other = copy.copy(self)
+        other.output_target = Heads.of(self.graph).target(output_target)
+        return other
 
     def forward(self, inputs: Any) -> dict[fx.Node, Any]:
         """The forward pass, with the value of every node.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from itertools import islice
 from typing import Any, Literal
 
@@ -96,7 +96,7 @@ class ClosedForm:
         used = min(_whole(self.samples or probe.samples, probe.chunk), probe.samples)
         block = min(_whole(self.every or used, probe.chunk), used)
         for paths in self._groups(probe.context, segments):
-            cost, found = probe.measured(sums, self._arguments(probe.output_target, paths))
+            cost, (found,) = probe.measured(sums, self._arguments([probe.output_target], paths))
             names = paths if self.ops == "in_turn" else [segment.name for segment in segments]
             sent = size_of(found)
             yield Stage(
@@ -120,9 +120,9 @@ class ClosedForm:
         groups = list(owners.values())
         return groups if self.ops == "in_turn" else [[path for group in groups for path in group]]
 
-    def _arguments(self, output_target: OutputTarget, paths: list[str]) -> dict[str, Any]:
+    def _arguments(self, output_targets: Sequence[OutputTarget], paths: list[str]) -> dict[str, Any]:
         return {
-            "output_target": output_target,
+            "output_targets": output_targets,
             "paths": paths,
             "satisfied_weight": self.satisfied_weight,
             "weighted": self.error == "weighted",
@@ -130,13 +130,9 @@ class ClosedForm:
         }
 
     def _solved(self, work: Work, paths: list[str]) -> Iterator[list[Proposal]]:
-        arguments = self._arguments(work.output_target, paths)
         known: Sums = {}
-        size = self.every or self.samples
-        count = None if size is None or self.samples is None else -(-self.samples // size)
-        for block in islice(work.blocks(sums, arguments, size), count):
-            for part in block:
-                known = _added(known, part)
+        for found in self._blocks(work, paths):
+            known = _added(known, found)
             inverse = work.context.inverse(work.output_target)
             representatives = {_owner(n): n for n in (work.context.nodes[path] for path in reversed(paths))}
             yield [
@@ -152,49 +148,71 @@ class ClosedForm:
                 for key, value in known.items()
             }
 
+    def _blocks(self, work: Work, paths: list[str]) -> Iterator[Sums]:
+        """The sums of each block of samples; from one pass for all output targets that are told apart."""
+        size = self.every or self.samples
+        count = None if size is None or self.samples is None else -(-self.samples // size)
+
+        def passed(targets: Sequence[OutputTarget]) -> Iterator[list[Sums]]:
+            for block in islice(work.blocks(sums, self._arguments(targets, paths), size), count):
+                yield reduce(lambda known, part: list(map(_added, known, part)), block)
+
+        if count == 1 or size is None:
+            targets = work.output_targets
+            (found,) = work.once((self, paths), lambda: list(passed(targets)))
+            yield found[targets.index(work.output_target)]
+        else:
+            yield from (found for (found,) in passed([work.output_target]))
+
 
 def sums(
     context: Context,
     batches: Iterable[Batch],
     *,
-    output_target: OutputTarget,
+    output_targets: Sequence[OutputTarget],
     paths: Sequence[str],
     satisfied_weight: float,
     weighted: bool,
     position_fraction: float | None = None,
-) -> Sums:
-    """G and C of some ops over batches, by the name of the op's weight; ops that share a weight are added.
+) -> list[Sums]:
+    """G and C of some ops over batches, by the name of the op's weight, for each output target.
+
+    Ops that share a weight are added.
 
     Args:
         context: the model.
         batches: the samples.
-        output_target: what the output should have been.
+        output_targets: what the output should have been; each is told for itself.
         paths: of the ops.
         satisfied_weight: weight of the samples whose output is its own target, the others weigh 1.
         weighted: whether errors are weighted by how sensitive the output is to them.
         position_fraction: see `ClosedForm`.
     """
-    inverse, total = context.inverse(output_target), Sums()
+    inverses, totals = (
+        [context.inverse(target) for target in output_targets],
+        [Sums() for _ in output_targets],
+    )
     nodes = [context.nodes[path] for path in paths]
     with torch.no_grad(), evaluating(context.graph):
         for number, batch in enumerate(batches):
-            values = inverse.forward(batch.inputs)
-            last = inverse.output_node
-            targets = inverse.targets(values, batch.labels, [*nodes, last])
-            weights = sample_weights(values[last], targets[last], satisfied_weight)
-            felt = sensitivities(inverse, nodes, batch) if weighted else {}
-            for i, node in enumerate(nodes):
-                op, trainable = inverse.op(node, values), inverse.inverse_op(node).rule.trainable
-                assert trainable is not None, f"{node.name} cannot be trained. {REPORT}"
-                at = None
-                if isinstance(trainable, ByPosition):
-                    # the place in the piece of data, so that the same are drawn wherever it is worked on
-                    at = drawn_positions(op, position_fraction, seed=number * len(nodes) + i)
-                errors = targets[node] - values[node]
-                part = _sums_of(op, trainable, errors, weights, felt.get(node), at)
-                key = _owner(node)
-                total[key] = added(total[key], part) if key in total else part
-    return total
+            values = inverses[0].forward(batch.inputs)
+            felt = sensitivities(inverses[0], nodes, batch) if weighted else {}
+            for inverse, total in zip(inverses, totals, strict=True):
+                last = inverse.output_node
+                targets = inverse.targets(values, batch.labels, [*nodes, last])
+                weights = sample_weights(values[last], targets[last], satisfied_weight)
+                for i, node in enumerate(nodes):
+                    op, trainable = inverse.op(node, values), inverse.inverse_op(node).rule.trainable
+                    assert trainable is not None, f"{node.name} cannot be trained. {REPORT}"
+                    at = None
+                    if isinstance(trainable, ByPosition):
+                        # the place in the piece of data, so that the same are drawn wherever it is worked on
+                        at = drawn_positions(op, position_fraction, seed=number * len(nodes) + i)
+                    errors = targets[node] - values[node]
+                    part = _sums_of(op, trainable, errors, weights, felt.get(node), at)
+                    key = _owner(node)
+                    total[key] = added(total[key], part) if key in total else part
+    return totals
 
 
 def _whole(samples: int, chunk: int) -> int:

@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import NormalDist
 
+import torch
+
 from fxinvert.heads import Heads
 from fxinvert.training.batch import Batch
 from fxinvert.training.context import Context, State
@@ -68,7 +70,8 @@ def gain(
 ) -> Gain:
     """What samples gain from another state over the context's."""
     total, heads = Gain(), Heads.of(context.graph)
-    for batch, outputs in outputs_over(context, batches, [{}, state]):
+    changed = {name: v for name, v in state.items() if not torch.equal(v, context.tensors[name])}
+    for batch, outputs in outputs_over(context, batches, [{}, changed]):
         before, after = (sample_losses(own, batch, heads) for own in outputs)
         fallen = before - after
         total += Gain(len(batch), float(fallen.sum()), float(fallen.square().sum()))

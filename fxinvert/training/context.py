@@ -115,7 +115,10 @@ class Context:
         return next((value.device for value in self.tensors.values()), torch.device("cpu"))
 
     def inverse(self, output_target: OutputTarget) -> InverseGraph:
-        """The graph's inverse for an output target; made once."""
+        """The graph's inverse for an output target; made once, and with its factorizations shared by all of them."""
+        if output_target not in self._inverses and self._inverses:
+            other = next(iter(self._inverses.values()))
+            self._inverses[output_target] = other.towards(output_target)
         if output_target not in self._inverses:
             how = self.reconstruction
             if how == "auto":

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from fxinvert.inversion.replay import Values
 from fxinvert.passes.capture import evaluating
 from fxinvert.training.batch import Batch
 from fxinvert.training.context import Context
 from fxinvert.training.variants import Variants
 
-#: bytes of outputs that are kept
+#: bytes of values that are kept
 KEPT_BYTES = 2**26
 
 #: gives each batch with its outputs, one for every variant of the context's parameters; see `outputs_over`
@@ -36,42 +37,60 @@ def outputs_over(
     with torch.no_grad(), evaluating(context.graph):
         variants = Variants(context, changes)
         for batch in batches:
-            yield batch, variants.outputs(batch.inputs)
+            yield batch, variants.outputs(variants.common(batch.inputs))
 
 
 class Remembered:
-    """`outputs_over` for batches that are the same every time: what they give with nothing changed is computed once.
+    """`outputs_over` for batches that are the same every time: what the variants have in common is computed once.
 
-    Outputs are kept by the digest of the parameters and buffers; those used last, as many as fit into `KEPT_BYTES`.
+    So the multiples of an update that are tried one after the other share all that comes before the op, and the outputs
+    with nothing changed are computed once. Values are kept by the digest of the parameters and buffers; those used last,
+    as many as fit into `KEPT_BYTES`.
     """
 
     def __init__(self) -> None:
-        self._known: OrderedDict[str, list[Tensor]] = OrderedDict()
+        self._known: OrderedDict[tuple[str, ...], list[Values]] = OrderedDict()
 
     def __call__(
         self, context: Context, batches: Iterable[Batch], changes: Sequence[Mapping[str, Tensor]]
     ) -> Iterator[tuple[Batch, Iterator[Tensor]]]:
         batches = list(batches)
-        if all(changes) or not context.loaded or _size(context, batches) > KEPT_BYTES:
-            yield from outputs_over(context, batches, changes)
-            return
         changed = [change for change in changes if change]
-        start = self._unchanged(context, batches)
-        for (batch, outputs), own in zip(outputs_over(context, batches, changed), start, strict=True):
-            yield batch, (next(outputs) if change else own for change in changes)
+        sets: list[Sequence[Mapping[str, Tensor]]] = (
+            [changed] if len(changed) == len(changes) else [changed, [{}]]
+        )
+        with torch.no_grad(), evaluating(context.graph):
+            groups = [Variants(context, own) for own in sets]
+            commons = [self._common(own, batches) for own in groups]
+            for batch, *parts in zip(batches, *commons, strict=True):
+                outputs, *start = (own.outputs(part) for own, part in zip(groups, parts, strict=True))
+                unchanged = [next(own) for own in start]
+                yield batch, (next(outputs) if change else unchanged[0] for change in changes)
 
-    def _unchanged(self, context: Context, batches: Sequence[Batch]) -> list[Tensor]:
-        if context.loaded not in self._known:
-            self._known[context.loaded] = [next(own) for _, own in outputs_over(context, batches, [{}])]
-        self._known.move_to_end(context.loaded)
-        while len(self._known) * _size(context, batches) > KEPT_BYTES:
-            self._known.popitem(last=False)
-        return self._known[context.loaded]
+    def _common(self, variants: Variants, batches: Sequence[Batch]) -> Iterator[Values]:
+        """What variants have in common, batch by batch; computed only if it is not kept."""
+        loaded = variants.context.loaded
+        key = (loaded, *(node.name for node in variants.shared))
+        if not variants.shared:
+            yield from ({} for _ in batches)
+            return
+        if key in self._known:
+            self._known.move_to_end(key)
+            yield from self._known[key]
+            return
+        found = list[Values]()
+        for batch in batches:
+            own = variants.common(batch.inputs)
+            if loaded and _size([*found, own]) <= KEPT_BYTES:
+                found.append(own)
+            yield own
+        if len(found) == len(batches):
+            self._known[key] = found
+            while sum(map(_size, self._known.values())) > KEPT_BYTES:
+                self._known.popitem(last=False)
 
 
-def _size(context: Context, batches: Sequence[Batch]) -> int:
-    """The bytes of a model's outputs on batches."""
-    (output,) = context.graph.graph.find_nodes(op="output")
-    meta = output.args[0].meta["tensor_meta"]
-    each: int = math.prod(meta.shape[1:]) * meta.dtype.itemsize
-    return sum(map(len, batches)) * each
+def _size(values: Sequence[Values]) -> int:
+    """The bytes of values that are neither inputs nor parameters."""
+    computed = (v for own in values for n, v in own.items() if n.op not in ("placeholder", "get_attr"))
+    return sum(leaf.nbytes for leaf in pytree.tree_leaves(list(computed)) if isinstance(leaf, Tensor))

@@ -24,6 +24,7 @@ class Place(Work, HeldOut, Protocol):
     """Work, and what judging it needs."""
 
     output_target: OutputTarget
+    output_targets: Sequence[OutputTarget]
 
     def state(self) -> State:
         """A copy of the parameters and buffers that jobs are done with."""
@@ -60,12 +61,28 @@ class Best:
 
     def __post_init__(self) -> None:
         self.baseline = self.latest = self.metrics
+        self._begun = self.state
 
     def see(self, metrics: Metrics, state: State) -> None:
         """Takes notice of a state."""
         self.latest = metrics
         if metrics.loss < self.metrics.loss and metrics.no_worse_than(self.baseline):
-            self.metrics, self.state = metrics, state
+            self.metrics, self.state, self.gain = metrics, state, None
+
+    def confirmed(self, place: Place, confidence: float) -> bool:
+        """Whether held-out samples confirm, with some confidence, that the state is better than the first; or is the first."""
+        if self.metrics is self.baseline:
+            return True
+        if self.gain is None:
+            now = place.state()
+            place.use(self._begun)
+            self.gain = place.gain(self.state)
+            place.use(now)
+        return self.gain.confirmed(confidence)
+
+    def kept(self, place: Place, confidence: float) -> State:
+        """The state that is returned if nothing follows."""
+        return self.state if self.confirmed(place, confidence) else self._begun
 
 
 @dataclass(frozen=True)
@@ -99,6 +116,7 @@ def run_sweeps(
     targets: Sequence[OutputTarget],
     settings: Settings,
     advance: Callable[[str], None],
+    watch: Callable[[Record, State], None] | None = None,
 ) -> tuple[Best, list[Record]]:
     """Sweeps over the waves.
 
@@ -112,6 +130,7 @@ def run_sweeps(
         targets: output targets, one or more.
         settings: how sweeps go.
         advance: is told about every wave that is done.
+        watch: is shown every step, with the state that is returned if it is the last one.
     """
     begun = place.state()
     place.begin("baseline")
@@ -127,10 +146,12 @@ def run_sweeps(
                 place.use(changed)
                 best.see(record.after, place.state())
                 records.append(record)
+                if watch is not None:
+                    watch(record, best.kept(place, settings.confidence))
             spent = time.perf_counter() - began
             advance(f"sweep {number}, {', '.join(s.name for s in wave)}: {best.latest} ({spent:.1f} s)")
 
-    place.output_target = targets[0]
+    place.output_target, place.output_targets = targets[0], targets
     if len(targets) > 1:
         tried: list[tuple[Metrics, State, OutputTarget]] = []
         for place.output_target in targets:
@@ -140,6 +161,7 @@ def run_sweeps(
             tried.append((best.latest, place.state(), place.output_target))
         best.latest, state, place.output_target = min(tried, key=lambda result: result[0].loss)
         place.use(state)
+        place.output_targets = [place.output_target]
     idle = 0
     for number in range(1, settings.sweeps + 1):
         before = best.latest.loss
@@ -148,11 +170,8 @@ def run_sweeps(
         idle = idle + 1 if number > 1 and gained <= settings.least_gain * before else 0
         if idle >= settings.patience or gained == 0:
             break
-    if best.metrics is not baseline:
-        place.use(begun)
-        best.gain = place.gain(best.state)
-        if not best.gain.confirmed(settings.confidence):
-            best.metrics, best.state = baseline, begun
+    if not best.confirmed(place, settings.confidence):
+        best.metrics, best.state = baseline, begun
     return best, records
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, fx
 from torch.func import functional_call
 
-from fxinvert.inversion.replay import Evaluator
+from fxinvert.inversion.replay import Evaluator, Values
 from fxinvert.passes.capture import attribute
 from fxinvert.training.context import Context
 
@@ -46,6 +46,9 @@ class Variants:
     Args:
         context: the model, in evaluation mode.
         changes: for each variant, parameters or buffers by name.
+
+    Attributes:
+        shared: the nodes whose values no variant changes and some need.
     """
 
     def __init__(self, context: Context, changes: Sequence[Mapping[str, Tensor]]) -> None:
@@ -58,19 +61,26 @@ class Variants:
         after = [reached(graph, [*given, *own]) for given, own in zip(self.given, self.modules, strict=True)]
         self._common = [n for n in graph.nodes if n is not output and any(n not in own for own in after)]
         needed = {n for own in after for node in own for n in node.all_input_nodes if n not in own}
-        self._common_uses = _last_uses(self._common, needed | {self._output})
+        if not all(self._output in own for own in after):
+            needed.add(self._output)
+        self.shared = tuple(n for n in self._common if n in needed)
+        self._common_uses = _last_uses(self._common, needed)
         self._own = [[n for n in own if n not in given] for own, given in zip(after, self.given, strict=True)]
         self._own_uses = [_last_uses(nodes, {self._output}) for nodes in self._own]
 
-    def outputs(self, inputs: Any) -> Iterator[Tensor]:
-        """The output of each variant, for one batch."""
+    def common(self, inputs: Any) -> Values:
+        """What no variant changes and some need, for one batch: the values of the nodes `shared`."""
         placeholders = self.context.graph.graph.find_nodes(op="placeholder")
         given = self.context.graph.meta["inputs"].tensors(inputs)
         runner = _Runner(self.context.graph, dict(zip(placeholders, given, strict=True)))
         _run(runner, self._common, self._common_uses)
-        shared = runner.env
+        return runner.env
+
+    def outputs(self, common: Values) -> Iterator[Tensor]:
+        """The output of each variant, given what they have in common."""
+        runner = _Runner(self.context.graph, {})
         for i, (nodes, uses) in enumerate(zip(self._own, self._own_uses, strict=True)):
-            runner.env = {**shared, **self.given[i]}
+            runner.env = {**common, **self.given[i]}
             runner.held = self.modules[i]
             _run(runner, nodes, uses)
             yield runner.env[self._output]

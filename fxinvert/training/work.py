@@ -23,6 +23,7 @@ class Work(Protocol):
     Attributes:
         context: this process's own.
         output_target: what the output should have been.
+        output_targets: those that are told apart from the same state, this one among them.
         gained: the share of the held-out loss that went with what was proposed last.
         taken: which of the alternatives proposed last was taken; None: none was.
         sweep: its number, from 1; 0 while output targets are told apart by the last segment.
@@ -30,6 +31,7 @@ class Work(Protocol):
 
     context: Context
     output_target: OutputTarget
+    output_targets: Sequence[OutputTarget]
     gained: float
     taken: int | None
     sweep: int
@@ -42,6 +44,10 @@ class Work(Protocol):
             arguments: of the job.
             every: samples per block, at least; None: all of the data is one block.
         """
+        ...
+
+    def once(self, about: Any, do: Callable[[], Any]) -> Any:
+        """What `do` gives; if it was asked for the same with the same parameters, what it gave last."""
         ...
 
     def each(self, job: Job, arguments: Sequence[Mapping[str, Any]]) -> list[Any]:
