@@ -1,4 +1,7 @@
-"""How well refined targets do: pushed forward from every cut of the reference networks, against the output target."""
+"""How well refined targets do: pushed forward from every cut of the reference networks, against the output target.
+
+Of `nearest` and `margin` what counts is that the label leads, by the margin: within 1e-3 of the norm of the output target.
+"""
 
 from __future__ import annotations
 
@@ -8,34 +11,36 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import fxinvert
 from benchmarks.measure import Ratio
 from fxinvert import models
-from fxinvert.inversion.attainable import attainable
+from fxinvert.inversion.attainable import within_reach
+from fxinvert.inversion.goal import Goal, Miss
 from fxinvert.inversion.replay import output_given
 from fxinvert.inversion.rest import Rest
 from fxinvert.inversion.stationary import first_order_error
 from fxinvert.inversion.stepping import TOLERANCE
+from fxinvert.linalg.vectors import norm
 from fxinvert.models.zoo import NETWORKS
 from fxinvert.passes.flow import by_sample
-from fxinvert.rules.certificate import relative
 
 #: steps, and samples of the training part; of large outputs fewer, and as many of the test part
-STEPS, COUNT, FEW, LARGE = 20, 64, 8, 64
+STEPS, COUNT, FEW, LARGE = 40, 64, 32, 64
 
 
 @dataclass(frozen=True)
 class Row:
-    """One network and output target: the shares of the samples that reach the output target from its cuts.
+    """One network and output target: the shares of the samples whose output is right from its cuts.
 
     Attributes:
         moved: the share of the samples whose output is to change at all.
         worst: the least share among the cuts,
         at: and the cut,
         mean: of the cuts.
-        beyond: the share of the samples whose output target is proven to be out of reach of the earlier cuts.
+        eased: the share of the samples that are asked for less of the margin, as all of it is proven to be out of reach of
+        the earlier cuts.
+        beyond: the share of those for which nothing that is right is within it.
         stationary: of those that miss there all the same, the share whose derivative shows no way on.
         seconds: for all cuts' targets.
     """
@@ -48,6 +53,7 @@ class Row:
     worst: float
     at: str
     mean: float
+    eased: float
     beyond: float
     stationary: float
     seconds: float
@@ -81,27 +87,26 @@ def consistency(name: str, output_target: str, *, count: int = COUNT, steps: int
     cuts = [node for node in graph.graph.nodes if exits & {node.name, node.meta.get("path")}]
     values = inverse.forward(inputs if len(inputs) > 1 else inputs[0])
     with torch.no_grad():
-        goal = inverse.output_target(values[inverse.output_node], labels)
         start = time.perf_counter()
         found = inverse.targets(values, labels, cuts)
         seconds = time.perf_counter() - start
-
-        def missed(result: Tensor) -> Tensor:
-            return relative(result - goal, goal) > TOLERANCE
-
-        missing = [missed(output_given(graph, values, cut, found[cut])) for cut in cuts]
+        goal = Goal.of(inverse.output_target, inverse.output_node, values[inverse.output_node], labels)
+        goal, bound = within_reach(graph, values, goal)
+        missing = []
+        for cut in cuts:
+            reached = by_sample(goal.node, output_given(graph, values, cut, found[cut]))
+            missing.append(norm(goal.missed(reached)) > TOLERANCE)
         shares = [1 - float(rows.float().mean()) for rows in missing]
-        moved = float(missed(values[inverse.output_node]).float().mean())
-        bound = attainable(graph, values, goal)
-        beyond = 0.0 if bound is None else float((bound.least > TOLERANCE).float().mean())
+        moved = float((norm(goal.missed(by_sample(goal.node, goal.outputs))) > TOLERANCE).float().mean())
+        beyond = bound.proven if bound else torch.zeros_like(missing[0])
+        eased = (goal.share < 1) & ~beyond
         worst = min(range(len(cuts)), key=shares.__getitem__)
-        rest = Rest(graph, values, cuts[worst])
-        sticking = missing[worst] if bound is None else missing[worst] & ~bound.forbids(rest)
+        miss = Miss(Rest(graph, values, cuts[worst]), goal)
+        sticking = missing[worst] & ~bound.forbids(miss.rest) if bound else missing[worst]
         rows = sticking.nonzero()[:, 0]
         stationary = 0.0
         if len(rows):
-            value = by_sample(cuts[worst], found[cuts[worst]])[rows]
-            left = first_order_error(rest.of(rows), value, by_sample(rest.exit, goal)[rows])
+            left = first_order_error(miss.of(rows), by_sample(cuts[worst], found[cuts[worst]])[rows])
             stationary = float((left > TOLERANCE).sum()) / len(labels)
     return Row(
         name,
@@ -112,7 +117,8 @@ def consistency(name: str, output_target: str, *, count: int = COUNT, steps: int
         shares[worst],
         cuts[worst].meta["path"],
         sum(shares) / len(cuts),
-        beyond,
+        float(eased.float().mean()),
+        float(beyond.float().mean()),
         stationary,
         seconds,
     )
@@ -136,6 +142,6 @@ def run() -> Iterator[Ratio]:
             1 - row.worst,
             0.01,
             f"missed at {row.at}, the worst of {row.cuts} cuts; {1 - row.mean:.1%} in the mean; "
-            f"{row.moved:.0%} of {row.samples} had to move, {row.beyond:.1%} are proven to be out of reach, "
-            f"{row.stationary:.1%} stationary there; {row.seconds:.1f} s",
+            f"{row.moved:.0%} of {row.samples} had to move, {row.eased:.0%} by less of the margin, "
+            f"{row.beyond:.1%} are proven to be out of reach, {row.stationary:.1%} stationary there; {row.seconds:.1f} s",
         )

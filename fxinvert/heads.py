@@ -46,14 +46,21 @@ class Heads:
         if not self.heads:
             return choice
 
-        def joined(outputs: Tensor, labels: Any) -> Tensor:
-            targets = [
-                (output_target("regression") if own.dtype.is_floating_point else choice)(output, own)
-                for output, own in self.pairs(outputs, labels)
-            ]
-            return torch.cat([target.flatten(1) for target in targets], 1)
+        def joined(outputs: Tensor, labels: Any, other: Tensor, share: Tensor) -> Tensor:
+            projected = []
+            for (output, own), (part, _) in zip(
+                self.pairs(outputs, labels), self.pairs(other, labels), strict=True
+            ):
+                wanted = output_target("regression") if own.dtype.is_floating_point else choice
+                projected.append(
+                    wanted.project(output, own, part, share) if wanted.project else wanted(output, own)
+                )
+            return torch.cat([target.flatten(1) for target in projected], 1)
 
-        return OutputTarget(choice.name, joined)
+        def target(outputs: Tensor, labels: Any) -> Tensor:
+            return joined(outputs, labels, outputs, torch.ones_like(outputs[:, 0]))
+
+        return OutputTarget(choice.name, target, joined if choice.project else None)
 
     def _labels(self, labels: Any) -> list[Any]:
         names = [head.key for head in self.heads]

@@ -19,6 +19,9 @@ from fxinvert.errors import DataError
 from fxinvert.linalg.vectors import by_sample
 
 OutputTargetFunction = Callable[[Tensor, Tensor], Tensor]
+#: of an output, the nearest that is right: (the model's own outputs, labels, the output to project, the share of the margin
+#: that is asked for, `(B,)`)
+Projection = Callable[[Tensor, Any, Tensor, Tensor], Tensor]
 OutputTargetName = Literal[
     "nearest", "margin", "cross_entropy", "max_assign", "one_hot", "regression", "soft"
 ]
@@ -59,13 +62,25 @@ def margin(outputs: Tensor, labels: Tensor, size: float | Literal["auto"] = "aut
     The spread is the sample's own, so that its target does not depend on the rest of its batch. Of 10 classes the
     margin is 2 spreads; of any number it is one that a logit can lead by.
     """
-    if size != "auto":
-        return nearest(outputs, labels, size)
+    return nearest(outputs, labels, automatic_margin(outputs, labels) if size == "auto" else size)
+
+
+def automatic_margin(outputs: Tensor, labels: Tensor) -> Tensor:
+    """The margin `"auto"` of every label."""
     logits, _, _ = _classes_last(outputs, labels)
     classes = logits.shape[-1]
     centred = logits - logits.mean(-1, keepdim=True)
-    spread = (centred.square().sum(-1) / max(classes - 1, 1)).sqrt()
-    return nearest(outputs, labels, LEAD * classes**0.5 * spread)
+    spread: Tensor = (centred.square().sum(-1) / max(classes - 1, 1)).sqrt()
+    size: float = LEAD * classes**0.5
+    return size * spread
+
+
+def _nearest_of(outputs: Tensor, labels: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    return nearest(other, labels)
+
+
+def _margin_of(outputs: Tensor, labels: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    return nearest(other, labels, automatic_margin(outputs, labels) * by_sample(share, labels))
 
 
 def cross_entropy(outputs: Tensor, labels: Tensor, step: float = 2.0) -> Tensor:
@@ -144,6 +159,9 @@ FUNCTIONS: dict[str, OutputTargetFunction] = {
     "soft": soft,
 }
 
+#: output targets that are the nearest of many outputs that are right
+PROJECTIONS: dict[OutputTargetFunction, Projection] = {nearest: _nearest_of, margin: _margin_of}
+
 
 @dataclass(frozen=True)
 class OutputTarget:
@@ -152,10 +170,12 @@ class OutputTarget:
     Attributes:
         name: for tables and metadata.
         function: `(outputs, labels) -> target`.
+        project: onto the outputs that are right, where the target is the nearest of many; None: it alone is right.
     """
 
     name: str
     function: OutputTargetFunction
+    project: Projection | None = None
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
         try:
@@ -181,12 +201,12 @@ def output_target(choice: str | OutputTargetFunction) -> OutputTarget:
     if isinstance(choice, OutputTarget):
         return choice
     if callable(choice):
-        return OutputTarget(getattr(choice, "__name__", "custom"), choice)
+        return OutputTarget(getattr(choice, "__name__", "custom"), choice, PROJECTIONS.get(choice))
     if not isinstance(choice, str) or choice not in FUNCTIONS:
         where = " (post_train chooses it by held-out loss; here there is none)" if choice == "auto" else ""
         known = ", ".join(FUNCTIONS)
         raise DataError(f"unknown output target {choice!r}{where}; known are {known}, or a callable")
-    return OutputTarget(choice, FUNCTIONS[choice])
+    return OutputTarget(choice, FUNCTIONS[choice], PROJECTIONS.get(FUNCTIONS[choice]))
 
 
 def class_axis(outputs: Tensor, labels: Tensor) -> int:

@@ -1,14 +1,17 @@
-"""Attainable: how near its output target a model can come at all, whatever its earlier values are.
+"""Attainable: how near the outputs that are right a model can come at all, whatever its earlier values are.
 
 The last stretch of many models is affine, L, behind an op of bounded range: a ReLU gives nothing below 0, tanh nothing
-beyond 1, a layer normalization nothing off a sphere. Whatever value x of a convex set C the op gives, for every unit
-vector u of the output
+beyond 1, a layer normalization nothing off a sphere. The outputs that are right, S, are convex; let u be the unit vector
+from any output o to its projection P(o) onto S, so that no point t of S has ⟨u, t⟩ < ⟨u, P(o)⟩. Whatever value x of a
+convex set C the op gives,
 
-    ‖L(x) − t‖ ≥ ⟨u, t − L(x)⟩ ≥ ⟨u, t − L(0)⟩ − max over C of ⟨Aᵀu, x⟩,   A the linear part of L,
+    ‖L(x) − t‖ ≥ ⟨u, t − L(x)⟩ ≥ ⟨u, P(o) − L(0)⟩ − max over C of ⟨Aᵀu, x⟩,   A the linear part of L,
 
-which is a proof, for any u. The u of the residual at the nearest point of C makes it tight (duality: Boyd & Vandenberghe
-2004, §5.2); that point is found by projected gradients with momentum (Beck & Teboulle, SIAM J. Imaging Sci. 2, 2009).
+which is a proof, for any o. The output of the point of C that comes nearest to S makes it tight (duality: Boyd &
+Vandenberghe 2004, §5.2); it is found by projected gradients with momentum (Beck & Teboulle, SIAM J. Imaging Sci. 2, 2009).
 Where a range has no end, values beyond `FAR` times the largest of the sample's anchor are left out.
+
+A margin that is proven to be out of reach is halved until it is not: the label then leads by as much as the model can give.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import torch
 from torch import Tensor, fx
 
 from fxinvert.errors import SolveError
+from fxinvert.inversion.goal import Goal
 from fxinvert.inversion.rest import Rest
 from fxinvert.inversion.stepping import TOLERANCE
 from fxinvert.linalg.jacobian import Jacobian
@@ -38,6 +42,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "silu": (-0.279, math.inf),
 }
 FAR, STEPS, POWER = 100.0, 400, 30
+#: part of a distance that is enough of a proof
+TIGHT = 0.99
+#: the shares of a margin that are asked for where more is out of reach
+SHARES = (0.5, 0.25, 0.0)
 
 
 @dataclass(frozen=True)
@@ -46,15 +54,21 @@ class Bound:
 
     Attributes:
         node: the op.
-        least: `(B,)`, ‖output − target‖ / ‖target‖ is at least that for any value before it; 0: nothing is proven.
+        least: `(B,)`, what any value before it makes the output miss at least, relative to the output target; 0: nothing is
+            proven.
     """
 
     node: fx.Node
     least: Tensor
 
     def forbids(self, rest: Rest) -> Tensor:
-        """`(B,)`, the samples whose target no value comes near to from which the rest of a model begins."""
-        return (self.least > TOLERANCE) & (self.node in rest.following)
+        """`(B,)`, the samples that miss whatever the value is from which the rest of a model begins."""
+        return self.proven & (self.node in rest.following)
+
+    @property
+    def proven(self) -> Tensor:
+        """`(B,)`, the samples that miss whatever the value before the op is."""
+        return self.least > TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -97,16 +111,34 @@ class Balls:
         return z - z.mean(2, keepdim=True)
 
 
-def attainable(graph: fx.GraphModule, values: Mapping[fx.Node, Any], target: Tensor) -> Bound | None:
-    """How near the output can come to its target behind the last op of bounded range; None: there is none.
+def within_reach(
+    graph: fx.GraphModule, values: Mapping[fx.Node, Any], goal: Goal
+) -> tuple[Goal, Bound | None]:
+    """The goal with as much of the margin as is not proven to be out of reach, and what is proven of that.
 
     Args:
         graph: a graph with one output.
         values: of its forward pass.
-        target: of the output.
+        goal: the outputs that are right.
+    """
+    bound = attainable(graph, values, goal)
+    for share in SHARES if goal.project else ():
+        if bound is None or not bool(bound.proven.any()):
+            break
+        goal = goal.eased(torch.where(bound.proven, share, goal.share))
+        bound = attainable(graph, values, goal)
+    return goal, bound
+
+
+def attainable(graph: fx.GraphModule, values: Mapping[fx.Node, Any], goal: Goal) -> Bound | None:
+    """How near the output can come to what is right behind the last op of bounded range; None: there is none.
+
+    Args:
+        graph: a graph with one output.
+        values: of its forward pass.
+        goal: the outputs that are right.
     """
     flow = Flow(graph)
-    wanted = by_sample(flow.exit, target)
     for node in reversed(flow.line[:-1]):
         rest, anchor, op = Rest(graph, values, node), by_sample(node, values[node]), node.meta.get("op")
         if not _is_affine(rest, anchor):
@@ -120,41 +152,46 @@ def attainable(graph: fx.GraphModule, values: Mapping[fx.Node, Any], target: Ten
                 lambda z: rest(z.reshape(shape) * scale + shift),  # noqa: B023 - called in this turn
                 Balls(size),
                 anchor,
-                wanted,
+                goal,
             )
             return Bound(node, least)
         if op in RANGES:
             low, high = (torch.full_like(anchor[:, :1], end) for end in RANGES[op])
             far = FAR * anchor.abs().amax(1, keepdim=True).clamp(min=1)
-            return Bound(node, _least(rest, Box(low, torch.minimum(high, far)), anchor, wanted))
+            return Bound(node, _least(rest, Box(low, torch.minimum(high, far)), anchor, goal))
     return None
 
 
-def _least(function: Callable[[Tensor], Tensor], within: Box | Balls, like: Tensor, wanted: Tensor) -> Tensor:
-    """`(B,)`, the relative distance of an affine function's values on a set from the wanted ones, at least."""
+def _least(function: Callable[[Tensor], Tensor], within: Box | Balls, like: Tensor, goal: Goal) -> Tensor:
+    """`(B,)`, how much an affine function's values on a set miss at least, relative to the output target."""
     jacobian = Jacobian(function, torch.zeros_like(like))
-    offset = wanted - function(torch.zeros_like(like))
+    offset = function(torch.zeros_like(like))
     # σ_max² by power iteration, and some more
     x = torch.ones_like(like)
     for _ in range(POWER):
-        x = jacobian.adjoint(jacobian.apply(x))
+        x = jacobian.adjoint(function(x) - offset)
         largest = x.norm(dim=1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
         x = x / largest
     rate = 1 / (1.1 * largest)
     x = y = within.nearest(torch.zeros_like(like))
-    best, momentum = torch.zeros_like(wanted[:, 0]), 1.0
+    best, momentum = torch.zeros_like(offset[:, 0]), 1.0
     for step in range(STEPS):
-        residual = offset - jacobian.apply(y)
+        output = function(y)
+        right = goal.nearest(output)
+        residual = right - output
+        length = residual.norm(dim=1)
+        reached = length <= TOLERANCE * goal.size
         slope = jacobian.adjoint(residual)
-        if step % 20 == 0 or step == STEPS - 1:
-            length = residual.norm(dim=1)
-            proven = ((residual * offset).sum(1) - within.most(slope)) / length.clamp(min=1e-30)
-            best = torch.maximum(best, proven)
+        if step % 10 == 0 or step == STEPS - 1:
+            proven = ((residual * (right - offset)).sum(1) - within.most(slope)) / length
+            # of a short one the direction is rounding
+            best = torch.where(reached, best, torch.maximum(best, proven))
+            if bool((reached | (best >= TIGHT * length)).all()):
+                break
         ahead = within.nearest(y + rate * slope)
         following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
         y, x, momentum = ahead + (momentum - 1) / following * (ahead - x), ahead, following
-    length = torch.linalg.vector_norm(wanted, dim=1)
-    return best / torch.where(length > 0, length, 1)
+    return best / goal.size
 
 
 def _operand(node: fx.Node, name: str, values: Mapping[fx.Node, Any], default: float) -> Any:

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
 
-from fxinvert.inversion.attainable import Bound, attainable
+from fxinvert.inversion.attainable import Bound
+from fxinvert.inversion.goal import Goal, Miss
 from fxinvert.inversion.rest import Rest
 from fxinvert.inversion.stationary import REACH, first_order_error
 from fxinvert.inversion.stepping import TOLERANCE
 from fxinvert.passes.capture import evaluating
 from fxinvert.passes.flow import by_sample
 from fxinvert.rules import Certificate, Status
-from fxinvert.rules.certificate import relative, row_norms
+from fxinvert.rules.certificate import row_norms
 
 
 def certified_forward(
     graph: fx.GraphModule,
     targets: Mapping[fx.Node, Tensor],
     values: Mapping[fx.Node, Any],
-    goal: Tensor,
+    goal: Goal,
     damping: float,
     refined: bool,
+    bound: Bound | None,
 ) -> dict[str, Certificate]:
     """The certificates of targets, by path, each measured when somebody looks.
 
@@ -35,33 +37,29 @@ def certified_forward(
         graph: the normalized graph.
         targets: of its nodes.
         values: of its forward pass.
-        goal: the target of the output.
+        goal: the outputs that are right.
         damping: that the targets were found with.
-        refined: whether they were to reach the goal, so that what misses it needs a reason.
+        refined: whether they were to reach that, so that what misses it needs a reason.
+        bound: what is proven of the goal.
     """
     # what others may change before somebody looks
     state = [*graph.parameters(), *graph.buffers()]
     state += [values[n] for n in graph.graph.find_nodes(op="placeholder")]
-
-    @cache
-    def bound() -> Bound | None:
-        return attainable(graph, values, goal)
+    state += [leaf for leaf in tree_leaves(goal.labels) if isinstance(leaf, Tensor)]
 
     def later(node: fx.Node, value: Tensor) -> Certificate:
         def measure() -> Certificate:
             with evaluating(graph):
-                return _measured(Rest(graph, values, node), value, goal, damping, bound if refined else None)
+                return _measured(Miss(Rest(graph, values, node), goal), value, damping, refined, bound)
 
-        return Certificate.later(measure, value, goal, values[node], *state)
+        return Certificate.later(measure, value, goal.target, goal.outputs, values[node], *state)
 
     return {node.meta["path"]: later(node, value) for node, value in targets.items()}
 
 
-def _measured(
-    rest: Rest, value: Tensor, goal: Tensor, damping: float, bound: Callable[[], Bound | None] | None
-) -> Certificate:
-    wanted = by_sample(rest.exit, goal)
-    residual = relative(rest(value) - wanted, wanted)
+def _measured(miss: Miss, value: Tensor, damping: float, refined: bool, bound: Bound | None) -> Certificate:
+    rest = miss.rest
+    residual = row_norms(miss(value))
     failed = ~torch.isfinite(residual)
     missed = (residual > TOLERANCE) & ~failed
     status = Status.DAMPED if bool(missed.any()) else Status.EXACT
@@ -71,24 +69,29 @@ def _measured(
         distance=row_norms(by_sample(rest.node, value - rest.values[rest.node])),
         failed=failed,
         damping=damping,
-        reason=_reason(rest, value, wanted, residual, missed, bound())
-        if bound and bool(missed.any())
-        else "",
+        reason=_reason(miss, value, residual, missed, bound) if refined else "",
     )
 
 
-def _reason(
-    rest: Rest, value: Tensor, wanted: Tensor, residual: Tensor, missed: Tensor, bound: Bound | None
-) -> str:
-    """Why samples miss: their target is out of reach, proven or to first order, or the steps came to an end before."""
+def _reason(miss: Miss, value: Tensor, residual: Tensor, missed: Tensor, bound: Bound | None) -> str:
+    """Which samples are asked for less, and why others miss.
+
+    What is right is out of reach, proven or to first order, or the steps came to an end before.
+    """
     count = int(missed.sum())
-    proven = torch.zeros_like(missed) if bound is None else missed & bound.forbids(rest)
+    proven = torch.zeros_like(missed) if bound is None else missed & bound.forbids(miss.rest)
     stationary, least = torch.zeros_like(missed), torch.zeros_like(residual)
     rows = (missed & ~proven).nonzero()[:, 0]
     if len(rows):
-        least[rows] = first_order_error(rest.of(rows), by_sample(rest.node, value)[rows], wanted[rows])
+        least[rows] = first_order_error(miss.of(rows), by_sample(miss.rest.node, value)[rows])
         stationary = least > TOLERANCE
     reasons = []
+    eased = (miss.goal.share < 1) & ~(proven if bound is None else bound.proven)
+    if bound is not None and bool(eased.any()):
+        reasons.append(
+            f"{int(eased.sum())} of {len(eased)} labels are to lead by {float(miss.goal.share[eased].min()):.0%} of the "
+            f"margin at least: more is beyond the range of {bound.node.meta['path']!r} ({bound.node.meta['op']})"
+        )
     if bound is not None and bool(proven.any()):
         reasons.append(
             f"{int(proven.sum())} of {count} targets that are missed lie beyond the range of {bound.node.meta['path']!r} "

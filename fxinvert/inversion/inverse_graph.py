@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor, fx, nn
 
 from fxinvert.errors import DataError, NoRuleError, TraceError
 from fxinvert.heads import Heads
-from fxinvert.inversion.attainable import Bound, attainable
+from fxinvert.inversion.attainable import Bound, within_reach
 from fxinvert.inversion.forward_certificate import certified_forward
+from fxinvert.inversion.goal import Goal, Miss
 from fxinvert.inversion.linearized import linearized_targets
 from fxinvert.inversion.reconstruction import Reconstruction
 from fxinvert.inversion.refinement import refine
@@ -22,6 +23,7 @@ from fxinvert.inversion.rest import Rest
 from fxinvert.inversion.source import Source
 from fxinvert.inversion.stepping import TOLERANCE
 from fxinvert.linalg import SolveSettings
+from fxinvert.linalg.vectors import norm
 from fxinvert.notebook import table
 from fxinvert.output_target import OutputTarget
 from fxinvert.passes.capture import attribute, evaluating
@@ -29,7 +31,6 @@ from fxinvert.passes.flow import Flow, Stretch, by_sample, has_target
 from fxinvert.passes.inverse_op import InverseOp
 from fxinvert.passes.synthesize import ANCHOR_OF, TARGET_OF, arguments_of, inverse_op, renew, synthesize
 from fxinvert.rules import Certificate, Op, RuleSet
-from fxinvert.rules.certificate import relative
 
 Reconstructed = Literal["nodewise", "linearized"]
 #: κ of linearized targets: a first-order model of the output is no better than that
@@ -80,21 +81,21 @@ class InverseGraph:
         """
         with torch.no_grad(), evaluating(self.graph):
             values = self.forward(inputs)
-            target = self.output_target(values[self.output_node], labels)
+            goal, bound = self._goal(values, labels)
             nodes = [node for node in Flow(self.graph).nodes if has_target(node)]
             certificates: dict[str, Certificate] = {}
             if self.reconstruction == "linearized":
-                targets = self._linearized(values, nodes, target)
+                targets = self._linearized(values, nodes, goal.target)
             else:
-                by_path, certificates = self.graph_module(target, *self._anchors(values))
+                by_path, certificates = self.graph_module(goal.target, *self._anchors(values))
                 targets = {node: by_path[node.meta["path"]] for node in nodes}
-            refined = self._refined(targets, values, target)
+            refined = self._refined(targets, values, goal, bound)
             if self.reconstruction == "linearized" or self.refine:
                 certificates = certified_forward(
-                    self.graph, refined, values, target, self._damping, refined=self.refine > 0
+                    self.graph, refined, values, goal, self._damping, self.refine > 0, bound
                 )
         paths = {node.meta["path"]: value for node, value in refined.items()}
-        return Reconstruction(self.graph, values, paths, certificates)
+        return Reconstruction(self.graph, values, paths, certificates, goal)
 
     def towards(self, output_target: OutputTarget) -> InverseGraph:
         """The same inverse for another output target; graphs and factorizations are shared."""
@@ -137,8 +138,8 @@ class InverseGraph:
         """
         if self.reconstruction == "linearized":
             with torch.no_grad():
-                target = self.output_target(values[self.output_node], labels)
-                return self._refined(self._linearized(values, nodes, target), values, target)
+                goal, bound = self._goal(values, labels)
+                return self._refined(self._linearized(values, nodes, goal.target), values, goal, bound)
         paths = dict(self._outputs()[0])
         for node in nodes:
             if node.meta["path"] not in paths:
@@ -148,13 +149,13 @@ class InverseGraph:
         wanted = {paths[node.meta["path"]]: node for node in nodes}
         needed = _ancestors(wanted)
         with torch.no_grad():
-            target = self.output_target(values[self.output_node], labels)
-            env = dict(zip(self._placeholders(), (target, *self._anchors(values)), strict=True))
+            goal, bound = self._goal(values, labels)
+            env = dict(zip(self._placeholders(), (goal.target, *self._anchors(values)), strict=True))
             for node in self.graph_module.graph.nodes:
                 if node in needed and node not in env:
                     env[node] = _evaluated(self.graph_module, node, env)
             found = {forward: env[node] for node, forward in wanted.items()}
-            return self._refined(found, values, target)
+            return self._refined(found, values, goal, bound)
 
     def op(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Op:
         """A forward node as rules see it, with the values of one forward pass."""
@@ -233,36 +234,32 @@ class InverseGraph:
         linearized = self.reconstruction == "linearized"
         return (self._settings.condition_limit or LINEARIZED_LIMIT) ** -2 if linearized else 0.0
 
+    def _goal(self, values: Mapping[fx.Node, Any], labels: Any) -> tuple[Goal, Bound | None]:
+        """The output target; where targets are refined all outputs that are right, in reach, and what is proven of them."""
+        goal = Goal.of(self.output_target, self.output_node, values[self.output_node], labels)
+        return within_reach(self.graph, values, goal) if self.refine else (replace(goal, project=None), None)
+
     def _refined(
-        self, targets: Mapping[fx.Node, Tensor], values: Mapping[fx.Node, Any], goal: Tensor
+        self,
+        targets: Mapping[fx.Node, Tensor],
+        values: Mapping[fx.Node, Any],
+        goal: Goal,
+        bound: Bound | None,
     ) -> dict[fx.Node, Tensor]:
         """The targets after Gauss–Newton steps, as far as they are wanted; the output's own stays."""
-
-        @cache
-        def bound() -> Bound | None:
-            return attainable(self.graph, values, goal)
 
         def refined(node: fx.Node, start: Tensor) -> Tensor:
             if not self.refine or node is self.output_node:
                 return start
-            rest = Rest(self.graph, values, node)
-            wanted = by_sample(self.output_node, goal)
+            miss = Miss(Rest(self.graph, values, node), goal)
             found, anchor = (by_sample(node, value) for value in (start, values[node]))
-            rows = (relative(rest(found) - wanted, wanted) > TOLERANCE).nonzero()[:, 0]
+            rows = (norm(miss(found)) > TOLERANCE).nonzero()[:, 0]
             if not len(rows):
                 return start
-            some = rest.of(rows)
 
-            def forbidden() -> Tensor:
-                known = bound()
-                return (
-                    torch.zeros_like(rows, dtype=torch.bool) if known is None else known.forbids(rest)[rows]
-                )
-
-            given = (found[rows], anchor[rows], wanted[rows])
-            better = refine(some, *given, self.refine, some.of, forbidden)
-            found = found.index_copy(0, rows, better)
-            return found.reshape(start.shape)
+            hopeless = None if bound is None else bound.forbids(miss.rest)[rows]
+            better = refine(miss.of(rows), found[rows], anchor[rows], self.refine, hopeless)
+            return found.index_copy(0, rows, better).reshape(start.shape)
 
         return {node: refined(node, target) for node, target in targets.items()}
 

@@ -41,8 +41,9 @@ def invert(
         rules: the rules in force, by default `default_rules()`.
         condition_limit: κ; corrections amplified more than that are damped. By default 1e3, in float64 1e6.
         refine: the largest number of Gauss–Newton steps that follow on every target, until the model, run forward
-            from it, comes within 1e-3 of the output target (see `fxinvert.inversion.refinement`). Certificates then tell
-            how near it comes, and why not nearer.
+            from it, comes within 1e-3 of what is right: the output target, or, for `"nearest"` and `"margin"`, any output in
+            which the label leads by as much as that asks for and the model can give (see `fxinvert.inversion.refinement`).
+            Certificates then tell how near it comes, and why not nearer.
         reconstruction: how targets are found: `"nodewise"`, op by op through the inverse graph, or `"linearized"`, all
             at once from the derivative of the output (see `fxinvert.inversion.linearized`): much faster where graphs
             branch, and right to first order.

@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx
 
+from fxinvert.inversion.goal import Goal
 from fxinvert.inversion.replay import output_given
 from fxinvert.notebook import table
 from fxinvert.passes.capture import evaluating
 from fxinvert.passes.flow import by_sample
 from fxinvert.rules import Certificate
-from fxinvert.rules.certificate import passed_through, relative
+from fxinvert.rules.certificate import passed_through, relative, row_norms
 
 V = TypeVar("V")
 
@@ -59,8 +60,9 @@ class Reconstruction:
         values: Mapping[fx.Node, Any],
         targets: Mapping[str, Tensor],
         certificates: Mapping[str, Certificate],
+        goal: Goal,
     ) -> None:
-        self._graph, self._values = graph, values
+        self._graph, self._values, self._goal = graph, values, goal
         nodes = [node for node in graph.graph.nodes if node.meta.get("path") in targets]
         aliases = {node.name: node.meta["path"] for node in nodes}
         self._nodes = {node.meta["path"]: node for node in nodes}
@@ -85,14 +87,14 @@ class Reconstruction:
             name: a node.
 
         Returns:
-            `(B,)`, the relative error to the output target, ‖f(target) − t‖ / ‖t‖, one number per sample.
+            `(B,)`, the relative error to the output target, ‖f(target) − t‖ / ‖t‖, one number per sample. Of refined targets
+            where the label is to lead (`"nearest"`, `"margin"`), the nearest output in which it does takes the place of t.
         """
         self.targets[name]  # an unknown name is refused here, with suggestions
         start = next(n for path, n in self._nodes.items() if name in (path, n.name))
         with torch.no_grad(), evaluating(self._graph):
             output = output_given(self._graph, self._values, start, self.targets[name])
-        exit_ = self._nodes[self.names[-1]]
-        return relative(*(by_sample(exit_, v) for v in (output - self.output_target, self.output_target)))
+        return row_norms(self._goal.missed(by_sample(self._goal.node, output)))
 
     def __repr__(self) -> str:
         rows = [f"Reconstruction of {len(self.output_target)} samples"]

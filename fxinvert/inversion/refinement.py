@@ -1,18 +1,20 @@
 """Refine: Gauss–Newton on the rest of the model, from the target that the node-by-node pass has found.
 
 The node-by-node pass inverts one op at a time, so that the errors of unattainable targets add up on the way to the
-input. Where the model, run forward from a node's target x, misses the output target t, steps
+input. Where the model, run forward from a node's target x, misses the outputs that are right by r(x) (`goal.py`), steps
 
-    x ← x + Jᵀ(JJᵀ + μI)⁻¹ (t − f(x))
+    x ← x − Jᵀ(JJᵀ + μI)⁻¹ r(x)
 
-follow, f the model from that node on and J its Jacobian at x, sample by sample. For μ → 0 that is J⁺, the smallest
-step that removes the linearized error; the least μ is of the size of the rounding errors of JJᵀ. A step that does not
-lower the sample's error is tried again with more damping (Levenberg 1944, Marquardt 1963), and one that does makes
-the next one bolder. A sample that stagnates starts again, once, from its anchor, where the model is what it was trained to
-be; so does one whose target misses by more than its anchor. Of all that was tried a sample keeps the best: an error
-never grows.
+follow, J the Jacobian of r at x, sample by sample. For μ → 0 that is J⁺, the smallest step that removes the linearized
+error; the least μ is of the size of the rounding errors of JJᵀ. A step that does not lower the sample's error is tried
+again with more damping (Levenberg 1944, Marquardt 1963), and one that does makes the next one bolder. A sample that
+stagnates starts again, once, from its anchor, where the model is what it was trained to be; so does one whose target misses
+by more than its anchor. Of all that was tried a sample keeps the best: an error never grows.
 
-What sticks all the same goes on through kinks that are rounded off (`continuation.py`).
+What sticks all the same goes around. A step that is right on the near side of a ReLU's kink is wrong beyond it, and a dead
+one tells no direction at all; on the model with its kinks rounded off (`rest.py`) the way is smooth. So the same steps are
+taken there, from the anchor on, with narrower and narrower kinks, and at last on the model itself (smoothing continuation:
+Chen & Mangasarian 1996).
 
 An output of at most some hundred numbers has a Jacobian of as many rows, found by one batched backward pass. Larger ones
 are solved by conjugate gradients on products with J, and a step that is refused is halved.
@@ -24,57 +26,68 @@ side, so that a refined target may come out another, as good a one, in a batch o
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from fxinvert.inversion.continuation import RestOf, continued
+from fxinvert.inversion.goal import Miss
 from fxinvert.inversion.stepping import TOLERANCE, Run, improve
-from fxinvert.linalg.vectors import by_sample
-from fxinvert.rules.certificate import relative
+from fxinvert.linalg.vectors import by_sample, norm
 
 #: a sample whose error is more than this part of what it was before the step stagnates
 SLOW = 0.9
-#: how many more steps than before there are on each way of the continuation
-MORE = 10
+#: how wide kinks are, one after the other (see `rest.py`)
+WIDTHS = (0.3, 0.1, 0.03, 0.01)
 
 
-def refine(
-    run: Run,
-    start: Tensor,
-    anchor: Tensor,
-    goal: Tensor,
-    steps: int,
-    rest_of: RestOf | None = None,
-    forbidden: Callable[[], Tensor] | None = None,
-) -> Tensor:
-    """A value that `run` brings closer to the goal than the one it starts from, for every sample by itself.
+def refine(miss: Miss, start: Tensor, anchor: Tensor, steps: int, hopeless: Tensor | None = None) -> Tensor:
+    """A value whose output is nearer to what is right than that of the one it starts from, for every sample by itself.
 
     Args:
-        run: the rest of the model, `(B, …)` → `(B, …)`, samples independent.
+        miss: what the output misses, samples independent.
         start: `(B, …)`, the target found so far.
         anchor: `(B, …)`, where samples start for which it is better, and those that stagnate start again.
-        goal: `(B, …)`, what `run` should give.
-        steps: the largest number of steps per sample.
-        rest_of: `run` for some samples, with kinks that can be rounded off: what misses takes up to `MORE` times as many
-            steps on each way of the continuation. None: it does not.
-        forbidden: tells which samples, `(B,)`, are known to miss whatever their value is: they are not worth that.
+        steps: the largest number of steps per sample, and as many more for every width of the kinks.
+        hopeless: which samples, `(B,)`, are known to miss whatever their value is: they do not go around.
     """
     with torch.no_grad():
-        value, error = _stepped(run, start, anchor, goal, steps, rest_of)
+        value, error = stepped(miss, start, anchor, steps, miss.of)
         missed = (error > TOLERANCE) & torch.isfinite(error)
-        if rest_of is None or not bool(missed.any()):
+        if not miss.rest.has_kinks or not bool(missed.any()):
             return value
-        rows = (missed if forbidden is None else missed & ~forbidden()).nonzero()[:, 0]
-        value[rows] = continued(rest_of, rows, value[rows], anchor[rows], goal[rows], MORE * steps)
+        rows = (missed if hopeless is None else missed & ~hopeless).nonzero()[:, 0]
+        if len(rows):
+            value[rows] = _around(miss.of(rows), value[rows], anchor[rows], steps)
         return value
 
 
-def _stepped(
-    run: Run, start: Tensor, anchor: Tensor, goal: Tensor, steps: int, rest_of: RestOf | None
+def _around(miss: Miss, found: Tensor, anchor: Tensor, steps: int) -> Tensor:
+    """From the anchor through kinks that become narrower; the best of where that leads and of what was found."""
+
+    def of(rows: Tensor, width: float) -> Run:
+        return partial(miss.of(rows), width=width)
+
+    value = anchor
+    for width in WIDTHS:
+        value, _ = stepped(partial(miss, width=width), value, value, steps, partial(of, width=width))
+    value, _ = stepped(miss, value, found, steps, miss.of)
+    return value
+
+
+def stepped(
+    miss: Run, start: Tensor, anchor: Tensor, steps: int, part: Callable[[Tensor], Run] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The best values of plain Gauss–Newton, and their errors; what is done leaves the others where it can."""
-    error, fallback = (relative(run(value) - goal, goal) for value in (start, anchor))
+    """The best values of plain Gauss–Newton, and their errors.
+
+    Args:
+        miss: what a value misses, `(B, …)` → `(B, n)`.
+        start: `(B, …)`.
+        anchor: `(B, …)`.
+        steps: at most.
+        part: `miss` for some samples, so that those that are done leave the others. None: they stay.
+    """
+    error, fallback = norm(miss(start)), norm(miss(anchor))
     fresh = fallback < error
     value, error = torch.where(by_sample(fresh, start), anchor, start), torch.where(fresh, fallback, error)
     best, least = value.clone(), error.clone()
@@ -86,13 +99,13 @@ def _stepped(
         count = int(active.sum())
         if not count:
             break
-        if rest_of is not None and count <= len(here) / 2:
+        if part is not None and count <= len(here) / 2:
             some = active.nonzero()[:, 0]
-            here, value, error, anchor, goal = here[some], value[some], error[some], anchor[some], goal[some]
+            here, value, error, anchor = here[some], value[some], error[some], anchor[some]
             caution, fresh, fallback = caution[some], fresh[some], fallback[some]
-            given_up, active, run = given_up[some], active[some], rest_of(here)
+            given_up, active, miss = given_up[some], active[some], part(here)
         before = error
-        value, error, caution, improved = improve(run, value, goal, error, caution, active)
+        value, error, caution, improved = improve(miss, value, error, caution, active)
         better = error < least[here]
         best[here] = torch.where(by_sample(better, value), value, best[here])
         least[here] = torch.where(better, error, least[here])

@@ -79,15 +79,15 @@ class Rest:
         some = placeholders_of(self.graph, self.values, rows)
         return Rest(self.graph, forward_values(self.graph, some), self.node)
 
-    def __call__(self, value: Tensor, widths: Tensor | None = None) -> Tensor:
-        """The output from another value of the node, with kinks as wide as `widths` `(B,)`, if they are given."""
+    def __call__(self, value: Tensor, width: float = 0.0) -> Tensor:
+        """The output from another value of the node, with kinks rounded off as wide as `width`."""
         runner = fx.Interpreter(self.graph, garbage_collect_values=False)
         runner.env = {**self.values, self.node: value.reshape(self.values[self.node].shape)}
         for node in self.following:
-            if widths is None or node not in self._spread:
-                runner.env[node] = runner.run_node(node)
+            if width and node in self._spread:
+                runner.env[node] = self._softened(runner, node, width * self._spread[node])
             else:
-                runner.env[node] = self._softened(runner, node, widths * self._spread[node])
+                runner.env[node] = runner.run_node(node)
         return by_sample(self.exit, runner.env[self.exit])
 
     def _softened(self, runner: fx.Interpreter, node: fx.Node, widths: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Stepping: a Gauss–Newton step for every sample, as bold as lowers its error (`refinement.py`, `continuation.py`)."""
+"""Stepping: a Gauss–Newton step for every sample, as bold as lowers its error (`refinement.py`)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from torch import Tensor
 from fxinvert.errors import SolveError
 from fxinvert.linalg.jacobian import Jacobian, differentiable
 from fxinvert.linalg.solvers import cgls
-from fxinvert.linalg.vectors import by_sample
-from fxinvert.rules.certificate import relative
+from fxinvert.linalg.vectors import by_sample, norm
 
-#: ‖f(x) − t‖ / ‖t‖ at which a sample is done
+#: relative to the output target, what a sample that is done misses at most
 TOLERANCE = 1e-3
 #: outputs of more numbers than this are not differentiated row by row, but by so many products for a step
 ROWS, PRODUCTS = 256, 25
@@ -29,41 +28,34 @@ Steps = Callable[[Tensor], Tensor]
 
 
 def improve(
-    run: Run,
-    value: Tensor,
-    goal: Tensor,
-    error: Tensor,
-    caution: Tensor,
-    active: Tensor,
-    more: float = 1.0,
-    less: float = 1.0,
+    miss: Run, value: Tensor, error: Tensor, caution: Tensor, active: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Every active sample's boldest step that lowers its error: (value, error, caution, which found one).
 
-    A step that is refused adds `more` to the caution, one that is taken removes `less`.
+    The error is the norm of what it misses, `(B, …)` → `(B, n)`. A step that is refused adds 1 to the caution, one that is
+    taken removes 1.
     """
-    find = _by_rows if goal[:1].numel() <= ROWS else _by_products
-    step_of = find(run, value, goal, active)
+    missed = torch.where(active[:, None], miss(value), 0)
+    step_of = (_by_rows if missed.shape[1] <= ROWS else _by_products)(miss, value, missed, active)
     improved, still = torch.zeros_like(active), active
     origin = value
-    for _ in range(int(TRIALS / more)):
+    for _ in range(TRIALS):
         step = torch.where(by_sample(still, origin), step_of(caution), 0)
         trial = origin + step
-        reached = relative(run(trial) - goal, goal)
+        reached = norm(miss(trial))
         accepted = still & (reached < error)
         value = torch.where(by_sample(accepted, value), trial, value)
         error = torch.where(accepted, reached, error)
         improved, still = improved | accepted, still & ~accepted & step.flatten(1).any(1)
-        caution = torch.where(accepted, (caution - less).clamp(min=0), caution + more * still)
+        caution = torch.where(accepted, (caution - 1).clamp(min=0), caution + still)
         if not bool(still.any()):
             break
     return value, error, caution, improved
 
 
-def _by_rows(run: Run, value: Tensor, goal: Tensor, active: Tensor) -> Steps:
-    """Jᵀ(JJᵀ + μI)⁻¹ (t − f(x)), more μ for more caution; the small system in float64."""
-    jacobian, output = jacobian_rows(run, value)
-    error = torch.where(active[:, None], goal.flatten(1) - output, 0).double()
+def _by_rows(miss: Run, value: Tensor, missed: Tensor, active: Tensor) -> Steps:
+    """−Jᵀ(JJᵀ + μI)⁻¹ r, more μ for more caution; the small system in float64."""
+    jacobian = jacobian_rows(miss, value)
     gram = (jacobian @ jacobian.mT).double()
     # a sample that is not active may be anything, NaN too
     gram = torch.where(active[:, None, None], gram, 0)
@@ -74,37 +66,35 @@ def _by_rows(run: Run, value: Tensor, goal: Tensor, active: Tensor) -> Steps:
 
     def step_of(caution: Tensor) -> Tensor:
         damping = torch.where(caution > 0, FIRST * FACTOR ** (caution.double() - 1), least) * trace + tiny
-        weights = torch.linalg.solve(gram + damping[:, None, None] * identity, error).to(value.dtype)
-        return torch.einsum("bmn,bm->bn", jacobian, weights).reshape(value.shape)
+        weights = torch.linalg.solve(gram + damping[:, None, None] * identity, -missed.double())
+        return torch.einsum("bmn,bm->bn", jacobian, weights.to(value.dtype)).reshape(value.shape)
 
     return step_of
 
 
-def _by_products(run: Run, value: Tensor, goal: Tensor, active: Tensor) -> Steps:
+def _by_products(miss: Run, value: Tensor, missed: Tensor, active: Tensor) -> Steps:
     """A step of truncated conjugate gradients, shorter by half for every bit of caution."""
     nothing = torch.zeros(len(value), dtype=value.dtype, device=value.device)
     try:
-        jacobian = Jacobian(run, value)
+        jacobian = Jacobian(miss, value)
     except SolveError:  # nothing that follows depends on the value
         return lambda caution: torch.zeros_like(value)
-    missing = torch.where(by_sample(active, goal), goal - run(value), 0)
-    size = missing.flatten(1).norm(dim=1)
     found = cgls(
-        jacobian, missing, nothing, largest=nothing, tolerance=0.0, small_enough=INNER * size, limit=PRODUCTS,
+        jacobian, -missed, nothing, largest=nothing, tolerance=0.0, small_enough=INNER * norm(missed), limit=PRODUCTS,
         skip=~active,
     )  # fmt: skip
     return lambda caution: by_sample(0.5**caution, value) * found.correction
 
 
-def jacobian_rows(run: Run, value: Tensor) -> tuple[Tensor, Tensor]:
-    """The samples' Jacobians `(B, outputs, inputs)` and the output."""
+def jacobian_rows(run: Run, value: Tensor) -> Tensor:
+    """The samples' Jacobians `(B, outputs, inputs)`."""
     with torch.enable_grad(), differentiable():
         x = value.detach().requires_grad_()
         output = run(x).flatten(1)
         if not output.requires_grad:
-            return value.new_zeros(*output.shape, value[0].numel()), output
+            return value.new_zeros(*output.shape, value[0].numel())
         rows = torch.eye(output.shape[1], dtype=output.dtype, device=output.device)
-        return torch.cat([_rows(output, x, some) for some in torch.split(rows, AT_ONCE)], 1), output.detach()
+        return torch.cat([_rows(output, x, some) for some in torch.split(rows, AT_ONCE)], 1)
 
 
 def _rows(output: Tensor, x: Tensor, some: Tensor) -> Tensor:
