@@ -24,8 +24,6 @@ from fxinvert.rules.certificate import relative
 SAMPLES = 64
 #: Gauss–Newton steps that refine a target
 REFINE = 20
-#: samples and steps of a network whose output is hundreds of numbers
-LARGE = {"digits_unet": (16, 5)}
 #: of an output that is no class: relative distance to the output target
 TOLERANCE = 1e-2
 #: whose targets of the input are shown, and how many
@@ -42,9 +40,8 @@ def runs(seeds: int) -> Iterator[Run]:
             for state in (
                 ("converged", "random") if network in ("digits_cnn", *OTHERS[:2]) else ("converged",)
             ):
-                samples, steps = LARGE.get(network, (SAMPLES, REFINE))
-                for refine in (0, steps):
-                    settings = {"network": network, "state": state, "refine": refine, "samples": samples}
+                for refine in (0, REFINE):
+                    settings = {"network": network, "state": state, "refine": refine, "samples": SAMPLES}
                     yield Run(f"{network}-{state}-{refine}", settings, seed, network in QUICK)
 
 
