@@ -105,14 +105,16 @@ def valley(function: Scalar, bottom: float, far: float, straight: float) -> Bran
         (bottom, far),
         lambda y: y.neg().log_().sub_(math.log(-least)).abs_().sqrt_(),
         lambda s: least * torch.exp(-s * s),
-        lambda y: torch.full_like(y, bottom),
+        constant=bottom,
+        slope=0,
     )
     right = Rational(
         function,
         (bottom, straight),
         lambda y: y.clamp(max=end).sub_(least).sqrt_(),
         lambda s: least + s * s,
-        lambda y: y + (bottom - least),
+        constant=bottom - least,
+        slope=1,
     )
     sides = falling(far, bottom, (least, edge), left), rising(bottom, INF, (least, INF), right)
     return tuple(replace(side, keeps=True) for side in sides)
@@ -141,7 +143,12 @@ def tanhshrink() -> Branches:
     """x − tanh x: odd, like x³/3 at zero and like x − 1 far from it."""
     return odd(
         Rational(
-            lambda x: x - x.tanh(), (0, 10), lambda y: y.clamp(max=9) ** (1 / 3), lambda s: s**3, torch.clone
+            lambda x: x - x.tanh(),
+            (0, 10),
+            lambda y: y.clamp(max=9) ** (1 / 3),
+            lambda s: s**3,
+            constant=0,
+            slope=1,
         )
     )
 

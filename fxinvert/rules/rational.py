@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fxinvert.linalg.memory import waits
+
 Scalar = Callable[[Tensor], Tensor]
 
 #: the largest error of a fit, relative to x where that is larger than 1
@@ -27,26 +29,30 @@ PLACES, STEPS = 400, 30
 
 @dataclass(eq=False)  # known by identity
 class Rational:
-    """Inverse of a smooth function on an interval on which it is monotone: x ≈ line(y) + s P(s) / Q(s), s = variable(y).
+    """Inverse of a smooth function on an interval on which it is monotone: x ≈ a + b y + s P(s) / Q(s), s = variable(y).
 
     Attributes:
         function: the scalar function, differentiable.
         ends: of the interval of x; s is zero at the first.
         variable: s ≥ 0 of a value, a new tensor; no more than that of the second end.
         value_at: the value with a given s.
-        line: of a value.
+        constant, slope: a and b.
     """
 
     function: Scalar
     ends: tuple[float, float]
     variable: Scalar
     value_at: Scalar
-    line: Scalar
+    constant: float
+    slope: float
 
     def __call__(self, value: Tensor) -> Tensor:
         above, below = _fitted(self)
         s = self.variable(value)
-        x = _polynomial(above, s).div_(_polynomial(below, s)).mul_(s).add_(self.line(value))
+        x = _polynomial(above, s).div_(_polynomial(below, s)).mul_(s)
+        x.add_(self.constant)
+        if self.slope:
+            x.add_(value, alpha=self.slope)
         return self.newton(x, value) if value.dtype == torch.float64 else x
 
     def newton(self, x: Tensor, value: Tensor) -> Tensor:
@@ -78,11 +84,21 @@ class Rational:
 
 def _polynomial(coefficients: tuple[float, ...], s: Tensor) -> Tensor:
     """Σ cᵢ sⁱ, by Horner's rule, a new tensor."""
-    *rest, last = coefficients
-    total = s * last
-    for coefficient in reversed(rest[1:]):
-        total.add_(coefficient).mul_(s)
-    return total.add_(rest[0])
+    *rest, second, last = coefficients
+    total = torch.mul(s, last).add_(second)
+    if waits(s):
+        for coefficient in reversed(rest):
+            total = total * s + coefficient
+    else:  # in one pass
+        for constant in reversed(_constants(tuple(rest), s.dtype)):
+            torch.addcmul(constant, total, s, out=total)
+    return total
+
+
+@functools.cache
+def _constants(numbers: tuple[float, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    with torch.inference_mode(False):
+        return tuple(torch.tensor(number, dtype=dtype) for number in numbers)
 
 
 @functools.cache
@@ -95,7 +111,7 @@ def _fitted(inverse: Rational) -> tuple[tuple[float, ...], tuple[float, ...]]:
         s = (place + 1) * (stop / 2)
         value = inverse.value_at(s)
         x = inverse.solved(value)
-        wanted = (x - inverse.line(value)) / s
+        wanted = (x - inverse.constant - inverse.slope * value) / s
         weight = s.clamp(min=1) / x.abs().clamp(min=1)
         for degree in DEGREES:
             error, above, below = _fit(place, wanted, weight, degree)
