@@ -21,7 +21,7 @@ from fxinvert.inversion.refinement import stepped
 from fxinvert.inversion.rest import Rest
 from fxinvert.inversion.stationary import REACH, first_order_error
 from fxinvert.inversion.stepping import TOLERANCE, Run
-from fxinvert.output_target import OutputTarget, margin, nearest
+from fxinvert.output_target import OutputTarget, automatic_margin, margin, nearest
 from fxinvert.rules.certificate import Status, relative
 
 
@@ -337,6 +337,23 @@ def test_many_outputs_are_right_where_the_label_is_to_lead(data: tuple[Tensor, T
         torch.testing.assert_close(goal.samples(rows).missed(other[rows]), goal.missed(other)[rows])
         half = goal.eased(torch.full_like(goal.share, 0.5))
         assert bool((half.missed(other).norm(dim=1) <= goal.missed(other).norm(dim=1) + 1e-6).all())
+
+
+def test_of_several_outputs_each_is_right_in_its_way() -> None:
+    """Class numbers are to lead, numbers are reached."""
+    samples = zoo.data_of("digits_two_head").train
+    inputs = tuple(values[:8] for values in samples.inputs)
+    labels = {name: own[:8] for name, own in samples.labels.items()}
+    graph = fxinvert.trace(zoo.load("digits_two_head", "converged"), inputs, output=tuple(labels))
+    inverse = fxinvert.invert(graph, output_target="margin")
+    values = inverse.forward(inputs)
+    with torch.no_grad():
+        goal = Goal.of(inverse.output_target, inverse.output_node, values[inverse.output_node], labels)
+        other = goal.outputs + torch.randn_like(goal.outputs)
+        digits = nearest(
+            other[:, :10], labels["digit"], automatic_margin(goal.outputs[:, :10], labels["digit"])
+        )
+        torch.testing.assert_close(goal.nearest(other), torch.cat([digits, labels["offset"]], 1))
 
 
 def test_a_margin_that_is_out_of_reach_is_halved() -> None:
