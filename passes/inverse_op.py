@@ -51,7 +51,7 @@ class InverseOp(nn.Module):
         super().__init__()
         self.rule, self.name, self.unknown, self.settings, self.rows = rule, name, unknown, settings, rows
         self.function = str(function) if isinstance(function, torch._ops.OpOverload) else function
-        self._cache = FactorCache()
+        self._cache = FactorCache(settings.ledger)
         self._found: Place | None = None
         own = isinstance(function, str | types.FunctionType | types.BuiltinFunctionType) and (
             is_torch(function) or function.__module__.startswith("fxinvert.")
@@ -141,7 +141,7 @@ class InverseOp(nn.Module):
         return f"{self.rule.key}: {self.rule.kind.value}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_cache": FactorCache()}
+        return self.__dict__ | {"_cache": FactorCache(self.settings.ledger)}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> InverseOp:
         # the rule is code and stays the same; a pickle would look it up in the default set

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fxinvert.errors import SolveError
-from fxinvert.linalg.memory import SHARE, free_memory, full_precision
+from fxinvert.linalg.memory import LEDGER, SHARE, Ledger, free_memory, full_precision, ledger
 from fxinvert.linalg.solvers import Factor
 from fxinvert.linalg.vectors import by_sample, flat
 
@@ -33,6 +33,9 @@ class SolveSettings:
         direct_limit: largest smaller side of a matrix that is decomposed into singular values.
         max_iterations: limit for iterative solvers; reaching it is reported as damping.
         memory_limit: bytes that a factorization, or the work on a batch, may take; by default a quarter of what is free.
+            Factorizations that are kept take no more than that all together.
+        memory_share, work_share: the parts of these that factorizations, and the work on a batch, may take, where the limit is
+            one for other things, too.
         method: the solver; by default the one that costs least.
         methods: the solvers of single ops, by the path of their nodes.
         expected: right-hand sides that are expected for one factorization.
@@ -43,6 +46,8 @@ class SolveSettings:
     direct_limit: int = 2048
     max_iterations: int = 300
     memory_limit: int | None = None
+    memory_share: float = 1.0
+    work_share: float = 1.0
     method: Method | None = None
     methods: Mapping[str, Method] = field(default_factory=dict)
     expected: int = 20_000
@@ -53,8 +58,20 @@ class SolveSettings:
         return replace(self, method=self.methods.get(path, self.method), methods={})
 
     def memory(self, device: torch.device) -> int:
-        """The memory limit in bytes."""
-        return self.memory_limit if self.memory_limit is not None else int(SHARE * free_memory(device))
+        """Bytes that a factorization may take."""
+        return int(self.memory_share * self._limit(device))
+
+    def work(self, device: torch.device) -> int:
+        """Bytes that the work on a batch may take."""
+        return int(self.work_share * self._limit(device))
+
+    @property
+    def ledger(self) -> Ledger:
+        """Of the factorizations that are kept: all with the same limit keep to it together."""
+        return LEDGER if self.memory_limit is None else ledger(int(self.memory_share * self.memory_limit))
+
+    def _limit(self, device: torch.device) -> float:
+        return self.memory_limit if self.memory_limit is not None else SHARE * free_memory(device)
 
     def limit(self, dtype: torch.dtype) -> float:
         """κ for values of a dtype."""
@@ -108,7 +125,7 @@ def solve_anchored(factor: Factor, r: Tensor, settings: SolveSettings) -> Correc
 
 
 def _solved(factor: Factor, r: Tensor, settings: SolveSettings) -> Correction:
-    rows = max(1, settings.memory(r.device) // factor.work) if len(r) else 1
+    rows = max(1, settings.work(r.device) // factor.work) if len(r) else 1
     if len(r) > rows:
         parts = [_solved(factor, part, settings) for part in torch.split(r, rows)]
         return Correction(

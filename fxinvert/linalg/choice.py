@@ -5,6 +5,7 @@ Costs are counted in operations of a float32 matrix product; what runs slower co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
@@ -119,12 +120,18 @@ def choose(operator: LinearOperator, settings: SolveSettings) -> Choice:
         return Choice(operator, found, asked, settings)
     able = [c for c in found if not c.why_not]
     if not able:
-        least = min(c.memory for c in found)
+        needed = math.ceil(min(c.memory for c in found) / settings.memory_share)
         raise SolveError(
-            f"no solver for an operator {operator.size[0]} × {operator.size[1]} fits into memory_limit={limit}: "
-            f"at least {least} bytes ({human(least)}) are needed"
+            f"no solver for an operator {operator.size[0]} × {operator.size[1]} fits into {_told(settings, limit)}: "
+            f"at least {needed} bytes ({human(needed)}) are needed"
         )
     return Choice(operator, found, min(able, key=lambda c: c.total(settings.expected)), settings)
+
+
+def _told(settings: SolveSettings, limit: int) -> str:
+    if settings.memory_share == 1 or settings.memory_limit is None:
+        return f"memory_limit={limit}"
+    return f"the {human(limit)} of memory_limit={settings.memory_limit} that are for solvers"
 
 
 def factorize(operator: LinearOperator, settings: SolveSettings) -> Factor:
@@ -142,24 +149,41 @@ def factorize(operator: LinearOperator, settings: SolveSettings) -> Factor:
 
 def _factorized(operator: LinearOperator, settings: SolveSettings) -> Factor:
     choice = choose(operator, settings)
-    factor = choice.chosen.make()
+    factor = _made(choice.chosen, operator, settings)
     told = choice.explain()
     if settings.method is None and isinstance(factor, GramFactor) and factor.strained:
-        able = {c.method: c for c in choice.candidates if not c.why_not and c is not choice.chosen}
-        for method in (m for m in _BETTER if m in able):
-            try:
-                better = able[method].make()
-            except SolveError as error:
-                told += f"\n  {method} was tried: {error}"
-                continue
-            if isinstance(better, GramFactor) and better.strained:
-                told += f"\n  {method} was tried: the Gram matrix is too ill-conditioned for it, too"
-                continue
-            factor = better
-            told += f"\n  {method} was taken: the Gram matrix is too ill-conditioned"
-            break
+        factor, more = _better(factor, choice)
+        told += more
     factor.chosen = f"{told}\n  {factor.explain()}"
     return factor
+
+
+def _better(factor: GramFactor, choice: Choice) -> tuple[Factor, str]:
+    """Another factorization that rounding does less to, the first that it does little to, if one fits beside; and what was tried."""
+    operator, settings, told = choice.operator, choice.settings, ""
+    left = settings.memory(operator.device) - factor.nbytes
+    able = {c.method: c for c in choice.candidates if not c.why_not and c.memory <= left}
+    for method in (m for m in _BETTER if m in able and m != choice.chosen.method):
+        try:
+            better = _made(able[method], operator, settings, factor.nbytes)
+        except SolveError as error:
+            told += f"\n  {method} was tried: {error}"
+            continue
+        if isinstance(better, GramFactor) and better.rounding >= factor.rounding:
+            told += f"\n  {method} was tried: the Gram matrix is too ill-conditioned for it, too"
+            continue
+        told += f"\n  {method} was taken: the Gram matrix is too ill-conditioned"
+        if not isinstance(better, GramFactor) or not better.strained:
+            return better, told
+        factor = better
+    return factor, told
+
+
+def _made(candidate: Candidate, operator: LinearOperator, settings: SolveSettings, held: int = 0) -> Factor:
+    """A candidate's factorization, beside another one that holds so many bytes; room is made for it if a limit is set."""
+    if settings.memory_limit is not None:
+        settings.ledger.reserve(held + candidate.memory, operator.device)
+    return candidate.make()
 
 
 def _candidates(operator: LinearOperator, settings: SolveSettings, limit: int) -> list[Candidate]:
@@ -175,7 +199,9 @@ def _candidates(operator: LinearOperator, settings: SolveSettings, limit: int) -
     def cholesky() -> Factor:
         a = operator.to(torch.float64).dense()
         gram = a @ a.T if dual else a.T @ a
-        return GramFactor(operator, lambda shift: DenseInverse(gram, shape, shift), "Cholesky factorization")
+        return GramFactor(
+            operator, lambda shift: DenseInverse(gram, shape, shift), "Cholesky factorization", gram.nbytes
+        )
 
     def banded() -> Factor:
         assert isinstance(operator, Convolution)

@@ -150,29 +150,37 @@ class GramFactor(Factor):
         operator: A.
         factorized: makes (K + μI)⁻¹ from μ, for K = AAᵀ where A has no more outputs than inputs, else AᵀA.
         method: how, in words.
+        held: bytes that `factorized` holds.
 
     Raises:
         SolveError: the Gram matrix cannot be factorized.
     """
 
-    def __init__(self, operator: LinearOperator, factorized: Callable[[float], Inverse], method: str) -> None:
+    def __init__(
+        self, operator: LinearOperator, factorized: Callable[[float], Inverse], method: str, held: int = 0
+    ) -> None:
         super().__init__(operator)
         m, n = operator.size
         self.dual = m <= n
         self._operators = {dtype: operator.to(dtype) for dtype in (operator.dtype, torch.float64)}
-        self._factorized, self._method = factorized, method
+        self._factorized, self._method, self._held = factorized, method, held
         self.largest = operator.norm()
         self._levels: dict[float, _Level] = {}
         self.condition = self._level(0.0).condition if self.largest else None
 
     @property
+    def rounding(self) -> float:
+        """What rounding may do to an unrefined answer, relative to it; infinite where the Gram matrix had to be shifted."""
+        return self._level(0.0).error if self.largest else 0.0
+
+    @property
     def strained(self) -> bool:
         """Whether the Gram matrix is so ill-conditioned that answers have to be refined to be any good."""
-        return self.largest > 0 and self._level(0.0).error > STRAINED[self.operator.dtype]
+        return self.rounding > STRAINED[self.operator.dtype]
 
     @property
     def nbytes(self) -> int:
-        return sum(level.inverse.nbytes for level in self._levels.values())
+        return self._held + sum(level.inverse.nbytes for level in self._levels.values())
 
     def explain(self) -> str:
         if not self.largest:
@@ -199,11 +207,20 @@ class GramFactor(Factor):
             x, steps, converged = self._refined(level, right, y, x, damping, r.dtype)
         return Solution(x.to(r.dtype), steps, converged)
 
+    def unrefined(self, value: Tensor) -> Tensor:
+        """(K + μI)⁻¹ of vectors of the smaller side, as it was factorized, undamped: `(B, *shape)` → the same."""
+        return self._level(0.0).inverse.solve(value)
+
     def _refined(
         self, level: _Level, r: Tensor, y: Tensor, x: Tensor, damping: float, dtype: torch.dtype
     ) -> tuple[Tensor, int, Tensor]:
-        """Refines the rows that need it, until they do not, or are no better for it."""
+        """Refines the rows that need it, until they do not, or are no better for it.
+
+        A small residual does not tell how far an answer is from the exact one. Every step leaves so much of that as rounding
+        does of an answer, which is how often all rows are refined.
+        """
         a, steps = self._operators[torch.float64], 0
+        least = math.ceil(math.log(UNREFINED[dtype]) / math.log(level.error)) - 1 if level.error < 1 else 0
         active = torch.arange(len(r), device=r.device)
         best = torch.full((len(r),), torch.inf, dtype=r.dtype, device=r.device)
         converged = torch.zeros(len(r), dtype=torch.bool, device=r.device)
@@ -218,6 +235,8 @@ class GramFactor(Factor):
                 done = self._reached(rho, r[active], x[active], dtype)
             converged[active] = done | self._arrived(rho, slope, r[active], dtype)
             going = ~done & (error < 0.9 * best[active])
+            if steps < least:
+                going = torch.isfinite(error)
             best[active] = error
             active, missing = active[going], missing[going]
             if not len(active) or steps == REFINEMENTS:

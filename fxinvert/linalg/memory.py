@@ -101,7 +101,11 @@ class Ledger:
         if not known:
             self._make_room(entry, device)
 
-    def _make_room(self, newest: _Place, device: torch.device) -> None:
+    def reserve(self, size: int, device: torch.device) -> None:
+        """Drops entries until something of `size` bytes can be made within the limit, which is given."""
+        self._make_room(None, device, size)
+
+    def _make_room(self, newest: _Place | None, device: torch.device, size: int = 0) -> None:
         for uses in (self._last, self._between):
             for entry in [entry for entry in uses if entry[0]() is None]:
                 del uses[entry]
@@ -109,7 +113,7 @@ class Ledger:
         for entry in [entry for entry, size in sizes.items() if size is None]:
             del self._held[entry], sizes[entry]
         here = [entry for entry, its in self._held.items() if its == device]
-        total = sum(sizes[entry] or 0 for entry in here)
+        total = size + sum(sizes[entry] or 0 for entry in here)
         limit = self.limit if self.limit is not None else int(SHARE * (free_memory(device) + total))
         others = [entry for entry in here if entry != newest]
         while others and total > limit:
@@ -122,10 +126,11 @@ class Ledger:
                 cache.drop(other[1])
             del self._held[other]
 
-    def _due(self, entry: _Place, newest: _Place) -> float:
+    def _due(self, entry: _Place, newest: _Place | None) -> float:
         """When an entry will be wanted; if it never came back, as long after its use as the newest did."""
         last = self._last[entry]
-        due = last + self._between.get(entry, self._between.get(newest, math.inf))
+        after = math.inf if newest is None else self._between.get(newest, math.inf)
+        due = last + self._between.get(entry, after)
         return due if due >= self._now else self._now + (self._now - last)
 
 
@@ -218,3 +223,9 @@ def _size(entry: _Place) -> int | None:
 
 
 LEDGER = Ledger()
+_LIMITED: dict[int, Ledger] = {}
+
+
+def ledger(limit: int) -> Ledger:
+    """The one of this process that keeps to a limit in bytes."""
+    return _LIMITED.setdefault(limit, Ledger(limit))
