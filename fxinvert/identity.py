@@ -58,7 +58,7 @@ def identity(
             "output_target": [target.name for target in targets],
             "chunks": {name: len(feed.counts) for name, feed in feeds.items()},
             "threads": threads,
-            "memory_limit": context.memory_limit,
+            "memory_limit": context.budget.limit,
             "solvers": context.solvers,
             "masks": digest_of(context.masks)[:16] if context.masks else "",
         },

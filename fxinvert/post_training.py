@@ -127,8 +127,9 @@ def post_train(
         threads: of torch, in every task: sums that more threads share are rounded differently.
         chunk: batches per task.
         retries: how often a task is tried again that failed or whose worker died.
-        memory_limit: bytes that a factorization, or the work on a batch, may take in every task; solvers are chosen among
-            those that fit.
+        memory_limit: bytes that every task may take, besides its data and copies of the parameters, see
+            `fxinvert.training.budget`: solvers are chosen among those that fit, batches are worked on in parts, and layers
+            whose Gram matrix does not fit are solved from rows. Methods that follow gradients take batches as they are.
         solvers: of single ops, by node, where they are not to be chosen, see `fxinvert.invert`.
         run_directory: where finished work is written; called again with the same arguments after a crash, the work
             goes on, and ends with the same result.

@@ -92,15 +92,14 @@ def test_the_sums_of_an_op_are_the_same_by_lags(
     taken = blocks.equations_over
 
     def looking(*arguments: Any) -> Any:
-        used.append(arguments[-1])
+        used.append(arguments[4])
         return taken(*arguments)
 
     monkeypatch.setattr(closed_form, "equations_over", looking)
-    monkeypatch.setattr(blocks, "BLOCK", 2**11)
     found = []
     for pays in (True, False):
         monkeypatch.setattr(Shifts, "pay", lambda *_, pays=pays: pays)
-        found.append(_sums_of(op, trainable, errors, weights, None, None))
+        found.append(_sums_of(op, trainable, errors, weights, None, None, block=2**11))
     assert all(isinstance(shifts, Shifts) for shifts in used)
     lags, rows = found
     assert isinstance(lags, NormalEquations)

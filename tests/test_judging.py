@@ -78,7 +78,7 @@ def test_what_is_asked_for_again_is_computed_once(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Variants, "common", counted)
     for loaded, kept in (("", 2**26), ("c", 0)):  # what it holds is not told; there is no room
         context.load(begun, loaded)
-        monkeypatch.setattr("fxinvert.training.outputs.KEPT_BYTES", kept)
+        monkeypatch.setattr("fxinvert.training.budget.LARGEST_COMMON", kept)
         run.clear()
         for _ in range(2):
             assert len(list(once(context, batches, [{}]))) == len(batches)

@@ -54,7 +54,7 @@ def test_rows_at_positions_are_those_of_all_positions(layer: nn.Module, shape: t
 
 def test_every_position_is_as_likely_as_any_other() -> None:
     op, _ = op_of(nn.Conv2d(1, 1, 2), torch.randn(700, 1, 6, 4))
-    drawn = [drawn_positions(op, 0.3, seed) for seed in range(20)]
+    drawn = [drawn_positions(op, 0.3, seed, len(op.output)) for seed in range(20)]
     counts = torch.stack([at.flatten().bincount(minlength=15) for at in drawn if at is not None]).sum(0)
     assert len(counts) == 15
     # binomial: 14,000 samples, 0.27 draws each (0.3 of 15 positions is 4, for all 15)
@@ -72,7 +72,7 @@ def test_sums_over_drawn_positions_are_unbiased() -> None:
         rows = (trainable.features(op, at), trainable.outputs(op, errors, at))
         return NormalEquations.of(*rows, weights * share)
 
-    exact, drawn = made(None), [made(drawn_positions(op, 0.2, seed)) for seed in range(400)]
+    exact, drawn = made(None), [made(drawn_positions(op, 0.2, seed, 20)) for seed in range(400)]
     for name in ("gram", "cross"):
         values = torch.stack([getattr(equations, name) for equations in drawn])
         off = (values.mean(0) - getattr(exact, name)) / (values.std(0) / 400**0.5 + 1e-9)
@@ -83,10 +83,10 @@ def test_sums_over_drawn_positions_are_unbiased() -> None:
 
 def test_all_positions_are_taken_where_rows_are_few() -> None:
     few, _ = op_of(nn.Conv2d(2, 3, 3), torch.randn(4, 2, 9, 8))
-    assert drawn_positions(few, None, 0) is None
-    assert drawn_positions(few, 1.0, 0) is None
+    assert drawn_positions(few, None, 0, 4) is None
+    assert drawn_positions(few, 1.0, 0, 4) is None
     many, _ = op_of(nn.Conv2d(2, 3, 3), torch.randn(64, 2, 30, 30))
-    at = drawn_positions(many, None, 0)
+    at = drawn_positions(many, None, 0, 64)
     assert at is not None
     assert ROWS_PER_FEATURE * 18 <= at.numel() <= MOST * 64 * 28 * 28
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fxinvert.linalg.memory import full_precision
-from fxinvert.training import NormalEquations, blocks, grams
+from fxinvert.training import NormalEquations, grams
 from fxinvert.training.blocks import added, equations_over
 from fxinvert.training.wide import WideEquations
 
@@ -38,9 +38,8 @@ def test_undamped_solution_is_weighted_least_squares(rows: int, n: int, m: int, 
 def test_sums_of_parts_are_the_sums_of_the_whole(seed: int, cut: int) -> None:
     features, errors, weights = problem(20, 4, 3, seed)
     whole = NormalEquations.of(features, errors, weights)
-    parts = NormalEquations.of(features[:, :cut], errors[:, :cut], weights[:cut]) + NormalEquations.of(
-        features[:, cut:], errors[:, cut:], weights[cut:]
-    )
+    parts = NormalEquations.of(features[:, :cut], errors[:, :cut], weights[:cut])
+    parts += NormalEquations.of(features[:, cut:], errors[:, cut:], weights[cut:])
     assert torch.allclose(whole.gram, parts.gram)
     assert torch.allclose(whole.cross, parts.cross)
     assert whole.rows == parts.rows
@@ -124,10 +123,9 @@ def test_sums_in_blocks_are_the_sums_of_the_whole(
         return made
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "BLOCK", 2 * positions * 4 * 8)
         patch.setattr(grams, "ROWS", 3)
         patch.setattr(grams, "COLUMNS", 2)
-        parts = equations_over(some, errors, weights, samples)
+        parts = equations_over(some, errors, weights, samples, block=2 * positions * 4 * 8)
     assert isinstance(parts, NormalEquations)
     per_row = weights if by_row else weights.repeat_interleave(positions)
     assert max(asked) <= 2 * positions

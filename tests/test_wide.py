@@ -12,8 +12,8 @@ from runs import data, weights
 from torch import Tensor, nn
 
 import fxinvert
-from fxinvert.training import NormalEquations, blocks, wide
-from fxinvert.training.blocks import equations
+from fxinvert.training import NormalEquations, wide
+from fxinvert.training.budget import Budget, Size
 from fxinvert.training.wide import WideEquations
 
 F64 = torch.float64
@@ -47,14 +47,12 @@ def test_while_rows_are_kept_the_solution_is_that_of_the_gram_matrix(
 
 @pytest.mark.parametrize("most", [10, 25])
 def test_where_there_are_more_rows_memory_is_bounded_and_the_fit_nearly_as_good(
-    monkeypatch: pytest.MonkeyPatch, most: int
+    most: int,
 ) -> None:
-    monkeypatch.setattr(wide, "MOST", most)
-    monkeypatch.setattr(wide, "ROWS", 7)
     features, errors, weights_ = problem(1, 400, 30, 2)
     errors = errors + features @ torch.randn(30, 2, dtype=F64)  # something to be explained
     exact = NormalEquations.of(features, errors, weights_)
-    found = WideEquations.of(features, errors, weights_)
+    found = WideEquations.of(features, errors, weights_, kept=most)
     assert found.factor.shape[1] <= 2 * most
     assert found.rows == 400
     torch.testing.assert_close(found.cross, exact.cross)
@@ -68,14 +66,11 @@ def test_where_there_are_more_rows_memory_is_bounded_and_the_fit_nearly_as_good(
     assert removed > (0.9 if most > 20 else 0.7) * exact.solve(1e-2).explained
 
 
-def test_sums_in_the_same_order_are_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wide, "MOST", 8)
-    parts = [WideEquations.of(*problem(1, 10, 20, 2, seed)) for seed in range(6)]
-
+def test_sums_in_the_same_order_are_the_same_bytes() -> None:
     def total() -> WideEquations:
-        made = parts[0]
-        for part in parts[1:]:
-            made = made + part
+        made, *others = (WideEquations.of(*problem(1, 10, 20, 2, seed), kept=8) for seed in range(6))
+        for part in others:
+            made += part
         return made
 
     assert torch.equal(total().factor, total().factor)
@@ -93,16 +88,9 @@ def test_dead_and_empty_ones_stay() -> None:
     assert not nothing.change.any()
 
 
-def test_the_form_is_chosen_by_what_a_gram_matrix_would_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = problem(1, 5, 8, 2)
-    assert isinstance(equations(*rows), NormalEquations)
-    monkeypatch.setattr(blocks, "LARGEST", 8 * 8 * 8 - 1)
-    assert isinstance(equations(*rows), WideEquations)
-
-
-def test_training_goes_the_same_way_whichever_form_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_goes_the_same_way_whichever_form_is_taken() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 3))
+    model = nn.Sequential(nn.Linear(6, 200), nn.Tanh(), nn.Linear(200, 3))
     settings: dict[str, Any] = {
         "sweeps": 1,
         "schedule": "parallel",
@@ -110,7 +98,9 @@ def test_training_goes_the_same_way_whichever_form_is_taken(monkeypatch: pytest.
         "chunk": 4,
     }
     plain = fxinvert.post_train(model, data(64), **settings)
-    monkeypatch.setattr(blocks, "LARGEST", 0)
+    settings["memory_limit"] = 2**22
+    sizes = {"0": Size(1, 200, 7), "2": Size(1, 3, 201)}
+    assert Budget(settings["memory_limit"]).rows(sizes) == {"0": None, "2": 44}
     found = fxinvert.post_train(model, data(64), **settings)
     assert found.final.loss == pytest.approx(plain.final.loss, rel=1e-4)
     assert weights(found) == weights(fxinvert.post_train(model, data(64), **settings))

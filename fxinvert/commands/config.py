@@ -147,9 +147,9 @@ class PostTrainConfig(BaseModel):
         default=2, ge=0, description="How often a task is tried again that failed or whose worker died."
     )
     memory_limit: int = Field(
-        default=2**30,
+        default=2**31,
         ge=1,
-        description="Bytes that a factorization, or the work on a batch, may take in every task.",
+        description="Bytes that every task may take, besides its data and copies of the parameters.",
     )
     solvers: dict[str, SolverName] | None = Field(
         default=None,

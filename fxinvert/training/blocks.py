@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
 
 from torch import Tensor
 
@@ -14,23 +13,27 @@ from fxinvert.training.wide import WideEquations
 
 #: bytes of patches that are made at a time
 BLOCK = 2**24
-#: the largest Gram matrix that is held, in bytes; a solution needs three of that size
-LARGEST = 2**30
 
 Equations = NormalEquations | WideEquations
 
 
 def equations(
-    features: Tensor | Iterable[Tensor], errors: Tensor, weights: Tensor, shifts: Shifts | None = None
+    features: Iterable[Tensor],
+    errors: Tensor,
+    weights: Tensor,
+    shifts: Shifts | None = None,
+    kept: int | None = None,
 ) -> Equations:
-    """The sums over some rows, by a Gram matrix unless that were too large; arguments as for `NormalEquations.over`."""
-    parts = iter([features] if isinstance(features, Tensor) else features)
-    begun = next(parts)
-    groups, _, n = begun.shape
-    with full_precision(begun.device):
-        if groups * n * n * 8 <= LARGEST:
-            return NormalEquations.over(chain([begun], parts), errors, weights, shifts)
-        return WideEquations.over(chain([begun], parts), errors, weights)
+    """The sums over some rows.
+
+    Args:
+        features, errors, weights, shifts: as for `NormalEquations.over`.
+        kept: so many rows are kept in place of a Gram matrix; None: a Gram matrix.
+    """
+    with full_precision(errors.device):
+        if kept is None:
+            return NormalEquations.over(features, errors, weights, shifts)
+        return WideEquations.over(features, errors, weights, kept)
 
 
 def equations_over(
@@ -39,6 +42,8 @@ def equations_over(
     weights: Tensor,
     samples: int,
     shifts: Shifts | None = None,
+    kept: int | None = None,
+    block: int = BLOCK,
 ) -> Equations:
     """The same, the features made for a few samples at a time, so that patches of a whole batch are never held.
 
@@ -48,6 +53,8 @@ def equations_over(
         weights: `(samples,)`, or one for every row.
         samples: their number.
         shifts: the structure of patches at all positions, by which G is found where that is cheaper.
+        kept: see `equations`.
+        block: bytes of features that are made at a time.
     """
 
     def parts() -> Iterator[Tensor]:
@@ -56,11 +63,12 @@ def equations_over(
             rows = features(slice(first, first + step))
             yield rows
             first += step
-            step = max(1, BLOCK * step // max(1, rows.nbytes)) if first == 1 else step
+            step = max(1, block * step // max(1, rows.nbytes)) if first == 1 else step
 
-    return equations(parts(), errors, weights, shifts)
+    return equations(parts(), errors, weights, shifts, kept)
 
 
 def added(total: Equations, more: Equations) -> Equations:
-    """The sum of two sums over rows of the same op, which have the same form."""
-    return total + more  # type: ignore[operator]
+    """The sum of two sums over rows of the same op, which have the same form; the first is overwritten."""
+    total += more  # type: ignore[operator]
+    return total

@@ -7,6 +7,7 @@ now, and the Gram matrix G is that of all samples since the sweep began.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
@@ -24,7 +25,8 @@ from fxinvert.passes.plan import Segment
 from fxinvert.passes.synthesize import parameters_of
 from fxinvert.rules import ByPosition, Op, Trainable
 from fxinvert.training.batch import Batch
-from fxinvert.training.blocks import Equations, added, equations, equations_over
+from fxinvert.training.blocks import BLOCK, Equations, added, equations, equations_over
+from fxinvert.training.budget import Size
 from fxinvert.training.context import Context
 from fxinvert.training.costs import Probe, Stage, size_of
 from fxinvert.training.grams import Shifts
@@ -103,9 +105,9 @@ class ClosedForm:
                 tasks=((f"statistics of {', '.join(names)}", cost),),
                 by_chunk=True,
                 samples=block,
-                memory=2 * probe.batch_size * probe.values + 2 * sent,
+                memory=min(2 * probe.batch_size * probe.values + 2 * sent, probe.context.budget.limit),
                 sent=sent,
-                add_seconds=probe.seconds(partial(_added, found, found)),
+                add_seconds=probe.seconds(partial(_added, copy.deepcopy(found), found)),
                 solve_seconds=len(DAMPINGS) * probe.seconds(lambda: [v.solve(1e-2) for v in found.values()]),  # noqa: B023
                 proposals=len(DAMPINGS),
                 updates=len(found),
@@ -194,25 +196,58 @@ def sums(
     )
     nodes = [context.nodes[path] for path in paths]
     with torch.no_grad(), evaluating(context.graph):
+        kept = context.budget.rows(_sizes(context, inverses[0], nodes), times=len(inverses))
         for number, batch in enumerate(batches):
-            values = inverses[0].forward(batch.inputs)
-            felt = sensitivities(inverses[0], nodes, batch) if weighted else {}
-            for inverse, total in zip(inverses, totals, strict=True):
-                last = inverse.output_node
-                targets = inverse.targets(values, batch.labels, [*nodes, last])
-                weights = sample_weights(values[last], targets[last], satisfied_weight)
-                for i, node in enumerate(nodes):
-                    op, trainable = inverse.op(node, values), inverse.inverse_op(node).rule.trainable
-                    assert trainable is not None, f"{node.name} cannot be trained. {REPORT}"
-                    at = None
-                    if isinstance(trainable, ByPosition):
-                        # the place in the piece of data, so that the same are drawn wherever it is worked on
-                        at = drawn_positions(op, position_fraction, seed=number * len(nodes) + i)
-                    errors = targets[node] - values[node]
-                    part = _sums_of(op, trainable, errors, weights, felt.get(node), at)
-                    key = _owner(node)
-                    total[key] = added(total[key], part) if key in total else part
+            first = 0
+            for part in context.parts(batch):
+                values = inverses[0].forward(part.inputs)
+                felt = sensitivities(inverses[0], nodes, part) if weighted else {}
+                for inverse, total in zip(inverses, totals, strict=True):
+                    last = inverse.output_node
+                    targets = inverse.targets(values, part.labels, [*nodes, last])
+                    weights = sample_weights(values[last], targets[last], satisfied_weight)
+                    for i, node in enumerate(nodes):
+                        op, trainable = inverse.op(node, values), _trainable(inverse, node)
+                        at = None
+                        if isinstance(trainable, ByPosition):
+                            # the place in the piece of data, so that the same are drawn wherever it is worked on
+                            seed = number * len(nodes) + i
+                            at = drawn_positions(op, position_fraction, seed, len(batch))
+                            at = None if at is None else at[first : first + len(part)]
+                        errors, key = targets[node] - values[node], _owner(node)
+                        made = _sums_of(
+                            op,
+                            trainable,
+                            errors,
+                            weights,
+                            felt.get(node),
+                            at,
+                            kept[key],
+                            context.budget.block,
+                        )
+                        total[key] = added(total[key], made) if key in total else made
+                first += len(part)
     return totals
+
+
+def _sizes(context: Context, inverse: InverseGraph, nodes: Sequence[fx.Node]) -> dict[str, Size]:
+    """Of the equations of some ops, as those of the samples are that the model was traced with."""
+    values, found = inverse.forward(context.first.inputs), dict[str, Size]()
+    for node in nodes:
+        op, trainable = inverse.op(node, values), _trainable(inverse, node)
+        if isinstance(trainable, ByPosition):
+            at = torch.zeros(len(op.output), 1, dtype=torch.long, device=op.output.device)
+            rows, errors = trainable.features(op, at), trainable.outputs(op, op.output, at)
+        else:
+            rows, errors = trainable.features(op), trainable.outputs(op, op.output)
+        found[_owner(node)] = Size(len(rows), errors.shape[2], rows.shape[2])
+    return found
+
+
+def _trainable(inverse: InverseGraph, node: fx.Node) -> Trainable:
+    trainable = inverse.inverse_op(node).rule.trainable
+    assert trainable is not None, f"{node.name} cannot be trained. {REPORT}"
+    return trainable
 
 
 def _whole(samples: int, chunk: int) -> int:
@@ -221,11 +256,19 @@ def _whole(samples: int, chunk: int) -> int:
 
 
 def _added(known: Sums, more: Sums) -> Sums:
-    return {key: added(known[key], value) if key in known else value for key, value in more.items()}
+    """Sums over more samples; those that are known already are overwritten."""
+    return known | {key: added(known[key], value) if key in known else value for key, value in more.items()}
 
 
 def _sums_of(
-    op: Op, trainable: Trainable, errors: Tensor, weights: Tensor, felt: Tensor | None, at: Tensor | None
+    op: Op,
+    trainable: Trainable,
+    errors: Tensor,
+    weights: Tensor,
+    felt: Tensor | None,
+    at: Tensor | None,
+    kept: int | None = None,
+    block: int = BLOCK,
 ) -> Equations:
     """The sums of one op over one batch.
 
@@ -236,6 +279,8 @@ def _sums_of(
         weights: of the samples, `(B,)`.
         felt: how sensitive the output is to the op's, where errors are weighted by it.
         at: the positions that are summed over, `(B, p)`; None: all.
+        kept: so many rows are kept in place of a Gram matrix; None: a Gram matrix.
+        block: bytes of features that are made at a time.
     """
 
     def features(samples: slice) -> Tensor:
@@ -255,13 +300,13 @@ def _sums_of(
         sensitive = rows(felt).square().mean((0, 2))
         weights = sensitive * weights.repeat_interleave(len(sensitive) // len(weights))
     if op.by_sample:
-        return equations(features(slice(None)), rows(errors), weights)
+        return equations([features(slice(None))], rows(errors), weights, None, kept)
     shifts = None
     if at is None and isinstance(trainable, ByPosition):
         window, _ = trainable.sliding(op)
         if window.steps is not None:
             shifts = Shifts(window.kernel, tuple(op.output.shape[2:]), window.steps)
-    return equations_over(features, rows(errors), weights, len(op.output), shifts)
+    return equations_over(features, rows(errors), weights, len(op.output), shifts, kept, block)
 
 
 def sample_weights(outputs: Tensor, targets: Tensor, satisfied: float) -> Tensor:
@@ -275,9 +320,7 @@ def _solve(inverse: InverseGraph, node: fx.Node, known: Equations, damping: floa
     if not known.is_finite:
         raise SolveError(f"the statistics of {path!r} are not finite: its inputs or targets overflow")
     solved = known.solve(damping)
-    trainable = inverse.inverse_op(node).rule.trainable
-    assert trainable is not None
-    names = parameters_of(node)
+    trainable, names = _trainable(inverse, node), parameters_of(node)
     parameters: dict[str, Any] = {
         argument: attribute(inverse.graph, name) for argument, name in names.items()
     }

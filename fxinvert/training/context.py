@@ -7,7 +7,7 @@ anew: a graph's nodes lose what the passes know about them on the way.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, Literal
 
@@ -17,23 +17,24 @@ from torch import Tensor, fx, nn
 from fxinvert.content import content_of
 from fxinvert.errors import DataError
 from fxinvert.inversion.inverse_graph import InverseGraph, Reconstructed
-from fxinvert.inversion.invert import invert
+from fxinvert.linalg import SolveSettings
 from fxinvert.linalg.anchored import Method as SolverMethod
 from fxinvert.output_target import OutputTarget
 from fxinvert.passes import trace
 from fxinvert.passes.flow import Flow
 from fxinvert.passes.outputs import Key
 from fxinvert.passes.trace import is_normalized
-from fxinvert.rules import RuleSet
+from fxinvert.rules import RuleSet, default_rules
 from fxinvert.training.batch import Batch
+from fxinvert.training.budget import SOLVERS, WORK, Budget, bytes_of_sample
 from fxinvert.training.chunks import Source
 from fxinvert.training.data import Batches
 
 State = dict[str, Tensor]
 
-#: bytes that a factorization, or the work on a batch, may take; the same everywhere and at any time, since which solver
-#: is taken, and so how its result is rounded, depends on it
-MEMORY_LIMIT = 2**30
+#: bytes that a task may take; the same everywhere and at any time, since which solver is taken, and so how its result is
+#: rounded, depends on it
+MEMORY_LIMIT = 2**31
 
 #: samples that a model is traced with
 _EXAMPLE = 2
@@ -49,7 +50,7 @@ class Context:
         rules: the rules in force.
         reconstruction: how targets are found, see `fxinvert.invert`; `"auto"`: node by node on chains, linearized
             where the graph branches.
-        memory_limit: bytes that a factorization, or the work on a batch, may take.
+        memory_limit: bytes that a task may take, see `fxinvert.training.budget`.
         solvers: of single ops, by node.
         keep_zeros: whether entries of parameters that are zero stay zero.
 
@@ -78,7 +79,7 @@ class Context:
     ) -> None:
         self.model, self.sources = model, dict(sources)
         self.output, self.rules, self.reconstruction = output, rules, reconstruction
-        self.memory_limit, self.solvers = memory_limit, dict(solvers or {})
+        self.budget, self.solvers = Budget(memory_limit), dict(solvers or {})
         self.first = self._first()
         self._open()
         self.masks: State = {}
@@ -101,6 +102,7 @@ class Context:
             for name, value in [*self.graph.named_parameters(), *self.graph.named_buffers()]
             if value.is_floating_point()
         }
+        self._each = bytes_of_sample(self.graph, len(self.first))
         self._loaded = ""
         self._inverses: dict[OutputTarget, InverseGraph] = {}
 
@@ -123,15 +125,27 @@ class Context:
             how = self.reconstruction
             if how == "auto":
                 how = "linearized" if Flow(self.graph).branches else "nodewise"
-            self._inverses[output_target] = invert(
-                self.graph,
-                output_target=output_target,
-                rules=self.rules,
-                reconstruction=how,
-                memory_limit=self.memory_limit,
-                solvers=self.solvers,
+            settings = SolveSettings(
+                memory_limit=self.budget.limit, memory_share=SOLVERS, work_share=WORK, methods=self.solvers
+            )
+            rules = self.rules or default_rules()
+            self._inverses[output_target] = InverseGraph(
+                self.graph, output_target, rules, settings, reconstruction=how
             )
         return self._inverses[output_target]
+
+    def parts(self, batch: Batch) -> Iterator[Batch]:
+        """A batch, in as many parts as it takes for the values and targets of each to keep to the budget.
+
+        Raises:
+            SolveError: not even one sample does.
+        """
+        slices = list(self.budget.parts(batch, self._each))
+        if len(slices) == 1:
+            yield batch
+            return
+        for rows in slices:
+            yield batch.map(lambda value: value[rows]).to(self.device)  # noqa: B023
 
     def mask(self, changes: Mapping[str, Tensor]) -> State:
         """Changes of tensors, by name, that leave alone what stays zero."""
@@ -162,7 +176,7 @@ class Context:
             raise DataError(
                 "the model is a traced graph, which other processes cannot be sent; give the module itself"
             )
-        kept = ("model", "first", "output", "rules", "reconstruction", "memory_limit", "solvers", "masks")
+        kept = ("model", "first", "output", "rules", "reconstruction", "budget", "solvers", "masks")
         # what only this process can read is sent chunk by chunk
         sources = {name: source for name, source in self.sources.items() if not source.local}
         return {name: vars(self)[name] for name in kept} | {"sources": sources}

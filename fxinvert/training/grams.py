@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 #: rows in a product, before its sum is carried on in float64
 ROWS = 2**11
@@ -68,33 +67,29 @@ class Shifts:
         return found
 
 
-def products(features: Tensor, weighted: Tensor, shifts: Shifts | None) -> Products:
+def products(features: Tensor, weighted: Tensor, shifts: Shifts | None, onto: Products = None) -> Products:
     """The sums that G is put together from, of some rows.
 
     Args:
         features: ã, `(groups, rows, n)`.
         weighted: w ã.
         shifts: their structure; None: there is none, or it would not pay.
+        onto: those of other rows, which these are added to, in place.
     """
     x, y = weighted.mT, features.mT
     if shifts is None:
-        return product(x, y, symmetric=True)
+        return product(x, y, symmetric=True, onto=onto)
+    of_lags, of_ones = (None, None) if onto is None else onto
     axes, size = len(shifts.kernel), math.prod(shifts.kernel)
     channels, samples = x.shape[1] // size, x.shape[2] // math.prod(shifts.positions)
-    ones = product(x, y[:, channels * size :])
+    ones = product(x, y[:, channels * size :], onto=of_ones)
     x, y = (
         value[:, : channels * size]
         .reshape(len(value), channels, *shifts.kernel, samples, *shifts.positions)
         .movedim(1, 1 + axes)
         for value in (x, y)
     )
-    return _lags(x, y, shifts.steps, symmetric=True), ones
-
-
-def added(total: Products, more: Products) -> Products:
-    """The sums over more rows; those of the first are overwritten."""
-    summed: Products = pytree.tree_map(Tensor.add_, total, more)
-    return summed
+    return _lags(x, y, shifts.steps, symmetric=True, onto=of_lags), ones
 
 
 def gram(found: Products, shifts: Shifts | None) -> Tensor:
@@ -111,9 +106,10 @@ def gram(found: Products, shifts: Shifts | None) -> Tensor:
     return made
 
 
-def product(x: Tensor, y: Tensor, *, symmetric: bool = False) -> Tensor:
-    """x yᵀ of `(groups, m, rows)`, `(groups, n, rows)` in float64; of a symmetric one, blocks below the diagonal are 0."""
-    made = x.new_zeros(len(x), x.shape[1], y.shape[1], dtype=torch.float64)
+def product(x: Tensor, y: Tensor, *, symmetric: bool = False, onto: Tensor | None = None) -> Tensor:
+    """x yᵀ of `(groups, m, rows)`, `(groups, n, rows)` in float64, added to `onto`; of a symmetric one, blocks below the
+    diagonal are left out."""
+    made = x.new_zeros(len(x), x.shape[1], y.shape[1], dtype=torch.float64) if onto is None else onto
     wide = COLUMNS if symmetric else max(made.shape[1], 1)
     for rows in range(0, x.shape[2], ROWS):
         left, right = (value[..., rows : rows + ROWS] for value in (x, y))
@@ -123,19 +119,23 @@ def product(x: Tensor, y: Tensor, *, symmetric: bool = False) -> Tensor:
     return made
 
 
-def _lags(x: Tensor, y: Tensor, steps: Sequence[int], *, symmetric: bool) -> Products:
+def _lags(x: Tensor, y: Tensor, steps: Sequence[int], *, symmetric: bool, onto: Products) -> Products:
     """The products for x yᵀ over samples and positions.
 
     Args:
         x, y: `(groups, *kernel, c, samples, *positions)`; the axes of the kernel are the last ones of the positions.
         steps: along these axes.
         symmetric: whether x yᵀ is.
+        onto: the products that these are added to.
     """
     if not steps:
-        return product(x.flatten(2), y.flatten(2), symmetric=symmetric)
+        return product(x.flatten(2), y.flatten(2), symmetric=symmetric, onto=onto)
     axes, taps, positions = len(steps), x.shape[1], x.shape[-len(steps)]
+    pairs = _pairs(taps, symmetric)
+    of_lags, of_ends = ([None] * len(pairs), None) if onto is None else onto
     lags = [
-        _lags(x[:, u], y[:, v], steps[1:], symmetric=symmetric and u == v) for u, v in _pairs(taps, symmetric)
+        _lags(x[:, u], y[:, v], steps[1:], symmetric=symmetric and u == v, onto=own)
+        for (u, v), own in zip(pairs, of_lags, strict=True)
     ]
     if taps == 1:
         return lags, []
@@ -149,7 +149,7 @@ def _lags(x: Tensor, y: Tensor, steps: Sequence[int], *, symmetric: bool) -> Pro
     last, first = ([end(value, *at) for value in (x, y)] for at in ((1, positions - step), (0, 0)))
     # as if they were other samples
     left, right = torch.cat([last[0], first[0]], 1 + axes), torch.cat([last[1], -first[1]], 1 + axes)
-    return lags, _lags(left, right, steps[1:], symmetric=symmetric)
+    return lags, _lags(left, right, steps[1:], symmetric=symmetric, onto=of_ends)
 
 
 def _pairs(taps: int, symmetric: bool) -> list[tuple[int, int]]:

@@ -15,9 +15,6 @@ from fxinvert.training.batch import Batch
 from fxinvert.training.context import Context
 from fxinvert.training.variants import Variants
 
-#: bytes of values that are kept
-KEPT_BYTES = 2**26
-
 #: gives each batch with its outputs, one for every variant of the context's parameters; see `outputs_over`
 OutputsOver = Callable[
     [Context, Iterable[Batch], Sequence[Mapping[str, Tensor]]], Iterator[tuple[Batch, Iterator[Tensor]]]
@@ -27,7 +24,7 @@ OutputsOver = Callable[
 def outputs_over(
     context: Context, batches: Iterable[Batch], changes: Sequence[Mapping[str, Tensor]]
 ) -> Iterator[tuple[Batch, Iterator[Tensor]]]:
-    """Each batch with its outputs `(B, …)`, one for every variant; they are computed as they are taken, in order.
+    """Each batch, in parts if need be, with its outputs `(B, …)`, one for every variant; computed as they are taken, in order.
 
     Args:
         context: the model, with its parameters and buffers as they are.
@@ -37,7 +34,8 @@ def outputs_over(
     with torch.no_grad(), evaluating(context.graph):
         variants = Variants(context, changes)
         for batch in batches:
-            yield batch, variants.outputs(variants.common(batch.inputs))
+            for part in context.parts(batch):
+                yield part, variants.outputs(variants.common(part.inputs))
 
 
 class Remembered:
@@ -45,7 +43,7 @@ class Remembered:
 
     So the multiples of an update that are tried one after the other share all that comes before the op, and the outputs
     with nothing changed are computed once. Values are kept by the digest of the parameters and buffers; those used last,
-    as many as fit into `KEPT_BYTES`.
+    as many as fit into their part of the budget.
     """
 
     def __init__(self) -> None:
@@ -54,7 +52,7 @@ class Remembered:
     def __call__(
         self, context: Context, batches: Iterable[Batch], changes: Sequence[Mapping[str, Tensor]]
     ) -> Iterator[tuple[Batch, Iterator[Tensor]]]:
-        batches = list(batches)
+        batches = [part for batch in batches for part in context.parts(batch)]
         changed = [change for change in changes if change]
         sets: list[Sequence[Mapping[str, Tensor]]] = (
             [changed] if len(changed) == len(changes) else [changed, [{}]]
@@ -69,7 +67,7 @@ class Remembered:
 
     def _common(self, variants: Variants, batches: Sequence[Batch]) -> Iterator[Values]:
         """What variants have in common, batch by batch; computed only if it is not kept."""
-        loaded = variants.context.loaded
+        loaded, most = variants.context.loaded, variants.context.budget.common
         key = (loaded, *(node.name for node in variants.shared))
         if not variants.shared:
             yield from ({} for _ in batches)
@@ -81,12 +79,12 @@ class Remembered:
         found = list[Values]()
         for batch in batches:
             own = variants.common(batch.inputs)
-            if loaded and _size([*found, own]) <= KEPT_BYTES:
+            if loaded and _size([*found, own]) <= most:
                 found.append(own)
             yield own
         if len(found) == len(batches):
             self._known[key] = found
-            while sum(map(_size, self._known.values())) > KEPT_BYTES:
+            while sum(map(_size, self._known.values())) > most:
                 self._known.popitem(last=False)
 
 

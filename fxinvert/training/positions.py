@@ -21,15 +21,16 @@ ROWS_PER_FEATURE = 16
 MOST = 0.5
 
 
-def drawn_positions(op: Op, fraction: float | None, seed: int) -> Tensor | None:
+def drawn_positions(op: Op, fraction: float | None, seed: int, samples: int) -> Tensor | None:
     """The positions of every sample, counted in the flattened map, `(B, p)`; None: all of them.
 
     Args:
-        op: a convolution, with its output `(B, C, *positions)`.
+        op: a convolution, with its output `(…, C, *positions)` of any samples.
         fraction: the share of the positions; None: so many that a batch has `ROWS_PER_FEATURE` rows for every feature.
         seed: of the draw, which is the same on every device.
+        samples: B, of a batch.
     """
-    samples, channels, *shape = op.output.shape
+    channels, *shape = op.output.shape[1:]
     total = math.prod(shape)
     if fraction is None:
         features = op.parameters["weight"].numel() // channels

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from fxinvert.errors import REPORT
 from fxinvert.linalg.memory import waits
-from fxinvert.training.grams import Products, Shifts, added, gram, product, products
+from fxinvert.training.grams import Products, Shifts, gram, product, products
 
 
 @dataclass
@@ -53,15 +55,15 @@ class NormalEquations:
         per_row = weights.repeat_interleave(rows // max(len(weights), 1))[None, :, None]
         alike = not waits(weights) and bool((weights == weights[:1]).all())
         found: Products = None
-        cross, first = torch.zeros((), dtype=torch.float64, device=errors.device), 0
+        cross, first = None, 0
         for own in features:
             part = slice(first, first + own.shape[1])
             weighted = own if alike else own * per_row[:, part]
-            cross = cross + product(errors[:, part].mT, weighted.mT)
+            cross = product(errors[:, part].mT, weighted.mT, onto=cross)
             if shifts is not None and not shifts.pay(own.shape[2], rows):
                 shifts = None
-            new = products(own, weighted, shifts)
-            found, first = new if found is None else added(found, new), part.stop
+            found, first = products(own, weighted, shifts, found), part.stop
+        assert cross is not None, f"no rows at all. {REPORT}"
         made = cls(
             gram(found, shifts), cross, rows, float((errors.square() * per_row).sum(dtype=torch.float64))
         )
@@ -78,10 +80,12 @@ class NormalEquations:
     def is_finite(self) -> bool:
         return bool(torch.isfinite(self.gram).all() & torch.isfinite(self.cross).all())
 
-    def __add__(self, other: NormalEquations) -> NormalEquations:
-        return NormalEquations(
-            self.gram + other.gram, self.cross + other.cross, self.rows + other.rows, self.error + other.error
-        )
+    def __iadd__(self, other: NormalEquations) -> Self:
+        self.gram += other.gram
+        self.cross += other.cross
+        self.rows += other.rows
+        self.error += other.error
+        return self
 
     def solve(self, damping: float) -> Solved:
         """ΔΘ with relative damping ρ = `damping`, raised tenfold as long as the system is not positive definite.
@@ -92,13 +96,16 @@ class NormalEquations:
         dead = diagonal <= 0
         mean = diagonal.mean(1, keepdim=True)
         used = damping
+        factor, failed = torch.empty_like(self.gram).mT, dead.new_empty(len(dead), dtype=torch.int32)
         while True:
-            ridge = torch.where(dead, 1.0, used * mean)
-            factor, failed = torch.linalg.cholesky_ex(self.gram + torch.diag_embed(ridge))
+            factor.copy_(self.gram)
+            factor.diagonal(dim1=1, dim2=2).add_(torch.where(dead, 1.0, used * mean))
+            torch.linalg.cholesky_ex(factor, out=(factor, failed))  # in its own place: columns are contiguous
             if not bool(failed.any()):
                 break
             used = max(10 * used, torch.finfo(torch.float64).eps)
-        change = torch.cholesky_solve(self.cross.transpose(1, 2), factor).transpose(1, 2)
+        half = torch.linalg.solve_triangular(factor, self.cross.mT, upper=False)
+        change = torch.linalg.solve_triangular(factor.mT, half, upper=True).mT
         explained = float((2 * change * self.cross).sum() - ((change @ self.gram) * change).sum())
         return Solved(
             change=torch.where(dead[:, None, :], 0.0, change),

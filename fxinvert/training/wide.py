@@ -14,16 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from fxinvert.errors import REPORT
-from fxinvert.training.grams import ROWS
+from fxinvert.training.budget import MOST
 from fxinvert.training.statistics import Solved
 
-#: bytes that the kept rows of an op may take, and their largest number: twice as many are held before they are reduced
-KEPT, MOST = 2**29, 2048
 #: the least relative damping: the formula divides by it
 LEAST = 1e-6
 
@@ -39,6 +38,7 @@ class WideEquations:
         cross: C `(groups, m, n)`.
         rows: samples counted.
         error: Σ w (t − y)².
+        kept: so many rows are kept; up to twice as many are held before they are reduced.
     """
 
     factor: Tensor
@@ -47,27 +47,34 @@ class WideEquations:
     cross: Tensor
     rows: int
     error: float
+    kept: int = MOST
 
     @classmethod
-    def of(cls, features: Tensor, errors: Tensor, weights: Tensor) -> WideEquations:
-        """The sums over some rows; arguments as for `NormalEquations.of`."""
-        return cls.over([features], errors, weights)
+    def of(cls, features: Tensor, errors: Tensor, weights: Tensor, *, kept: int = MOST) -> WideEquations:
+        """The sums over some rows; arguments as for `NormalEquations.of`, and how many rows are kept."""
+        return cls.over([features], errors, weights, kept)
 
     @classmethod
-    def over(cls, features: Iterable[Tensor], errors: Tensor, weights: Tensor) -> WideEquations:
+    def over(
+        cls, features: Iterable[Tensor], errors: Tensor, weights: Tensor, kept: int = MOST
+    ) -> WideEquations:
         """The same of features that come in parts of the rows, one at least."""
         rows = errors.shape[1]
         per_row = weights.double().repeat_interleave(rows // max(len(weights), 1))[None, :, None]
         total: WideEquations | None = None
         first = 0
-        for own in (some for part in features for some in torch.split(part, ROWS, 1)):
+        for own in (some for part in features for some in torch.split(part, kept, 1)):
             part = slice(first, first + own.shape[1])
             root = per_row[:, part].sqrt()
-            factor, error = own.double() * root, errors[:, part].double() * root
+            factor, error = own * root, errors[:, part] * root
             squares = factor.square().sum((1, 2))
             cross, left = error.mT @ factor, float(error.square().sum())
-            new = cls(factor, torch.zeros_like(squares), squares, cross, own.shape[1], left)
-            total, first = new if total is None else total + new, part.stop
+            new = cls(factor, torch.zeros_like(squares), squares, cross, own.shape[1], left, kept)
+            if total is None:
+                total = new
+            else:
+                total += new
+            first = part.stop
         assert total is not None, f"no rows at all. {REPORT}"
         return total
 
@@ -79,17 +86,17 @@ class WideEquations:
     def is_finite(self) -> bool:
         return bool(torch.isfinite(self.squares).all() & torch.isfinite(self.cross).all())
 
-    def __add__(self, other: WideEquations) -> WideEquations:
-        factor, missing = torch.cat([self.factor, other.factor], 1), self.missing + other.missing
-        groups, rows, n = factor.shape
-        most = max(1, min(MOST, KEPT // (8 * n * groups)))
-        if rows > 2 * most:
-            factor, more = _reduced(factor, most)
-            missing = missing + more
-        return WideEquations(
-            factor, missing, self.squares + other.squares, self.cross + other.cross,
-            self.rows + other.rows, self.error + other.error,
-        )  # fmt: skip
+    def __iadd__(self, other: WideEquations) -> Self:
+        self.factor = torch.cat([self.factor, other.factor], 1)
+        self.missing += other.missing
+        if self.factor.shape[1] > 2 * self.kept:
+            self.factor, more = _reduced(self.factor, self.kept)
+            self.missing += more
+        self.squares += other.squares
+        self.cross += other.cross
+        self.rows += other.rows
+        self.error += other.error
+        return self
 
     def solve(self, damping: float) -> Solved:
         """ΔΘ with relative damping ρ = `damping`, at least 1e-6."""

@@ -1,0 +1,162 @@
+"""One budget of memory: what a sweep takes, measured by what torch allocates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+import fxinvert
+from fxinvert.errors import SolveError
+from fxinvert.output_target import output_target
+from fxinvert.training import ClosedForm, NormalEquations
+from fxinvert.training.batch import Batch
+from fxinvert.training.budget import BLOCKS, FEWEST, Budget, Size
+from fxinvert.training.chunks import source_of
+from fxinvert.training.closed_form import sums
+from fxinvert.training.context import Context
+from fxinvert.training.wide import WideEquations
+
+MIB = 2**20
+
+
+def peak(do: Callable[[], Any]) -> int:
+    """Bytes that are held at most of what is allocated meanwhile, temporary ones of kernels included."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        do()
+    events = profiled.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    held = most = 0
+    for _, size in changes:
+        held += size
+        most = max(most, held)
+    return most
+
+
+class Network(nn.Module):
+    """Convolutions, and a layer with many inputs: (N, 3, 32, 32) → (N, 10)."""
+
+    def __init__(self, pool: tuple[int, int], channels: int = 8) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, 16, 3, padding=1)
+        self.pool, wide = nn.AvgPool2d(pool), 16 * (32 // pool[0]) * (32 // pool[1])
+        self.third, self.last = nn.Linear(wide, 64), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, 32, 32) → (N, 10)."""
+        x = self.second(self.first(x).relu()).relu()
+        logits: Tensor = self.last(self.third(self.pool(x).flatten(1)).relu())
+        return logits
+
+
+def images(batches: int, size: int = 32) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (torch.rand(size, 3, 32, 32, generator=generator), torch.randint(0, 10, (size,), generator=generator))
+        for _ in range(batches)
+    ]
+
+
+def network(pool: tuple[int, int]) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Network(pool)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("limit", "pool"), [(64, (4, 2)), (64, (8, 4)), (192, (4, 2))])
+def test_a_sweep_keeps_to_its_limit(limit: int, pool: tuple[int, int]) -> None:
+    data, held_out = images(2, 16), images(1, 16)
+    taken = peak(
+        lambda: fxinvert.post_train(
+            network(pool),
+            data,
+            validation_data=held_out,
+            schedule="parallel",
+            sweeps=1,
+            chunk=1,
+            output_target="cross_entropy",
+            memory_limit=limit * MIB,
+        )
+    )
+    assert taken <= limit * MIB
+
+
+def needed(error: Exception) -> int:
+    """What an error says is needed at least."""
+    return int(str(error).split("at least ")[1].split()[0])
+
+
+def context_of(limit: int) -> Context:
+    sources = {"train": source_of(images(1, 2))}
+    return Context(network((8, 4)), sources, reconstruction="linearized", memory_limit=limit)
+
+
+def summed(limit: int, batch: Batch) -> Any:
+    context = context_of(limit)
+    (found,) = sums(
+        context, [batch], output_targets=[output_target("cross_entropy")], paths=["first", "second", "third", "last"],
+        satisfied_weight=0.1, weighted=False,
+    )  # fmt: skip
+    return found
+
+
+def test_sums_do_not_depend_on_how_many_samples_fit() -> None:
+    ((x, y),) = images(1, 16)
+    batch = Batch((x,), y)
+    assert [len(part) for part in context_of(48 * MIB).parts(batch)] == [8, 8]
+    few, many = summed(48 * MIB, batch), summed(1024 * MIB, batch)
+    for name, own in few.items():
+        assert isinstance(own, NormalEquations)
+        assert own.rows == many[name].rows
+        for found, expected in ((own.gram, many[name].gram), (own.cross, many[name].cross)):
+            assert float((found - expected).norm()) <= 1e-5 * float(expected.norm())
+
+
+def test_a_matrix_that_does_not_fit_is_not_held() -> None:
+    ((x, y),) = images(1, 4)
+    kinds = {name: type(own) for name, own in summed(24 * MIB, Batch((x,), y)).items()}
+    assert kinds.pop("third.weight") is WideEquations
+    assert set(kinds.values()) == {NormalEquations}
+
+
+SIZES = st.lists(
+    st.builds(Size, st.integers(1, 4), st.integers(1, 300), st.integers(1, 3000)), min_size=1, max_size=6
+)
+
+
+@given(SIZES, st.integers(2**10, 2**31))
+def test_what_is_said_to_be_needed_is_enough(sizes: list[Size], limit: int) -> None:
+    numbered, budget = dict(enumerate(sizes)), Budget(limit)
+    try:
+        found = budget.rows(numbered)
+    except SolveError as error:
+        budget = Budget(needed(error))
+        assert budget.limit > limit
+        found = budget.rows(numbered)
+    held = [size.gram for i, size in numbered.items() if found[i] is None]
+    assert 2 * sum(held) <= budget.sums
+    assert all(rows is None or rows >= FEWEST for rows in found.values())
+    assert budget.sums + BLOCKS * budget.block < budget.limit / 2
+
+
+def test_a_limit_too_small_for_a_sample_says_what_is_needed() -> None:
+    def train(limit: int) -> None:
+        fxinvert.post_train(
+            network((8, 4)), images(2, 4), memory_limit=limit, method=ClosedForm(), sweeps=1,
+            reconstruction="linearized",
+        )  # fmt: skip
+
+    with pytest.raises(SolveError, match=r"a sample's values and targets take .* at least \d+ bytes") as told:
+        train(MIB)
+    enough = needed(told.value)
+    with pytest.raises(SolveError, match=r"the statistics of ops .* at least \d+ bytes") as told:
+        train(enough)
+    train(needed(told.value))
