@@ -32,7 +32,7 @@ from fxinvert.training import (
     Update,
     Work,
 )
-from fxinvert.training.auto import RATES
+from fxinvert.training.auto import PLAIN
 
 QUICK = Optimizer(epochs=2)
 METHODS: dict[str, tuple[Method, str]] = {
@@ -94,15 +94,15 @@ def told(**settings: Any) -> Estimate:
 
 def test_what_a_method_does_is_told_in_order() -> None:
     rows = list(told(method="auto").rows())
-    assert [row.task.strip() for row in rows][:5] == [
-        "statistics of 0, 2",
-        "add up and solve",
-        "judge 7 candidates",
-        "measure the best",
-        f"gradient, learning rate {RATES[0]:g}",
-    ]
-    assert all(row.after == ((row.number - 1,) if row.number > 1 else ()) for row in rows)
-    assert rows[4].times == 1 + Auto().runs  # one beside the solve
+    tasks = [row.task.strip() for row in rows]
+    assert tasks[:4] == ["statistics of 0, 2", "add up and solve", "judge 7 candidates", "measure the best"]
+    rates = [f"gradient, learning rate {rate:g}" for rate in PLAIN.rates]
+    assert [task for task in tasks if task.startswith("gradient")] == [f"{r}, trial" for r in rates] + rates
+    trials = [row for row in rows if "trial" in row.task]
+    assert len({row.after for row in trials}) == 1  # side by side
+    others = [row for row in rows[1:] if row not in trials and row.number != trials[-1].number + 1]
+    assert all(row.after == (row.number - 1,) for row in others)
+    assert rows[tasks.index(rates[0])].times == Auto().runs
     together = list(told(method="gradient", schedule="parallel").rows())
     assert [row.after for row in together] == [(), (), (1, 2), (3,)]
 
@@ -197,7 +197,7 @@ def test_a_plan_shows_what_a_sweep_costs(here: Path) -> None:
     [
         ("gradient", "train hidden"),
         ("joint", "train everything up to head"),
-        ("auto", f"gradient, learning rate {RATES[-1]:g}"),
+        ("auto", f"gradient, learning rate {PLAIN.rates[-1]:g}"),
     ],
 )
 def test_a_plan_shows_what_other_methods_cost(here: Path, method: str, task: str) -> None:

@@ -27,7 +27,7 @@ from fxinvert.training import (
     Update,
     Work,
 )
-from fxinvert.training.auto import NORMALIZED_RATES
+from fxinvert.training.auto import NORMALIZED
 from fxinvert.training.chunks import source_of
 from fxinvert.training.closed_form import sums
 from fxinvert.training.context import Context
@@ -313,7 +313,7 @@ def test_auto_trains_batch_norm_by_both_statistics_and_proposes_their_mean() -> 
     stages = [name for record in result.history for name in record.sizes]
     assert stages[0] == "batch-norm statistics"
     names = [[update.op for (update,) in proposals] for proposals in seen]
-    rates = [f"gradient, learning rate {rate:g}, " for rate in NORMALIZED_RATES]
+    rates = [f"gradient, learning rate {rate:g}, " for rate in NORMALIZED.rates]
     assert names[1] == [rate + "trial" for rate in rates]
     begin = names[1].index(stages[1])
     assert result.history[1].step > 0
@@ -335,15 +335,30 @@ def test_without_closed_form_auto_does_not_ask_which_output_target() -> None:
     assert [record.sweep for record in result.history] == [1]
 
 
-def test_auto_begins_with_what_gains_more_and_goes_on_with_gradients() -> None:
-    """A rate at which gradients reach nothing leaves the beginning to the closed form."""
+def test_auto_begins_in_closed_form_where_gradients_reach_nothing() -> None:
     solved = train(method=Auto(learning_rates=(1e-8,), runs=1, optimizer=QUICK), sweeps=1)
     assert [tuple(r.sizes) for r in solved.history] == [("0", "2"), ("gradient, learning rate 1e-08",)]
-    automatic = train(method="auto", sweeps=1)
-    first = automatic.history[0]
-    assert tuple(first.sizes) == ("gradient, learning rate 0.01",)
-    assert first.after.loss < solved.history[0].after.loss
-    assert automatic.final.loss < train(schedule="parallel", sweeps=1).final.loss
+    assert train(method="auto", sweeps=1).final.loss < train(schedule="parallel", sweeps=1).final.loss
+
+
+def test_auto_begins_with_the_gradients_that_gain_most_where_a_solve_reaches_nothing() -> None:
+    """Runs go on with the learning rate of the short run that was taken."""
+    rates = (1e-8, 1e-2, 1e-3)
+    method = Auto(ClosedForm(damping=1e9), learning_rates=rates, runs=1, optimizer=QUICK)
+    names = [name for record in train(method=method, sweeps=1).history for name in record.sizes]
+    gradients = [f"gradient, learning rate {rate:g}" for rate in rates]
+    assert names == [f"{gradients[1]}, trial", *gradients[1:]]
+
+
+def test_gradients_compete_with_the_solve_while_output_targets_are_told_apart() -> None:
+    """Of the last segment alone; they are the same towards all output targets."""
+    method = Auto(ClosedForm(damping=1e9), learning_rates=(1e-2,), runs=1, optimizer=QUICK)
+    history = train(method=method, sweeps=1, output_target="auto").history
+    told = [record for record in history if record.sweep == 0]
+    assert len({record.output_target for record in told}) > 1
+    assert {tuple(record.sizes) for record in told} == {("gradient, learning rate 0.01, trial",)}
+    assert {record.segments for record in told} == {("2",)}
+    assert len({record.after for record in told}) == 1
 
 
 def test_auto_trains_the_chosen_segments_only() -> None:

@@ -1,16 +1,18 @@
 """The automatic method: closed form for the first gains, gradients for the last ones; held-out data decide on each.
 
-    what                                                     on                   networks
-    batch-norm statistics, estimated anew                    all data             with batch norm
-    one closed-form solve of every op, in the first sweep,   the first samples    without
-        or a gradient run in its place if that gains more    all data             without
-    short gradient runs, which tell the learning rate        all data             with batch norm
-    gradient runs with a large learning rate, as they help   all data             all
-    the same with smaller ones, one after the other          all data             all
+    what                                                    on                   networks
+    batch-norm statistics, estimated anew                   all data             with batch norm
+    one closed-form solve of every op, in the first sweep   the first samples    without
+    or, if one of them gains more, short gradient runs,     all data             all
+        which tell the learning rate to begin with
+    gradient runs with a large learning rate, as they help  all data             all
+    the same with smaller ones, one after the other         all data             all
+
+The solve and the short runs compete on the last segment, too, while output targets are told apart: a last layer that was
+solved can be a bad place to go on from.
 
 Gradient runs propose the moving averages of their weights after 1, 2, 4, … passes, so that held-out loss also says when to
-stop. What is taken of each is searched like any other step: what does not help is not taken, and a learning rate that is
-too large costs one run.
+stop. What is taken of each is searched like any other step: what does not help is not taken.
 
 Batch norm can be trained through the statistics of the batch, which is noise that keeps from overfitting, or with its
 running statistics as they are, which is what the network computes later. Both are run side by side, and the mean of their
@@ -21,9 +23,9 @@ explains little, and a last layer that is solved for few samples fits these alon
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,12 +42,33 @@ from fxinvert.training.recalibrate import recalibrated, recalibration
 from fxinvert.training.replay import batch_norms
 from fxinvert.training.work import Proposal, Update, Work
 
-#: learning rates, without batch norm
-RATES = (1e-2, 3e-3, 1e-3, 3e-4)
-#: with it: large steps unsettle deep networks, of few samples for good, so that short runs of at least so many steps tell
-#: with which to begin
-NORMALIZED_RATES = (3e-3, 1e-3, 3e-4)
+#: steps of a short run, at least
 TRIAL = 16
+
+
+class Recipe(NamedTuple):
+    """What is done with a kind of networks.
+
+    Attributes:
+        statistics: whether those of batch norm are estimated anew.
+        solve: how ops are solved; None: they are not.
+        rates: learning rates, the largest first.
+        modes: of runs side by side, by name, whether batch norm uses the statistics of the batch.
+    """
+
+    statistics: bool
+    solve: ClosedForm | None
+    rates: tuple[float, ...]
+    modes: Mapping[str, bool]
+
+    @property
+    def tried(self) -> bool:
+        """Whether short runs have something to choose from, or to compete with."""
+        return self.solve is not None or len(self.rates) > 1
+
+
+PLAIN = Recipe(False, ClosedForm(samples=2048), (1e-2, 3e-3, 1e-3, 3e-4), {"": True})
+NORMALIZED = Recipe(True, None, (3e-3, 1e-3, 3e-4), {"by batch": True, "by running statistics": False})
 
 
 @dataclass(frozen=True)
@@ -54,7 +77,8 @@ class Auto:
 
     Attributes:
         closed_form: how ops are solved in the first sweep of networks without batch norm; None: they are not.
-        learning_rates: one after the other; None: `RATES`, or `NORMALIZED_RATES` in networks with batch norm.
+        learning_rates: one after the other, from the one that short runs find best; None: those of `PLAIN`, or of
+            `NORMALIZED` for networks with batch norm.
         runs: with each learning rate, at most; each goes on where the one before ended.
         least_gain: the share of the held-out loss that runs must remove, or the next learning rate follows.
         patience: how many runs in a row may remove less: a step beyond where a run ended may be ahead of the next one,
@@ -64,7 +88,7 @@ class Auto:
         optimizer: of a run, with its passes over the data.
     """
 
-    closed_form: ClosedForm | None = field(default_factory=lambda: ClosedForm(samples=2048))
+    closed_form: ClosedForm | None = PLAIN.solve
     learning_rates: tuple[float, ...] | None = None
     runs: int = 6
     least_gain: float = 0.01
@@ -83,63 +107,99 @@ class Auto:
             )
 
     def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal]]:
-        """Yields what each stage proposes; output targets are told apart in closed form, where ops are solved so."""
-        normalized = bool(batch_norms(work.context))
-        closed_form = None if normalized else self.closed_form
-        if work.sweep == 0:
-            if closed_form is not None:
-                yield from closed_form.train(work, segments)
+        """Yields what each stage proposes; while output targets are told apart, what the first stage does."""
+        recipe = self._recipe(work.context)
+        if work.sweep == 0 and recipe.solve is None:
             return
-        if normalized:
+        if recipe.statistics:
             estimated = recalibrated(work)
             if estimated:
                 yield [estimated]
             if work.sweep > 1:  # every rate has been followed as far as it helps
                 return
-        rates = self._rates(normalized)
         # later on, gradients have left little to a linear solve
-        if closed_form is not None and work.sweep == 1:
-            for number, proposals in enumerate(closed_form.train(work, segments)):
-                if rates and number == 0:
-                    proposals += self._run(work, segments, rates[0], 0, [None])[0]
-                yield proposals
-        if normalized and len(rates) > 1:
-            yield self._trial(work, segments, rates)
-            rates = rates[-1:] if work.taken is None else rates[work.taken :]
-        for rate in rates:
-            courses: list[Course | None] = [None] * len(_modes(normalized))
+        best = (yield from self._begin(work, segments, recipe)) if work.sweep <= 1 else 0
+        for rate in recipe.rates[best:] if work.sweep else ():
+            courses: list[Course | None] = [None] * len(recipe.modes)
             idle = 0
             for number in range(self.runs):
-                proposals, courses = self._run(work, segments, rate, number, courses)
+                proposals, courses = self._run(work, segments, recipe, rate, number, courses)
                 yield proposals
                 idle = idle + 1 if work.gained < self.least_gain else 0
                 if idle > self.patience:
                     break
 
-    def _rates(self, normalized: bool) -> tuple[float, ...]:
-        if self.learning_rates is not None:
-            return self.learning_rates
-        return NORMALIZED_RATES if normalized else RATES
+    def stages(self, probe: Probe, segments: Sequence[Segment]) -> Iterator[Stage]:
+        """Yields what `train` does in the first sweep, with as many runs as there may be."""
+        recipe = self._recipe(probe.context)
+        arguments = self._arguments(probe.context, probe.output_target, segments)
+        short = arguments | {"optimizer": replace(self.optimizer, epochs=1)}
+        trial = _side_by_side(
+            course_stage(probe, "", short, TRIAL), [_name(rate, "trial") for rate in recipe.rates]
+        )
+        if recipe.statistics:
+            yield from recalibration(probe)
+        if recipe.solve is not None:
+            yield from recipe.solve.stages(probe, segments)
+        if recipe.tried:
+            yield trial
+        run = course_stage(probe, "", arguments, self._steps(recipe))
+        for rate in recipe.rates:
+            own = _side_by_side(run, [_name(rate, mode) for mode in recipe.modes])
+            # snapshots after 1, 2, 4, … passes and after all of them; of several modes their means, too
+            snapshots = (run.passes - 1).bit_length() + 1
+            means = 1 if len(recipe.modes) > 1 else 0
+            yield replace(own, proposals=snapshots * (len(recipe.modes) + means), times=self.runs)
 
-    def _trial(self, work: Work, segments: Sequence[Segment], rates: Sequence[float]) -> list[Proposal]:
+    def _recipe(self, context: Context) -> Recipe:
+        """What is done with a network."""
+        normalized = bool(batch_norms(context))
+        own = NORMALIZED if normalized else PLAIN
+        rates = own.rates if self.learning_rates is None else self.learning_rates
+        return own._replace(solve=None if normalized else self.closed_form, rates=rates)
+
+    def _begin(
+        self, work: Work, segments: Sequence[Segment], recipe: Recipe
+    ) -> Generator[list[Proposal], None, int]:
+        """Yields what competes in the beginning; returns the index of the rate to go on with."""
+        trial = self._trial(work, segments, recipe) if recipe.tried else []
+        if recipe.solve is None:
+            if not trial:
+                return 0
+            yield trial
+            return len(trial) - 1 if work.taken is None else work.taken
+        for solved in recipe.solve.train(work, segments):
+            yield solved + trial
+            if work.taken is not None and work.taken >= len(solved):
+                return work.taken - len(solved)
+            trial = []  # of a state that was
+        return 0
+
+    def _trial(self, work: Work, segments: Sequence[Segment], recipe: Recipe) -> list[Proposal]:
         """What short runs with each of the learning rates propose, in their order."""
         arguments = self._arguments(work.context, work.output_target, segments) | {"steps": TRIAL}
-        optimizers = [replace(self.optimizer, learning_rate=rate, epochs=1) for rate in rates]
+        optimizers = [replace(self.optimizer, learning_rate=rate, epochs=1) for rate in recipe.rates]
         found = work.each(fit_jointly, [arguments | {"optimizer": optimizer} for optimizer in optimizers])
         return [
             [Update(_name(rate, "trial"), snapshots[-1])]
-            for rate, (snapshots, _) in zip(rates, found, strict=True)
+            for rate, (snapshots, _) in zip(recipe.rates, found, strict=True)
         ]
 
     def _run(
-        self, work: Work, segments: Sequence[Segment], rate: float, number: int, courses: list[Course | None]
+        self,
+        work: Work,
+        segments: Sequence[Segment],
+        recipe: Recipe,
+        rate: float,
+        number: int,
+        courses: list[Course | None],
     ) -> tuple[list[Proposal], list[Course | None]]:
         """What a run from each of the courses proposes, and where they have come to."""
-        modes = _modes(len(courses) > 1)
+        modes = recipe.modes
         optimizer = replace(self.optimizer, learning_rate=rate, seed=self.optimizer.seed + number)
         arguments = self._arguments(work.context, work.output_target, segments) | {
             "optimizer": optimizer,
-            "steps": -(-self.steps // len(modes)),
+            "steps": self._steps(recipe),
         }
         found = work.each(
             fit_jointly,
@@ -156,33 +216,9 @@ class Auto:
             proposals += [[Update(_name(rate, mode), changes)] for changes in own]
         return proposals, [course for _, course in found]
 
-    def stages(self, probe: Probe, segments: Sequence[Segment]) -> Iterator[Stage]:
-        """Yields what `train` does, with as many runs as there may be."""
-        normalized = bool(batch_norms(probe.context))
-        if normalized:
-            yield from recalibration(probe)
-        elif self.closed_form is not None:
-            yield from self.closed_form.stages(probe, segments)
-        modes = _modes(normalized)
-        arguments = self._arguments(probe.context, probe.output_target, segments)
-        run = course_stage(probe, "", arguments, -(-self.steps // len(modes)))
-        rates = self._rates(normalized)
-        if normalized and len(rates) > 1:
-            short = replace(self.optimizer, epochs=1)
-            trial = course_stage(probe, "", arguments | {"optimizer": short}, TRIAL)
-            ((_, cost),) = trial.tasks
-            tasks = tuple((_name(rate, "trial"), cost) for rate in rates)
-            yield replace(trial, tasks=tasks, proposals=len(rates))
-        ((_, cost),) = run.tasks
-        # snapshots after 1, 2, 4, … passes and after all of them
-        proposals = (run.passes - 1).bit_length() + 1
-        if len(modes) > 1:  # and their means
-            proposals *= len(modes) + 1
-        beside = 0 if normalized or self.closed_form is None else 1
-        for index, rate in enumerate(rates):
-            tasks = tuple((_name(rate, mode), cost) for mode in modes)
-            times = self.runs + (beside if index == 0 else 0)
-            yield replace(run, tasks=tasks, proposals=proposals, times=times)
+    def _steps(self, recipe: Recipe) -> int:
+        """Of each of the runs side by side, at least."""
+        return -(-self.steps // len(recipe.modes))
 
     def _arguments(
         self, context: Context, output_target: OutputTarget, segments: Sequence[Segment]
@@ -197,9 +233,10 @@ class Auto:
         }
 
 
-def _modes(normalized: bool) -> dict[str, bool]:
-    """Whether batch norm uses the statistics of the batch, in each of the runs side by side, by their names."""
-    return {"by batch": True, "by running statistics": False} if normalized else {"": True}
+def _side_by_side(stage: Stage, names: Sequence[str]) -> Stage:
+    """The stage with its task done under each of some names, each of which proposes something."""
+    ((_, cost),) = stage.tasks
+    return replace(stage, tasks=tuple((name, cost) for name in names), proposals=len(names))
 
 
 def _mean(changes: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
