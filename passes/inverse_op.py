@@ -97,7 +97,7 @@ class InverseOp(nn.Module):
             if got != wanted:
                 raise RuleError(f"{self._who()} returned {what} {got}; its input has {wanted}")
         inverse = answer if isinstance(answer, Inverse) else certified(op, target, value, Status.EXACT)
-        inverse = keep_failed_at_anchor(inverse, anchor, target, f"the answer of {self._who()}")
+        inverse = keep_failed_at_anchor(inverse, anchor, target, lambda: f"the answer of {self._who()}")
         if not self._stateless:  # its state may be another when somebody looks
             inverse.certificate.measured()
         return Inverse(_unfolded(inverse.target, self.rows[0]), inverse.certificate)

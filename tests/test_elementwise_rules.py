@@ -13,7 +13,7 @@ from rule_samples import Inverted, WithBuffer
 from torch import Tensor, nn
 
 import fxinvert
-from fxinvert.rules import Status, choice
+from fxinvert.rules import Status, choice, kernels
 from fxinvert.rules.registry import Kind
 from fxinvert.testing import check_rule
 
@@ -325,3 +325,24 @@ def test_a_slope_for_every_channel_is_the_scalar_rule_channel_by_channel() -> No
     for channel, slope in enumerate(slopes):
         own, goal = x[:, channel], target[:, channel]
         assert torch.equal(value[:, channel], Inverted(nn.LeakyReLU(slope), own)(own, goal)[0])
+
+
+@pytest.mark.parametrize(
+    "module", [nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Mish(), nn.Tanhshrink()], ids=str
+)
+def test_inverses_without_a_closed_form_have_five_digits_in_single_precision(module: nn.Module) -> None:
+    """From its own side of the lowest point, every input is found again."""
+    x = torch.cat([torch.linspace(-4, -2, 200, dtype=F64), torch.linspace(0.5, 30, 400, dtype=F64)])[None]
+    value, _ = Inverted(module, x.float())(x.float(), module(x * 1.01).float())
+    # where the slope is small, rounding of the target is what is seen
+    slope = torch.func.vmap(torch.func.grad(lambda v: module(v)))((x * 1.01)[0]).abs()
+    lost = 2 * torch.finfo(F32).eps * module(x * 1.01)[0].abs() / slope
+    assert ((value[0] - x[0] * 1.01).abs() <= 2e-5 * x[0].abs().clamp(min=1) + lost).all()
+
+
+def test_logarithms_of_kernels_have_six_digits() -> None:
+    x = torch.cat(
+        [torch.logspace(-37, 38, 10_000, dtype=F64), torch.linspace(0.5, 2, 10_001, dtype=F64)]
+    ).float()
+    expected = x.double().log()
+    assert ((kernels.logarithm(x) - expected).abs() <= 3e-7 * expected.abs().clamp(min=1)).all()

@@ -43,6 +43,7 @@ class Branch:
         rises: whether the function increases; None where it does neither, or both.
         rounded: whether the op computes the constant of a constant branch with rounding.
         plain: whether the function is y = x on it.
+        keeps: whether the inverse of a value of the image lies in the interval, and is finite, whatever rounding does.
     """
 
     low: Number
@@ -57,6 +58,7 @@ class Branch:
     rises: bool | None = None
     rounded: bool = False
     plain: bool = False
+    keeps: bool = False
 
     @property
     def flat(self) -> bool:
@@ -75,15 +77,15 @@ class Branch:
         return self.least + self.open_least * least, self.most - self.open_most * most
 
     def beyond(self, target: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """1 where a target lies at an end that is only approached, or beyond it, else 0: below, above; None for none.
+        """Where a target lies at an end that is only approached, or beyond it (`holds`): below, above; None for none.
 
-        Where looking at the targets would wait for a device there may be a tensor of zeros in the place of none.
+        Where looking at the targets would wait for a device there may be a tensor of nothing but no in the place of none.
         """
         below = above = None
         if self.open_least and (waits(target) or not bool((target.amin() > self.least).all())):
-            below = torch.le(target, self.least, out=torch.empty_like(target))
+            below = holds(torch.le, target, self.least)
         if self.open_most and (waits(target) or not bool((target.amax() < self.most).all())):
-            above = torch.ge(target, self.most, out=torch.empty_like(target))
+            above = holds(torch.ge, target, self.most)
         return below, above
 
     def value(self, target: Tensor, beyond: tuple[Tensor | None, Tensor | None] | None = None) -> Tensor:
@@ -106,8 +108,8 @@ class Branch:
     def input(self, value: Tensor, anchor: Tensor, dtype: torch.dtype, bounded: bool = True) -> Tensor:
         """The pre-image of a value of the image, for an answer in `dtype`; finite unless `bounded` is False."""
         found = self.inverse(value, anchor)
-        if self.plain and not (self.open_low or self.open_high):
-            return found  # it lies in the interval as the value lies in the image
+        if self.keeps and not (self.open_low or self.open_high):
+            return found
         low, high = self.within(dtype)
         if found is anchor or not bounded or isinstance(low, Tensor) or isinstance(high, Tensor):
             return within(found, low, high)
@@ -115,14 +117,21 @@ class Branch:
         return found.clamp(max(low, -bound), min(high, bound))
 
 
-def chosen(one: Tensor, other: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
-    """The one where the weight is 0, the other where it is 1: exactly between finite numbers.
+def holds(compare: Callable[..., Tensor], one: Tensor, other: Number, out: Tensor | None = None) -> Tensor:
+    """Where a comparison holds: 1, else 0, may be written to `out`; a mask on a device and in a kernel.
 
-    On the processor that is several times as fast as a choice by masks, but in a kernel. `out` may be written to.
+    On the processor a choice by such weights is several times as fast as one by masks.
     """
     if waits(one):
-        return torch.where(weight > 0, other, one)
-    return torch.lerp(one, other, weight, out=out)
+        return compare(one, other)
+    return compare(one, other, out=torch.empty_like(one) if out is None else out)
+
+
+def chosen(one: Tensor, other: Tensor, where: Tensor, out: Tensor | None = None) -> Tensor:
+    """The other `where` something holds, exactly between finite numbers. `out` may be written to."""
+    if where.dtype == torch.bool:
+        return torch.where(where, other, one)
+    return torch.lerp(one, other, where, out=out)
 
 
 def same(y: Tensor) -> Tensor:
@@ -171,6 +180,7 @@ def _monotone(
         open_high=_infinite(at_high) and not _infinite(high),
         rises=increasing,
         plain=inverse is same,
+        keeps=inverse is same,
     )
 
 

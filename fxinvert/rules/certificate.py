@@ -238,13 +238,15 @@ def passed_through(target: Tensor, anchor: Tensor) -> Inverse:
     return Inverse(target, Certificate.later(measure, target, anchor))
 
 
-def keep_failed_at_anchor(inverse: Inverse, anchor: Tensor, target: Tensor, who: str = "the rule") -> Inverse:
+def keep_failed_at_anchor(
+    inverse: Inverse, anchor: Tensor, target: Tensor, who: Callable[[], str] = lambda: "the rule"
+) -> Inverse:
     """Leaves every sample with a non-finite target or answer at its anchor; the certificate says so, and why.
 
     Args:
         inverse: the answer.
         anchor, target: what the rule was given, `(B, …)`.
-        who: the rule, for messages.
+        who: names the rule, for messages.
     """
     value, certificate = inverse
     told = certificate.is_measured
@@ -270,7 +272,7 @@ def keep_failed_at_anchor(inverse: Inverse, anchor: Tensor, target: Tensor, who:
             status=Status.FAILED,
             failed=failed | facts.failed,
             distance=distance,
-            reason=facts.reason or _why_failed(value, anchor, target, who),
+            reason=facts.reason or _why_failed(value, anchor, target, who()),
         )
 
     return Inverse(kept, measure() if told else Certificate.later(measure, value, anchor, target))

@@ -12,14 +12,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fxinvert.linalg.memory import waits
-from fxinvert.rules.branches import Branch, Number, chosen, within
+from fxinvert.rules.branches import Branch, Number, chosen, holds, within
 from fxinvert.rules.certificate import Inverse, Status, certified, reached, relative
 from fxinvert.rules.kernels import Kernel, kernel
 from fxinvert.rules.op import Op
@@ -49,8 +49,8 @@ def invert_branches(op: Op, target: Tensor, branches: tuple[Branch, ...]) -> Inv
     # half precisions cannot tell 1 from 1 − MARGIN
     working = torch.promote_types(target.dtype, torch.float32)
     if op.settings.compiled and op.anchor.numel() and not op.by_sample:
-        value, sums = _fused(op, target, branches, working)
-        return certified(op, target, value, facts, total=None if waits(value) else float(sums))
+        value, total = _fused(op, target, branches, working)
+        return certified(op, target, value, facts, total=total)
     value, choose = torch.empty_like(op.anchor), _choice(branches)
     # that nothing overflows is looked at afterwards, which costs less than to prevent it; not so where digits are cut
     # off, or where looking waits for a device
@@ -80,25 +80,58 @@ def _fill(
 
 def _fused(
     op: Op, target: Tensor, branches: tuple[Branch, ...], working: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """The same by a kernel: the answer, and the sum."""
+) -> tuple[Tensor, float | None]:
+    """The same by a kernel: the answer, and a number like the sum, if looking at it does not wait for a device.
+
+    That no target lies beyond an end, and no answer overflows, is looked at afterwards; only where it is not so, another
+    kernel makes the answers again, with care.
+    """
     given = op.anchor, target, op.output
     # one kernel for any number of axes, where these do not matter
     rows = tuple((v.reshape(-1) if _numbers_alone(op) else v).contiguous() for v in given)
+    inner, least, most = _inner(branches)
 
-    def build() -> Kernel:
-        choose = _choice(branches)
+    def run(careful: bool) -> tuple[Tensor, ...]:
+        def build() -> Kernel:
+            choose = _choice(branches if careful else inner)
 
-        def function(x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            wanted = t.to(working)
-            found = choose(x.to(working), wanted, y.to(working), x.dtype, torch.empty_like(wanted), True)
-            return found.to(x.dtype), (found * wanted).abs().amax()
+            def function(x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+                wanted, bounded = t.to(working), careful or x.dtype != working
+                found = choose(
+                    x.to(working), wanted, y.to(working), x.dtype, torch.empty_like(wanted), bounded
+                )
+                looks = () if careful or inner is branches else (wanted.amin(), wanted.amax())
+                return found.to(x.dtype), (found * wanted).abs().amax(), *looks
 
-        return kernel(op, function, *rows)
+            return kernel(op, function, *rows, exact=careful)
 
-    key = (kernel, rows[0].dim(), rows[0].dtype, rows[0].device)
-    value, total = op.cache.get(key, tuple(op.parameters.values()), build)(*rows)
-    return value.view(op.anchor.shape), total
+        key = (kernel, careful, rows[0].dim(), rows[0].dtype, rows[0].device)
+        made: Kernel = op.cache.get(key, tuple(op.parameters.values()), build)
+        return made(*rows)
+
+    if waits(target):
+        return run(careful=True)[0].view(op.anchor.shape), None
+    value, total, *looks = run(careful=False)
+    inside = not looks or (float(looks[0]) > least and float(looks[1]) < most)
+    if not (inside and math.isfinite(total)):
+        value, total = run(careful=True)
+    return value.view(op.anchor.shape), float(total)
+
+
+def _inner(branches: tuple[Branch, ...]) -> tuple[tuple[Branch, ...], float, float]:
+    """A single branch without those ends of its image that are only approached, and these: all targets lie between them."""
+    branch = branches[0]
+    least, most = branch.least, branch.most
+    if (
+        len(branches) > 1
+        or isinstance(least, Tensor)
+        or isinstance(most, Tensor)
+        or not (branch.open_least or branch.open_most)
+    ):
+        return branches, -math.inf, math.inf
+    low, high = (-math.inf if branch.open_least else least), (math.inf if branch.open_most else most)
+    opened = replace(branch, least=low, most=high, open_least=False, open_most=False)
+    return (opened,), least if branch.open_least else -math.inf, most if branch.open_most else math.inf
 
 
 def _numbers_alone(op: Op) -> bool:
@@ -142,6 +175,9 @@ def _choice(branches: tuple[Branch, ...]) -> Choice:
         if ends is None or len(others) > 1 or any(b.rises is None for b in needed):
             continue
         if not others or all(_covers(main, b) for b in branches):
+            # it is asked for no values below those of the main branch
+            lower = [_is(b.least, main.least) and not b.open_least for b in others]
+            others = [replace(b, least=-math.inf) if low else b for b, low in zip(others, lower, strict=True)]
             return _Direct(main, *ends, *others)
     return _Stepped.of(needed) or functools.partial(_compared, branches)
 
@@ -219,7 +255,7 @@ class _Direct:
         found = main.input(value, x, dtype, bounded)
         if self.other is not None:
             found = self._nearer(self.other, found, value, x, dtype, bounded)
-        return chosen(x, found, torch.ne(wanted, y, out=out), out)
+        return chosen(x, found, holds(torch.ne, wanted, y, out), out)
 
     def _attainable(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """What is wanted, an entry staying at its anchor where that is the output; and the value to invert.
@@ -246,13 +282,13 @@ class _Direct:
         """The main branch's pre-image, or the other's where that is nearer."""
         main = self.main
         second = other.input(other.value(value), x, dtype, bounded)
-        middle, weight = torch.lerp(found, second, 0.5), torch.empty_like(x)
-        (torch.gt if other.high <= main.low else torch.lt)(middle, x, out=weight)
+        middle = torch.lerp(found, second, 0.5)
+        nearer = holds(torch.gt if other.high <= main.low else torch.lt, middle, x)
         if other.most < main.most:
-            weight.mul_((torch.lt if other.open_most else torch.le)(value, other.most, out=middle))
+            nearer.mul_(holds(torch.lt if other.open_most else torch.le, value, other.most, middle))
         if other.least > main.least:
-            weight.mul_((torch.gt if other.open_least else torch.ge)(value, other.least, out=middle))
-        return chosen(found, second, weight)
+            nearer.mul_(holds(torch.gt if other.open_least else torch.ge, value, other.least, middle))
+        return chosen(found, second, nearer)
 
 
 @dataclass(frozen=True)
@@ -294,7 +330,7 @@ class _Stepped:
             low, high = side.within(dtype)
             above = side.low >= step.high
             middle = (step.least + (low if above else high)) / 2
-            nearer = (torch.gt if above else torch.lt)(t, middle, out=torch.empty_like(t))
+            nearer = holds(torch.gt if above else torch.lt, t, middle)
             found = chosen(found, within(t, low, high), nearer, out)
         return found
 
@@ -319,6 +355,6 @@ def _compared(
     best, score = x, (errors[0] - gap).mul_(FIRST)
     for candidate, error in zip(found, errors[1:], strict=True):
         own = (candidate - x).abs_().add_(error.sub_(gap), alpha=FIRST)
-        best = chosen(best, candidate, torch.lt(own, score, out=out))
+        best = chosen(best, candidate, holds(torch.lt, own, score, out))
         score = torch.minimum(score, own)
     return best

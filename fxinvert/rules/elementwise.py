@@ -20,12 +20,10 @@ from fxinvert.rules.certificate import Inverse
 from fxinvert.rules.choice import invert_branches
 from fxinvert.rules.fallback import invert_matrix_free
 from fxinvert.rules.op import Op
+from fxinvert.rules.rational import Rational
 from fxinvert.rules.registry import Kind, Rule
-from fxinvert.rules.tabulated import Tabulated
 
 INF = math.inf
-#: from here on GELU and its kin are straight lines of slope 1, to all digits
-STRAIGHT = 40.0
 #: a slope that makes of any number but zero one beyond all bounds
 STEEP = 2.0**100
 Branches = tuple[Branch, ...]
@@ -95,49 +93,64 @@ def exponential_unit(alpha: float, scale: float = 1.0, rate: float = 1.0) -> Bra
     return everywhere((end, INF), lambda y: below(y.clamp(max=0)).add_(y.clamp(min=0), alpha=1 / scale))
 
 
-def valley(function: Scalar, bottom: float, far: float) -> Branches:
+def valley(function: Scalar, bottom: float, far: float, straight: float) -> Branches:
     """Functions that fall from 0 to a lowest point and rise from there like x: GELU, SiLU, Mish.
 
-    `bottom` is where the lowest point lies, `far` an x below which the function is zero for all purposes.
+    `bottom` is where the lowest point lies, `far` an x below which the function is zero for all purposes, `straight` one
+    beyond which it is x to the digits of a fit.
     """
-    least, edge = function(torch.tensor([bottom, far], dtype=torch.float64)).tolist()
-    left = Tabulated(
+    least, edge, end = function(torch.tensor([bottom, far, straight], dtype=torch.float64)).tolist()
+    left = Rational(
         function,
         (bottom, far),
-        lambda y: (y - least).div_(y),
-        lambda c: least / (1 + c),
+        lambda y: y.neg().log_().sub_(math.log(-least)).abs_().sqrt_(),
+        lambda s: least * torch.exp(-s * s),
+        constant=bottom,
+        slope=0,
     )
-    right = Tabulated(
+    right = Rational(
         function,
-        (bottom, STRAIGHT),
-        lambda y: y - least,
-        lambda c: least + c,
+        (bottom, straight),
+        lambda y: y.clamp(max=end).sub_(least).sqrt_(),
+        lambda s: least + s * s,
+        constant=bottom - least,
+        slope=1,
     )
-    return falling(far, bottom, (least, edge), left), rising(bottom, INF, (least, INF), right)
+    sides = falling(far, bottom, (least, edge), left), rising(bottom, INF, (least, INF), right)
+    return tuple(replace(side, keeps=True) for side in sides)
 
 
 @functools.cache
 def gelu(approximate: str) -> Branches:
     if approximate == "none":
-        return valley(lambda x: x * torch.erfc(x * -math.sqrt(0.5)) / 2, -0.7517915246935645, -11)
+        return valley(lambda x: x * torch.erfc(x * -math.sqrt(0.5)) / 2, -0.7517915246935645, -11, 6)
     rate = math.sqrt(8 / math.pi)
-    return valley(lambda x: x * torch.sigmoid(rate * (x + 0.044715 * x**3)), -0.7524614220710162, -8)
+    return valley(lambda x: x * torch.sigmoid(rate * (x + 0.044715 * x**3)), -0.7524614220710162, -8, 6)
 
 
 @functools.cache
 def silu() -> Branches:
-    return valley(F.silu, -1.2784645427610738, -60)
+    return valley(F.silu, -1.2784645427610738, -60, 20)
 
 
 @functools.cache
 def mish() -> Branches:
-    return valley(F.mish, -1.1924312145154954, -60)
+    return valley(F.mish, -1.1924312145154954, -60, 11)
 
 
 @functools.cache
 def tanhshrink() -> Branches:
     """x − tanh x: odd, like x³/3 at zero and like x − 1 far from it."""
-    return odd(Tabulated(lambda x: x - x.tanh(), (0, STRAIGHT), torch.clone, torch.clone))
+    return odd(
+        Rational(
+            lambda x: x - x.tanh(),
+            (0, 10),
+            lambda y: y.clamp(max=9) ** (1 / 3),
+            lambda s: s**3,
+            constant=0,
+            slope=1,
+        )
+    )
 
 
 def hardsigmoid() -> Branches:

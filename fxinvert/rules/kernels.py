@@ -7,27 +7,31 @@ the graph of their tensor operations is compiled; where two ops lead to the same
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from fxinvert.errors import SolveError
 from fxinvert.rules.op import Op
 
-#: tensors of one shape -> what is computed of them, entry by entry, and a sum
-Kernel = Callable[..., tuple[Tensor, Tensor]]
+#: tensors of one shape -> what is computed of them, entry by entry, and sums or extremes
+Kernel = Callable[..., tuple[Tensor, ...]]
 
 _kernels: dict[tuple[Any, ...], Kernel] = {}
 
 
-def kernel(op: Op, function: Kernel, *like: Tensor) -> Kernel:
+def kernel(op: Op, function: Kernel, *like: Tensor, exact: bool) -> Kernel:
     """A function, compiled for tensors of any size.
 
     Args:
         op: the op, for messages.
         function: of contiguous tensors; it must not look at values.
         *like: tensors of the dtypes, devices and numbers of axes that it will take.
+        exact: whether logarithms of what is not positive and finite are wanted.
 
     Raises:
         SolveError: the function looks at values, or there is no compiler.
@@ -38,7 +42,8 @@ def kernel(op: Op, function: Kernel, *like: Tensor) -> Kernel:
     examples = [value.new_zeros([max(2, size) for size in value.shape]) for value in like]
     try:
         function(*examples)  # makes the tables, which could not be made of what has no values
-        trace = make_fx(lambda *given: function(*given), {}, "symbolic", _allow_non_fake_inputs=True)
+        table = {} if exact else _decomposed()
+        trace = make_fx(lambda *given: function(*given), table, "symbolic", _allow_non_fake_inputs=True)
         graph = trace(*examples)
         known = _identity(graph, like)
         if known not in _kernels:
@@ -64,5 +69,52 @@ def _compiled(graph: fx.GraphModule) -> Kernel:
 
     # the graph's sizes are symbols already; `torch.compile` would check at every call what cannot change
     sizes = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
-    run: Kernel = standalone_compile(graph, sizes, dynamic_shapes="from_graph")
+    options = {
+        "config_patches": {"cpp.enable_floating_point_contract_flag": "fast"}
+    }  # a · b + c rounded once
+    run: Kernel = standalone_compile(graph, sizes, dynamic_shapes="from_graph", options=options)
     return run
+
+
+def logarithm(x: Tensor) -> Tensor:
+    """log x of positive, finite float32 numbers, to 3e-7; some finite number of others.
+
+    That of the processor's library takes longer than all else. x = 2ᵉ m with m within a factor √2 of 1, from the bits of x,
+    and log m is a polynomial of m − 1, fitted by least squares.
+    """
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        return NotImplemented  # type: ignore[no-any-return]
+    bits = x.view(torch.int32)
+    exponent = (bits - ROOT_HALF).bitwise_right_shift(23)
+    f = (bits - exponent.bitwise_left_shift(23)).view(torch.float32) - 1
+    first, *rest = _series()
+    total = f * first
+    for coefficient in rest:
+        total = (total + coefficient) * f
+    return exponent.to(torch.float32) * math.log(2) + total
+
+
+@functools.cache
+def _series() -> list[float]:
+    """Coefficients of f⁷, f⁶, …, f in log(1 + f)."""
+    ends = math.sqrt(0.5), math.sqrt(2.0)
+    angle = torch.linspace(0, math.pi, 200, dtype=torch.float64)
+    f = (sum(ends) + angle.cos() * (ends[1] - ends[0])) / 2 - 1
+    powers = f[:, None] ** torch.arange(7, 0, -1)
+    fitted: list[float] = torch.linalg.lstsq(powers, f.log1p()[:, None]).solution[:, 0].tolist()
+    return fitted
+
+
+def _logarithm_in_place(x: Tensor) -> Tensor:
+    found = logarithm(x)
+    return found if found is NotImplemented else x.copy_(found)
+
+
+def _decomposed() -> dict[Any, Callable[..., Tensor]]:
+    """Ops that are computed in other ways than torch's."""
+    _series()  # could not be found of what has no values
+    return {torch.ops.aten.log.default: logarithm, torch.ops.aten.log_.default: _logarithm_in_place}
+
+
+#: the bits of √½
+ROOT_HALF = 0x3F3504F3
