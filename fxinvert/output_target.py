@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from fxinvert.errors import DataError
-from fxinvert.linalg.vectors import by_sample
+from fxinvert.linalg.vectors import per_sample
 
 OutputTargetFunction = Callable[[Tensor, Tensor], Tensor]
 #: of an output, the nearest that is right: (the model's own outputs, labels, the output to project, the share of the margin
@@ -80,7 +80,7 @@ def _nearest_of(outputs: Tensor, labels: Tensor, other: Tensor, share: Tensor) -
 
 
 def _margin_of(outputs: Tensor, labels: Tensor, other: Tensor, share: Tensor) -> Tensor:
-    return nearest(other, labels, automatic_margin(outputs, labels) * by_sample(share, labels))
+    return nearest(other, labels, automatic_margin(outputs, labels) * per_sample(share, labels))
 
 
 def cross_entropy(outputs: Tensor, labels: Tensor, step: float = 2.0) -> Tensor:
@@ -146,7 +146,7 @@ def _probabilities(values: Tensor, axis: int) -> Tensor:
     """Which samples hold distributions along an axis: `(B, …)` → `(B, 1, …)`, True or False."""
     sums = values.sum(axis)
     good = (values >= 0).flatten(1).all(1) & ((sums - 1).abs() <= 1e-4).reshape(len(values), -1).all(1)
-    return by_sample(good, values)
+    return per_sample(good, values)
 
 
 FUNCTIONS: dict[str, OutputTargetFunction] = {

@@ -28,6 +28,7 @@ from torch import Tensor, fx, nn
 
 from fxinvert.errors import DataError, RuleError
 from fxinvert.inversion import InverseGraph, invert
+from fxinvert.linalg.vectors import per_sample
 from fxinvert.passes import trace
 from fxinvert.passes.flow import Flow
 from fxinvert.rules import Certificate, Rule, RuleSet, Status, default_rules
@@ -239,7 +240,7 @@ class _Check:
         what = "NaN in the target of sample 0: "
         wrong = (certificate.failed != first).double()
         self.expect(what + "it is not the failed sample that is marked", wrong, 0, certificate)
-        expected = torch.where(first.reshape(-1, *[1] * (x.dim() - 1)), x, together)
+        expected = torch.where(per_sample(first, x), x, together)
         error = _apart(value, expected, x)
         self.expect(what + "a sample is not where it belongs", error, self.tolerance, certificate)
 

@@ -18,7 +18,7 @@ from fxinvert.inversion.inverse_graph import InverseGraph, Reconstructed
 from fxinvert.inversion.invert import invert
 from fxinvert.inversion.replay import output_given
 from fxinvert.inversion.stepping import ROWS
-from fxinvert.linalg.vectors import by_sample
+from fxinvert.linalg.vectors import per_sample
 from fxinvert.output_target import OutputTargetFunction
 from fxinvert.passes import trace
 from fxinvert.passes.capture import evaluating
@@ -147,7 +147,7 @@ class _Explainer:
         )
         for i, (segment, cut) in enumerate(zip(segments, found, strict=True)):
             part = parts[:, i].to(cut.anchor.dtype)
-            moved = cut.anchor + by_sample(part, cut.anchor) * cut.correction
+            moved = cut.anchor + per_sample(part, cut.anchor) * cut.correction
             yield Cut(
                 cut.name,
                 cut.op,

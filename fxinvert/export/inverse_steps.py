@@ -13,6 +13,7 @@ from fxinvert.errors import NoRuleError
 from fxinvert.export.inverse_entries import Maxima, Moved, Reduced, disjoint_windows
 from fxinvert.export.inverse_scalar import Nearest, plain
 from fxinvert.linalg import Dense, factorize
+from fxinvert.linalg.vectors import per_sample
 from fxinvert.rules import Op
 from fxinvert.rules.groups import axes
 from fxinvert.rules.movement import invert_movement
@@ -44,7 +45,7 @@ class Unmoved(nn.Module):
             value.abs().reshape(value.shape[0], -1).amax(1) for value in (target - output, output)
         )
         same = missing <= ROUNDING * size
-        return torch.where(same.reshape(-1, *[1] * (feature.dim() - 1)), feature, found)
+        return torch.where(per_sample(same, feature), feature, found)
 
 
 class Reshape(nn.Module):

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from fxinvert.inversion.goal import Miss
 from fxinvert.inversion.stepping import TOLERANCE, Run, improve
-from fxinvert.linalg.vectors import by_sample, norm
+from fxinvert.linalg.vectors import norm, per_sample
 
 #: a sample whose error is more than this part of what it was before the step stagnates
 SLOW = 0.9
@@ -89,7 +89,7 @@ def stepped(
     """
     error, fallback = norm(miss(start)), norm(miss(anchor))
     fresh = fallback < error
-    value, error = torch.where(by_sample(fresh, start), anchor, start), torch.where(fresh, fallback, error)
+    value, error = torch.where(per_sample(fresh, start), anchor, start), torch.where(fresh, fallback, error)
     best, least = value.clone(), error.clone()
     caution = torch.zeros_like(error)
     given_up = torch.zeros_like(fresh)
@@ -107,12 +107,12 @@ def stepped(
         before = error
         value, error, caution, improved = improve(miss, value, error, caution, active)
         better = error < least[here]
-        best[here] = torch.where(by_sample(better, value), value, best[here])
+        best[here] = torch.where(per_sample(better, value), value, best[here])
         least[here] = torch.where(better, error, least[here])
         again = active & ~fresh & (error > SLOW * before) & (least[here] > TOLERANCE)
         given_up = given_up | (active & ~improved & ~again)
         fresh = fresh | again
-        value = torch.where(by_sample(again, value), anchor, value)
+        value = torch.where(per_sample(again, value), anchor, value)
         error = torch.where(again, fallback, error)
         caution = torch.where(again, 0, caution)
     return best, least

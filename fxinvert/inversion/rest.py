@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from fxinvert.inversion.replay import forward_values, placeholders_of
+from fxinvert.linalg.vectors import per_sample
 from fxinvert.passes.flow import by_sample
 
 
@@ -92,5 +93,5 @@ class Rest:
 
     def _softened(self, runner: fx.Interpreter, node: fx.Node, widths: Tensor) -> Tensor:
         (x, *args), kwargs = runner.fetch_args_kwargs_from_env(node)
-        widths = widths.repeat_interleave(len(x) // len(widths)).reshape(-1, *[1] * (x.dim() - 1))
+        widths = per_sample(widths.repeat_interleave(len(x) // len(widths)), x)
         return SOFTENED[node.meta["op"]](x, widths.to(x.dtype), *args, **kwargs)

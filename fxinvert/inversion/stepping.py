@@ -10,7 +10,7 @@ from torch import Tensor
 from fxinvert.errors import SolveError
 from fxinvert.linalg.jacobian import Jacobian, differentiable
 from fxinvert.linalg.solvers import cgls
-from fxinvert.linalg.vectors import by_sample, norm
+from fxinvert.linalg.vectors import norm, per_sample
 
 #: relative to the output target, what a sample that is done misses at most
 TOLERANCE = 1e-3
@@ -40,11 +40,11 @@ def improve(
     improved, still = torch.zeros_like(active), active
     origin = value
     for _ in range(TRIALS):
-        step = torch.where(by_sample(still, origin), step_of(caution), 0)
+        step = torch.where(per_sample(still, origin), step_of(caution), 0)
         trial = origin + step
         reached = norm(miss(trial))
         accepted = still & (reached < error)
-        value = torch.where(by_sample(accepted, value), trial, value)
+        value = torch.where(per_sample(accepted, value), trial, value)
         error = torch.where(accepted, reached, error)
         improved, still = improved | accepted, still & ~accepted & step.flatten(1).any(1)
         caution = torch.where(accepted, (caution - 1).clamp(min=0), caution + still)
@@ -83,7 +83,7 @@ def _by_products(miss: Run, value: Tensor, missed: Tensor, active: Tensor) -> St
         jacobian, -missed, nothing, largest=nothing, tolerance=0.0, small_enough=INNER * norm(missed), limit=PRODUCTS,
         skip=~active,
     )  # fmt: skip
-    return lambda caution: by_sample(0.5**caution, value) * found.correction
+    return lambda caution: per_sample(0.5**caution, value) * found.correction
 
 
 def jacobian_rows(run: Run, value: Tensor) -> Tensor:

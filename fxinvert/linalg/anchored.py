@@ -18,7 +18,7 @@ from torch import Tensor
 from fxinvert.errors import SolveError
 from fxinvert.linalg.memory import LEDGER, SHARE, Ledger, free_memory, full_precision, ledger
 from fxinvert.linalg.solvers import Factor
-from fxinvert.linalg.vectors import by_sample, flat
+from fxinvert.linalg.vectors import flat, per_sample
 
 Method = Literal["diagonal", "spectral", "qr", "cholesky", "banded", "capacitance", "circulant", "iterative"]
 
@@ -155,7 +155,7 @@ def _solved(factor: Factor, r: Tensor, settings: SolveSettings) -> Correction:
         error = factor.error(r[damped], corrected, damping).to(r.dtype)
         missed = torch.zeros(len(r), dtype=r.dtype, device=r.device)
         missed[damped] = torch.where(again.converged, 0, error)
-        corrected = torch.where(by_sample(again.converged, corrected), corrected, 0)
+        corrected = torch.where(per_sample(again.converged, corrected), corrected, 0)
     value = value.clone()
     value[damped] = corrected
     if missed is not None:
@@ -199,7 +199,7 @@ def solve_diagonal(
     amplified = _amplified(largest, value, r, settings)
     damping = torch.where(amplified, (largest / limit) ** 2, 0)
     if bool(amplified.any()):
-        per_row = by_sample(damping, r)
+        per_row = per_sample(damping, r)
         value = torch.where(per_row > 0, r * (scale / (scale.square() + per_row)), value)
     return Correction(value, amplified, _largest(damping), 0, condition)
 

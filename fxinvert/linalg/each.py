@@ -17,7 +17,7 @@ from fxinvert.linalg.anchored import Correction, SolveSettings
 from fxinvert.linalg.operators import LinearOperator
 from fxinvert.linalg.recycled import Recycled
 from fxinvert.linalg.solvers import cgls
-from fxinvert.linalg.vectors import by_sample, flat, norm
+from fxinvert.linalg.vectors import flat, norm, per_sample
 
 
 class EachFunction(LinearOperator):
@@ -85,14 +85,14 @@ def solve_each(operator: EachFunction, r: Tensor, settings: SolveSettings) -> Co
     iterations, missed = found.iterations, None
     if bool(damped.any()):
         again = cgls(operator, r, damping, largest=largest, skip=~damped, **options)
-        value = torch.where(by_sample(damped, value), again.correction, value)
+        value = torch.where(per_sample(damped, value), again.correction, value)
         iterations = torch.maximum(iterations, again.iterations)
         if not bool(again.converged.all()):
             rho = r - operator.apply(value)
-            slope = norm(operator.adjoint(rho) - by_sample(damping, value) * value)
+            slope = norm(operator.adjoint(rho) - per_sample(damping, value) * value)
             error = torch.minimum(slope / (largest * norm(rho)), norm(rho) / size)
             missed = torch.where(again.converged, 0, error)
-            value = torch.where(by_sample(again.converged, value), value, 0)
+            value = torch.where(per_sample(again.converged, value), value, 0)
             damped = damped & again.converged
     return Correction(
         value,
@@ -110,7 +110,7 @@ def _largest_singular_values(operator: EachFunction, iterations: int = 20) -> Te
     x = start.to(operator.offset).expand(len(operator.offset), *operator.in_shape)
     size = torch.linalg.vector_norm(flat(x), dim=1)
     for _ in range(iterations):
-        unit = x / by_sample(torch.where(size > 0, size, 1), x)
+        unit = x / per_sample(torch.where(size > 0, size, 1), x)
         x = operator.adjoint(operator.apply(unit))
         size = torch.linalg.vector_norm(flat(x), dim=1)
     largest: Tensor = size.sqrt()

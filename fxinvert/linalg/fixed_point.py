@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fxinvert.errors import SolveError
 from fxinvert.linalg.jacobian import Jacobian
-from fxinvert.linalg.vectors import by_sample, dot, flat, norm
+from fxinvert.linalg.vectors import dot, flat, norm, per_sample
 
 #: differences that are kept, entries of them per sample at most, and steps at most
 WINDOW, ENTRIES, STEPS = 20, 2**20, 60
@@ -126,16 +126,16 @@ class _Search:
             except SolveError:  # there is no gradient: by values alone, or not at all
                 self.done = self.done | steep
                 return
-            step = pulled if self.alone else torch.where(by_sample(steep, step), pulled, step)
+            step = pulled if self.alone else torch.where(per_sample(steep, step), pulled, step)
         self.since += self.slow
-        self.x = self.x + torch.where(by_sample(self.done, self.x), 0, back + step)
+        self.x = self.x + torch.where(per_sample(self.done, self.x), 0, back + step)
         self.evaluations += ~self.done
         self.jacobian = Jacobian(self.function, self.x) if bool(self._steep.any()) else None
         reached = self.function(self.x) if self.jacobian is None else self.jacobian.output
         self.residual = self.target - reached
         self.error = norm(self.residual)
         better = (self.error < self.least) & ~self.done
-        self.best = torch.where(by_sample(better, self.x), self.x, self.best)
+        self.best = torch.where(per_sample(better, self.x), self.x, self.best)
         self.least = torch.where(better, self.error, self.least)
         self.marks.append(self.least)
         self._judge()
@@ -152,7 +152,7 @@ class _Search:
         if bool((steep & self.length.isnan()).any()):
             along = dot(pulled, pulled) / norm(jacobian.apply(pulled)).square()
             self.length = torch.where(self.length.isnan() & steep, along.nan_to_num(0, 0, 0), self.length)
-        return by_sample(self.length.nan_to_num(), pulled) * pulled
+        return per_sample(self.length.nan_to_num(), pulled) * pulled
 
     def _judge(self) -> None:
         """Which samples are done, and which are slow."""

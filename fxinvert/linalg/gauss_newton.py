@@ -32,7 +32,7 @@ from torch import Tensor
 from fxinvert.linalg.jacobian import Jacobian, acts_on_values
 from fxinvert.linalg.minimum import Minimum, Settings
 from fxinvert.linalg.search import Search
-from fxinvert.linalg.vectors import by_sample, flat, norm
+from fxinvert.linalg.vectors import flat, norm, per_sample
 
 
 def gauss_newton(
@@ -103,7 +103,7 @@ def _merged(alone: Tensor, values: Minimum, samples: Minimum) -> Minimum:
     )
     return Minimum(
         **{
-            name: torch.where(by_sample(alone, value), value, getattr(samples, name))
+            name: torch.where(per_sample(alone, value), value, getattr(samples, name))
             for name, value in vars(of_rows).items()
         }
     )

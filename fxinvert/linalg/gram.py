@@ -19,7 +19,7 @@ from fxinvert.errors import SolveError
 from fxinvert.linalg.definite import NotDefiniteError, definite_inverse, without_dead
 from fxinvert.linalg.operators import LinearOperator, Shape
 from fxinvert.linalg.solvers import ARRIVED, REFINED, SINGLE, Factor, Solution
-from fxinvert.linalg.vectors import by_sample, dot, flat, norm
+from fxinvert.linalg.vectors import dot, flat, norm, per_sample
 
 #: condition from which the Gram matrix is shifted
 SHIFTED = 1e7
@@ -276,11 +276,11 @@ class GramFactor(Factor):
             steps += 1
             w = smoothed(s)
             renewed = dot(s, w)
-            p, gamma = w + by_sample(renewed / gamma, p) * p, renewed
+            p, gamma = w + per_sample(renewed / gamma, p) * p, renewed
             q = a.apply(p)
             alpha = gamma / (dot(q, q) + damping * dot(p, p))
-            x[active] += by_sample(alpha, p) * p
-            rho = rho - by_sample(alpha, q) * q
+            x[active] += per_sample(alpha, p) * p
+            rho = rho - per_sample(alpha, q) * q
             s = a.adjoint(rho) - damping * x[active]
 
     def _done(self, rho: Tensor, slope: Tensor, r: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -317,6 +317,6 @@ def _smallest(inverse: Inverse, start: Tensor, iterations: int = 8) -> float:
         size = norm(value)
         if not bool(torch.isfinite(size).all()):
             return 0.0
-        value = inverse.solve(value / by_sample(size, value))
+        value = inverse.solve(value / per_sample(size, value))
     largest = float(norm(value).max())
     return 1 / largest if largest > 0 and math.isfinite(largest) else 0.0

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fxinvert.linalg.operators import LinearOperator
 from fxinvert.linalg.solvers import ARRIVED, REFINED, Factor, Solution
-from fxinvert.linalg.vectors import by_sample, dot, norm
+from fxinvert.linalg.vectors import dot, norm, per_sample
 
 #: what a round has to bring the slope down to, for another one to be worth it
 WORTHWHILE = 0.5
@@ -144,12 +144,12 @@ class IterativeFactor(Factor):
             t = a.adjoint(p) if dual else p
             q = a.apply(t)
             alpha = gamma / ((dot(t, t) if dual else dot(q, q)) + damping * dot(p, p))
-            x, rho = x + by_sample(alpha, t) * t, rho - by_sample(alpha, q) * q
-            y = y + by_sample(alpha, p) * p if dual else y
+            x, rho = x + per_sample(alpha, t) * t, rho - per_sample(alpha, q) * q
+            y = y + per_sample(alpha, p) * p if dual else y
             g = missing(rho, x0 + x, y0 + y)
             w = g if preconditioner is None else preconditioner.solve(g)
             renewed = dot(g, w)
-            p, gamma = w + by_sample(renewed / gamma, p) * p, renewed
+            p, gamma = w + per_sample(renewed / gamma, p) * p, renewed
 
 
 class _Task(NamedTuple):

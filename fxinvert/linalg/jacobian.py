@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fxinvert.errors import SolveError
 from fxinvert.linalg.operators import LinearOperator
-from fxinvert.linalg.vectors import by_sample, flat
+from fxinvert.linalg.vectors import flat, per_sample
 
 
 class Jacobian(LinearOperator):
@@ -176,11 +176,11 @@ class Partly(LinearOperator):
 
     def apply(self, x: Tensor) -> Tensor:
         product = self.jacobian.apply(x)
-        return torch.where(by_sample(self.rows, product), self.explicit.apply(x), product)
+        return torch.where(per_sample(self.rows, product), self.explicit.apply(x), product)
 
     def adjoint(self, r: Tensor) -> Tensor:
         product = self.jacobian.adjoint(r)
-        return torch.where(by_sample(self.rows, product), self.explicit.adjoint(r), product)
+        return torch.where(per_sample(self.rows, product), self.explicit.adjoint(r), product)
 
     def to(self, dtype: torch.dtype) -> Partly:
         return Partly(self.explicit.to(dtype), self.jacobian.to(dtype), self.rows)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fxinvert.linalg.operators import LinearOperator
 from fxinvert.linalg.solvers import Gradients
-from fxinvert.linalg.vectors import by_sample, dot
+from fxinvert.linalg.vectors import dot, per_sample
 
 #: most directions that are kept, and most entries of them per sample
 DIRECTIONS, ENTRIES = 48, 2**20
@@ -118,4 +118,4 @@ class Recycled:
 
 
 def _along(value: Tensor, share: Tensor, direction: Tensor) -> Tensor:
-    return value + by_sample(share, value) * direction
+    return value + per_sample(share, value) * direction

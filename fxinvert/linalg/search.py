@@ -13,7 +13,7 @@ from fxinvert.linalg.minimum import Minimum, Settings
 from fxinvert.linalg.operators import LinearOperator
 from fxinvert.linalg.recycled import Recycled
 from fxinvert.linalg.solvers import Gradients, cgls
-from fxinvert.linalg.vectors import by_sample, flat, norm
+from fxinvert.linalg.vectors import flat, norm, per_sample
 
 #: part of the correction in the null space of J, relative to the correction, at which an answer counts as the nearest
 #: (it is longer than the nearest by half the square); in float32 as much as its rounding can tell
@@ -117,13 +117,13 @@ class Search:
         # a sample far from its target takes plain steps; less of it after steps that were refused, unless it is those of
         # a matrix that is made anew then
         whole = 0.25 ** torch.where(self.written, 0, self.refused)
-        drift = drift * by_sample(
+        drift = drift * per_sample(
             torch.where((self.damping <= self.least_damping) | reached, whole, 0), drift
         )
         missing = self.target - self.output
         if bool(drift.any()):
             missing = missing - known.apply(drift)
-        missing = torch.where(by_sample(self.done, missing), 0, missing)
+        missing = torch.where(per_sample(self.done, missing), 0, missing)
         size = norm(missing)
         tried = self._solved(known, missing, size, reached, self.done)
         hard = self.undecided & ~tried.converged & ~self.done
@@ -202,15 +202,15 @@ class Search:
             pulled = Partly(self.explicit, jacobian, trusted).adjoint(self.multipliers)
             asked = corrected & self.written & ~trusted
             self.explicit.learn_adjoint(
-                torch.where(by_sample(asked, self.multipliers), self.multipliers, 0), pulled
+                torch.where(per_sample(asked, self.multipliers), self.multipliers, 0), pulled
             )
             drifted = norm(pulled - moved)
             known = self.explicit.multipliers(moved, torch.where(self.exact, *RANK))
-            self.multipliers = torch.where(by_sample(self.written, known), known, self.multipliers)
+            self.multipliers = torch.where(per_sample(self.written, known), known, self.multipliers)
             renewed = self.explicit.adjoint(self.multipliers)
-            drift = torch.where(by_sample(self.written, moved), renewed, pulled) - moved
+            drift = torch.where(per_sample(self.written, moved), renewed, pulled) - moved
             drifted = torch.where(self.written & self.exact, norm(drift), drifted)
-        return torch.where(by_sample(corrected, drift), drift, 0), drifted
+        return torch.where(per_sample(corrected, drift), drift, 0), drifted
 
     def _judge(
         self,
@@ -237,7 +237,7 @@ class Search:
             if self.scalar or not bool(longer.any()):
                 break
             part = torch.where(longer, part / 2, part)
-            trial = self.x + by_sample(part, step) * step
+            trial = self.x + per_sample(part, step) * step
             output = self.function(trial)
             error = norm(self.target - output)
         # with a matrix, what is in the null space is known but for the products that have not been asked for
@@ -269,15 +269,15 @@ class Search:
         self.inner = torch.where(taken, ratio.square().clamp(self.settings.tolerance, INNER), self.inner)
         if self.explicit is not None:
             moved, change = trial - self.x, output - self.output
-            self.explicit.learn(torch.where(by_sample(taken & ~reached, moved), moved, 0), change)
+            self.explicit.learn(torch.where(per_sample(taken & ~reached, moved), moved, 0), change)
             self.renewed = stale & (~taken | (~reached & (ratio > STALE)))
             self.exact = self.exact & ~taken
         largest = torch.maximum(self.largest_damping, self.damping)
         self.largest_damping = torch.where(taken, largest, self.largest_damping)
-        dual = self.multipliers + by_sample(part, tried.dual) * tried.dual
-        self.multipliers = torch.where(by_sample(taken, dual), dual, self.multipliers)
-        self.x = torch.where(by_sample(taken, trial), trial, self.x)
-        self.output = torch.where(by_sample(taken, output), output, self.output)
+        dual = self.multipliers + per_sample(part, tried.dual) * tried.dual
+        self.multipliers = torch.where(per_sample(taken, dual), dual, self.multipliers)
+        self.x = torch.where(per_sample(taken, trial), trial, self.x)
+        self.output = torch.where(per_sample(taken, output), output, self.output)
         self.error = torch.where(taken, error, self.error)
         self.drifted = torch.where(reached & taken, drifted, self.drifted)
         self._adapt(taken, amplified, steepness.square(), stale & ~taken)
@@ -305,4 +305,4 @@ class Search:
 
 def _merged(rows: Tensor, some: Gradients, others: Gradients) -> Gradients:
     """Those of some rows, `(B,)`, and of the others."""
-    return Gradients(*(torch.where(by_sample(rows, a), a, b) for a, b in zip(some, others, strict=True)))
+    return Gradients(*(torch.where(per_sample(rows, a), a, b) for a, b in zip(some, others, strict=True)))

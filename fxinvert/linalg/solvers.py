@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fxinvert.linalg.operators import LinearOperator
-from fxinvert.linalg.vectors import by_sample, dot, flat, norm
+from fxinvert.linalg.vectors import dot, flat, norm, per_sample
 
 #: condition up to which solves are made in float32: its square times 6e-8 is the worst that rounding does to an answer
 SINGLE = 32.0
@@ -234,16 +234,19 @@ def cgls(
         squared = dot(q, q)
         largest = torch.where(idle, largest, torch.maximum(largest, (squared / length).sqrt()))
         alpha = torch.where(idle, 0, gamma / torch.where(idle, 1, squared + damping * length))
-        x = x + by_sample(alpha, x) * p
-        dual = dual + by_sample(alpha, r) * u
-        residual = residual - by_sample(alpha, residual) * q
-        s = operator.adjoint(residual) - by_sample(damping, x) * x
+        x = x + per_sample(alpha, x) * p
+        dual = dual + per_sample(alpha, r) * u
+        residual = residual - per_sample(alpha, residual) * q
+        s = operator.adjoint(residual) - per_sample(damping, x) * x
         renewed, size = dot(s, s), dot(residual, residual)
         converged = converged | (size <= small_enough.square())
         converged = (
             converged | (renewed <= (tolerance * largest).square() * size) | (renewed <= start * slope**2)
         )
         beta = torch.where(converged, 0, renewed / torch.where(converged, 1, gamma))
-        p, u = s + by_sample(beta, p) * p, residual - by_sample(damping, dual) * dual + by_sample(beta, u) * u
+        p, u = (
+            s + per_sample(beta, p) * p,
+            residual - per_sample(damping, dual) * dual + per_sample(beta, u) * u,
+        )
         gamma = renewed
     return Gradients(x, dual, iterations, converged, start.sqrt(), largest)

@@ -22,6 +22,6 @@ def norm(value: Tensor) -> Tensor:
     return norms
 
 
-def by_sample(rows: Tensor, like: Tensor) -> Tensor:
+def per_sample(rows: Tensor, like: Tensor) -> Tensor:
     """Per-sample values `(B,)` that broadcast to `(B, …)`."""
     return rows.reshape(-1, *[1] * (like.dim() - 1))

@@ -23,7 +23,7 @@ from fxinvert.linalg import (
     solve_diagonal,
 )
 from fxinvert.linalg.each import EachFunction, solve_each
-from fxinvert.linalg.vectors import by_sample
+from fxinvert.linalg.vectors import per_sample
 from fxinvert.rules.certificate import Inverse, Status, certified, reached, relative
 from fxinvert.rules.op import Op
 
@@ -124,7 +124,7 @@ def moved(op: Op, target: Tensor, correction: Tensor, solved: Correction) -> Inv
     """
     if solved.missed is not None:
         failed = _by_sample(solved.missed, len(op.anchor)) > 0
-        correction = torch.where(by_sample(failed, correction), 0, correction)
+        correction = torch.where(per_sample(failed, correction), 0, correction)
     return _certified(op, target, (op.anchor + correction).to(op.anchor.dtype), solved)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fxinvert.errors import DataError
 from fxinvert.linalg.memory import waits
-from fxinvert.linalg.vectors import by_sample, flat
+from fxinvert.linalg.vectors import flat, per_sample
 from fxinvert.rules.op import Op
 
 
@@ -260,7 +260,7 @@ def keep_failed_at_anchor(
     failed = failed | certificate.failed if told else failed
     if not waits(value) and not bool(failed.any()):
         return inverse
-    kept = torch.where(by_sample(failed, anchor), anchor, value)
+    kept = torch.where(per_sample(failed, anchor), anchor, value)
 
     def measure() -> Certificate:
         facts = certificate.measured()

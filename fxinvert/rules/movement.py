@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fxinvert.errors import NoRuleError
+from fxinvert.linalg.vectors import per_sample
 from fxinvert.rules.certificate import Inverse, Status, certified, reached, relative
 from fxinvert.rules.op import Op
 from fxinvert.rules.registry import Kind, Rule
@@ -95,7 +96,7 @@ def _apart(output: Tensor, adjoint: Adjoint, counts: Tensor) -> bool:
     # copies whose sample numbers have the right mean and the right mean square all have the right number
     numbers = torch.arange(len(output), device=output.device).remainder(5).to(output.dtype)
     for mark in (numbers, numbers.square()):
-        given, own = (mark.reshape(-1, *[1] * (value.dim() - 1)) for value in (output, counts))
+        given, own = (per_sample(mark, value) for value in (output, counts))
         pulled = adjoint(given.expand_as(output))
         if not torch.allclose(pulled, own.to(pulled) * counts, rtol=torch.finfo(output.dtype).eps ** 0.5):
             return False

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fxinvert.linalg.fixed_point import FixedPoint, fixed_point
-from fxinvert.linalg.vectors import by_sample, flat, norm
+from fxinvert.linalg.vectors import flat, norm, per_sample
 from fxinvert.rules.certificate import Certificate, Inverse, Status, reached, relative, row_norms
 from fxinvert.rules.fallback import TOLERANCES, invert_matrix_free
 from fxinvert.rules.op import Op
@@ -78,9 +78,9 @@ def _near_identity(op: Op, target: Tensor) -> Inverse:
     if bool(arrived.all()):
         return Inverse(value, _certificate(op, target, value, int(found.evaluations.max())))
     moved = flat(found.value != op.anchor).any(1)
-    rest = invert_matrix_free(op, torch.where(by_sample(arrived, target), op.output, target))
+    rest = invert_matrix_free(op, torch.where(per_sample(arrived, target), op.output, target))
     solved = moved & arrived
-    value = torch.where(by_sample(solved, target), value, rest.target)
+    value = torch.where(per_sample(solved, target), value, rest.target)
     status = rest.certificate.status
     if bool(solved.any()) and status is Status.NEAREST:
         status = Status.EXACT
@@ -112,11 +112,11 @@ def _before_relu(op: Op, target: Tensor) -> Inverse:
     if not bool(arrived.all()):
         # what has arrived is held still
         other, _ = _iterated(
-            judged, torch.where(by_sample(arrived, target), judged.output, target), closest=True
+            judged, torch.where(per_sample(arrived, target), judged.output, target), closest=True
         )
         errors = [norm(judged(v) - target) for v in (value, other.value.to(value.dtype))]
         better = ~arrived & (errors[1] < errors[0])
-        value = torch.where(by_sample(better, value), other.value.to(value.dtype), value)
+        value = torch.where(per_sample(better, value), other.value.to(value.dtype), value)
         evaluations += int(other.evaluations.max())
     return Inverse(value, _certificate(judged, target, value, evaluations))
 
