@@ -23,18 +23,18 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate, map_arg
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
-from torch.utils._pytree import tree_map
 
 from fxinvert.errors import TraceError
 from fxinvert.passes.activity import mark, start_later
-from fxinvert.passes.calls import CHANGED, agree, evaluate, kind, shares_memory
+from fxinvert.passes.calls import CHANGED, evaluate, shares_memory
 from fxinvert.passes.capture import attribute, describe
 from fxinvert.passes.checks import said
 from fxinvert.passes.decompose import DECOMPOSED
 from fxinvert.passes.forms import arranged, by_position
 from fxinvert.passes.inline import record
 from fxinvert.passes.inverse_op import call_arguments
-from fxinvert.passes.leaves import any_tensor, copied, evaluation_copy, identifier, leaves, mapped, printable
+from fxinvert.passes.leaves import any_tensor, evaluation_copy, identifier, leaves, mapped, printable
+from fxinvert.passes.meanings import Meanings
 from fxinvert.passes.parts import SPLITS, parts
 from fxinvert.passes.spelling import Call, is_in_place, to_aten
 from fxinvert.passes.written import Written
@@ -84,7 +84,7 @@ class Builder:
         self.constants: dict[
             tuple[fx.Node, int], fx.Node
         ] = {}  # raw node and version of its value → new node
-        self.meant: dict[str, bool] = {}  # signature of a call → whether ATen's means the same
+        self.meanings = Meanings(self.value_of)
         self.taken: set[str] = set()  # paths of ops
         self.reserved = {str(n.target) for n in raw.graph.nodes if n.op in ("call_module", "get_attr")}
 
@@ -201,7 +201,7 @@ class Builder:
                 return inlined
         if not self.rules.keeps_whole(function):
             spelled = to_aten(function, args, kwargs, self.value_of)
-            call = next((call for call in spelled if self._means(call, function, args, kwargs)), None)
+            call = next((call for call in spelled if self.meanings.same(call, function, args, kwargs)), None)
             if call is not None:
                 call = arranged(call)
                 split = self._split(call, path)
@@ -214,40 +214,6 @@ class Builder:
             if isinstance(function, str) or getattr(Tensor, name, None) is function:
                 return self.emit("call_method", name, args, kwargs, path, name)
         return self.emit("call_function", function, args, kwargs, path, self.rules.key(function))
-
-    def _means(self, call: Call, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether an ATen call on tensors gives what the user's does: a number may mean two things to two overloads.
-
-        What holds for a call holds for every other with the same numbers, and tensors of the same kinds.
-        """
-        values, named = self.value_of((call.args, call.kwargs))
-        if not any_tensor((values, named)):
-            return False
-        if isinstance(function, torch._ops.OpOverload):
-            return True
-        given, options = self.value_of((args, kwargs))
-        signature = repr(
-            (function, call.op, tree_map(kind, (given, options)), tree_map(kind, (values, named)))
-        )
-        if signature not in self.meant:
-            given, options = copied((given, options))
-            meant = getattr(type(given[0]), function, call.op) if isinstance(function, str) else function
-            result = meant(*given, **options)
-            try:
-                other = call.op(*values, **named)
-            except RuntimeError:  # it takes the number, but not as what it is meant
-                other = None
-            pairs = zip(leaves(result), leaves(other), strict=False)
-            # ATen gives sizes as a list, and a list cannot be joined with a tuple
-            self.meant[signature] = (
-                isinstance(result, Tensor) == isinstance(other, Tensor)
-                and not isinstance(result, torch.Size)
-                and all(
-                    agree(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
-                    for a, b in pairs
-                )
-            )
-        return self.meant[signature]
 
     def emit(
         self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], path: str | None, key: str

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 import fxinvert
-from fxinvert.passes import normalize
+from fxinvert.passes import meanings
 from fxinvert.passes.leaves import copied
 from fxinvert.passes.spelling import to_aten
 
@@ -198,7 +198,7 @@ def test_what_looks_alike_but_is_not_stays_apart() -> None:
 def test_a_result_that_rounds_differently_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums depend on where in memory their operands lie; what is meant does not."""
     monkeypatch.setattr(
-        normalize,
+        meanings,
         "copied",
         lambda given: tree_map(lambda v: v * (1 + 1e-7) if isinstance(v, Tensor) else v, copied(given)),
     )
