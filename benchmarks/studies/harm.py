@@ -18,7 +18,7 @@ TEXT = """\
 
 Runs whose model ends below its starting model, by held-out loss, and on test data by accuracy and by loss: the model that a
 method gives back; of AdamW the one after its last epoch, without looking at held-out data in between, at the best of its
-learning rates.
+learning rates. All runs of the paper's protocol on a network begin with the same model, whatever their seed.
 """
 
 
