@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.studies.curve import metrics
+from benchmarks.studies.curve import metrics, settle
 from fxinvert.models.samples import OUTPUT, Samples, loss
 
 #: one run of AdamW with each; held-out loss decides
@@ -67,6 +67,7 @@ def adamw(
 def warm_up(model: nn.Module, samples: Samples) -> None:
     """Lets torch load what the first step of an optimizer needs, which takes seconds."""
     next(adamw(model, samples.select(torch.arange(2)), 1e-3, 0))
+    settle()
 
 
 @torch.no_grad()

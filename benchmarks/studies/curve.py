@@ -6,9 +6,11 @@ methods are measured alike. It is processor time of one thread: it depends far l
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,8 +24,16 @@ Curve = list[dict[str, Any]]
 PATIENCE = 4
 
 
+@dataclass(frozen=True)
+class Timed:
+    """A model that a method has shown on its way, and the processor seconds that it had taken until then."""
+
+    seconds: float
+    model: nn.Module
+
+
 def follow(
-    snapshots: Iterable[nn.Module],
+    snapshots: Iterable[nn.Module | Timed],
     held_out: Samples,
     tests: Mapping[str, Samples],
     seconds: float = math.inf,
@@ -33,7 +43,7 @@ def follow(
     """Measures the models that a method gives: `{"seconds": …, "held_out": {"loss": …, "score": …}, test: …, …}` for each.
 
     Args:
-        snapshots: the method.
+        snapshots: the method; models that are not `Timed` are timed as they are given.
         held_out: what its user would choose by.
         tests: what is reported, by name: of the last model, and of those that are the best so far on held-out data.
         seconds: of processor time, after which it is not followed further.
@@ -47,6 +57,8 @@ def follow(
         spent += time.process_time() - began
         if model is None:
             break
+        if isinstance(model, Timed):
+            spent, model = model.seconds, model.model
         last = model
         point: dict[str, Any] = {"seconds": spent, "held_out": metrics(model, held_out)}
         better = point["held_out"]["loss"] < least
@@ -58,6 +70,12 @@ def follow(
     if idle and not every:
         curve[-1] |= {name: metrics(last, part) for name, part in tests.items()}
     return curve
+
+
+def settle() -> None:
+    """Collects garbage, and lets later collections pass by all that is loaded: with torch they take a quarter of a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
-"""The package's methods, as iterators of models: one more sweep each time."""
+"""The package's methods, as iterators of models: one more sweep, or one more step, each time."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 from torch import nn
 
 import fxinvert
+from benchmarks.studies.curve import Timed, settle
 from benchmarks.studies.tasks import Task
 from fxinvert import models
 from fxinvert.output_target import automatic
+from fxinvert.result import Record
 from fxinvert.training import ClosedForm, Method
 
 #: raised when a method of the package changes, so that it is measured anew
@@ -48,11 +51,31 @@ def warm_up() -> None:
     """Lets Python load what the first call needs, which takes seconds."""
     samples = models.data_of("digits_mlp").train.select(torch.arange(40))
     fxinvert.post_train(models.load("digits_mlp", "early"), samples.batches(), sweeps=1, progress=False)
+    settle()
 
 
 def closed_form(task: Task) -> Iterator[nn.Module]:
     """With every setting left alone."""
     return sweeping(task, ClosedForm())
+
+
+def closed_form_by_steps(task: Task) -> Iterator[Timed]:
+    """The same in one call: what would be returned after each step, and at last what is."""
+    shown, began = list[Timed](), time.process_time()
+
+    def watch(_: Record, model: nn.Module) -> None:
+        shown.append(Timed(time.process_time() - began, model))
+
+    result = fxinvert.post_train(
+        task.model,
+        task.train.batches(),
+        validation_data=task.held_out.batches(),
+        keep_zeros=task.masks is not None,
+        progress=False,
+        watch=watch,
+    )
+    shown.append(Timed(time.process_time() - began, result.model))
+    yield from shown
 
 
 def recursive(task: Task) -> Iterator[nn.Module]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
 from benchmarks.studies import baselines, ours, repair_page
-from benchmarks.studies.curve import Curve, follow
+from benchmarks.studies.curve import Curve, Timed, follow
 from benchmarks.studies.frame import Run, Study
 from benchmarks.studies.tasks import Task, task
 
@@ -59,6 +60,8 @@ def runs(seeds: int) -> Iterator[Run]:
                 }
                 if method in ours.METHODS:
                     settings["revision"] = revisions[method]
+                    if method == "closed_form" and repair == "under_trained":
+                        settings["by_steps"] = True
                 elif method == repair_page.ADAMW:
                     settings["seconds"] = least + each * samples
                 else:
@@ -82,10 +85,11 @@ def _curves(given: Any, work: Task, seed: int) -> Iterator[tuple[str, Curve]]:
             models = baselines.adamw(work.model, work.train, rate, seed, masks=work.masks)
             yield f"{rate:g}", follow(models, work.held_out, work.tests, given["seconds"])
     else:
-        yield method, follow(_models(method, work), work.held_out, work.tests)
+        own = _models(method, work, given.get("by_steps", False))
+        yield method, follow(own, work.held_out, work.tests, patience=sys.maxsize)
 
 
-def _models(method: str, work: Task) -> Iterator[nn.Module]:
+def _models(method: str, work: Task, by_steps: bool) -> Iterator[nn.Module | Timed]:
     match method:
         case "last_layer":
             return baselines.last_layer(work.model, work.train, work.held_out)
@@ -93,6 +97,8 @@ def _models(method: str, work: Task) -> Iterator[nn.Module]:
             return baselines.batch_norm(work.model, work.train)
         case _:
             ours.warm_up()
+            if by_steps:
+                return ours.closed_form_by_steps(work)
             return ours.METHODS[method](work)
 
 
