@@ -51,7 +51,7 @@ class Workshop:
         self.taken: int | None = None
         self._shared, self._what, self._digest = context, "", ""
         self._state: Shared[State] | None = None
-        self._once: tuple[Any, Any] = (None, None)
+        self._once: dict[Any, tuple[Any, Any]] = {}
         self._sample, self._outputs_over = feeds["held_out"].sample.batches(), Remembered()
         self.use({})
 
@@ -135,12 +135,12 @@ class Workshop:
 
     def once(self, about: Any, do: Callable[[], Any]) -> Any:
         if len(self.output_targets) == 1:  # nothing will be asked for again
-            self._once = None, None
+            self._once.clear()
             return do()
-        key = (about, self._digest, self.output_targets)
-        if self._once[0] != key:
-            self._once = key, do()
-        return self._once[1]
+        state = self._digest, self.output_targets
+        if about not in self._once or self._once[about][0] != state:
+            self._once[about] = state, do()
+        return self._once[about][1]
 
     def remembered(self, about: Any, do: Callable[[], Any]) -> Any:
         store = self.crew.store

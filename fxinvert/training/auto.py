@@ -162,7 +162,7 @@ class Auto:
         self, work: Work, segments: Sequence[Segment], recipe: Recipe
     ) -> Generator[list[Proposal], None, int]:
         """Yields what competes in the beginning; returns the index of the rate to go on with."""
-        trial = self._trial(work, segments, recipe) if recipe.tried else []
+        trial = work.once(self.name, lambda: self._trial(work, segments, recipe)) if recipe.tried else []
         if recipe.solve is None:
             if not trial:
                 return 0
@@ -176,7 +176,7 @@ class Auto:
         return 0
 
     def _trial(self, work: Work, segments: Sequence[Segment], recipe: Recipe) -> list[Proposal]:
-        """What short runs with each of the learning rates propose, in their order."""
+        """What short runs with each of the learning rates propose, in their order; no output target plays a part in it."""
         arguments = self._arguments(work.context, work.output_target, segments) | {"steps": TRIAL}
         optimizers = [replace(self.optimizer, learning_rate=rate, epochs=1) for rate in recipe.rates]
         found = work.each(fit_jointly, [arguments | {"optimizer": optimizer} for optimizer in optimizers])

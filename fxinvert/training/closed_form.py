@@ -161,7 +161,7 @@ class ClosedForm:
 
         if count == 1 or size is None:
             targets = work.output_targets
-            (found,) = work.once((self, paths), lambda: list(passed(targets)))
+            (found,) = work.once((self, *paths), lambda: list(passed(targets)))
             yield found[targets.index(work.output_target)]
         else:
             yield from (found for (found,) in passed([work.output_target]))
