@@ -23,7 +23,6 @@ from fxinvert.post_training import post_train
 from fxinvert.rules import RuleSet
 from fxinvert.training import Batches
 from fxinvert.training.auto import Auto
-from fxinvert.training.data import batched
 from fxinvert.training.metrics import Metrics, is_classification
 
 #: a solve in closed form, then few passes of gradients: what is asked for is an order, not the best weights
@@ -100,7 +99,6 @@ def repair_alone(
         CutError: the plan was made for another graph.
         DataError: the data do not fit.
     """
-    train_data = batched(train_data, "train_data")
     first = next(iter(Batches(train_data, next(model.parameters()).device)))
     plan = plan or partition(trace(model, first.inputs, output=output, rules=rules), rules=rules)
     classes = [is_classification(own) for own in tree_leaves(first.labels)]

@@ -136,8 +136,8 @@ def _candidates(
     yield args, {_ARGUMENTS.get(name, name): value for name, value in kwargs.items()}
     # `torch.einsum(equation, a, b)`: functions take as many tensors as one likes, schemas take a list
     tensors = [isinstance(value, Tensor) for value in value_of(args)]
-    if True in tensors and all(tensors[tensors.index(True) :]):
-        first = tensors.index(True)
+    first = tensors.index(True) if True in tensors else len(tensors)
+    if first < len(tensors) and all(tensors[first:]):
         yield (*args[:first], list(args[first:])), kwargs
 
 

@@ -61,12 +61,9 @@ class Linearized(nn.Module):
 
     def _solved(self, gram: Tensor, missing: Tensor) -> Tensor:
         """(G + trace(G)/κ² I)⁻¹ r: `(B, m, m)`, `(B, m)` → `(B, m)`."""
-        unit = self.get_buffer("unit").double()
-        size = (
-            (gram * unit)
-            .sum((1, 2))
-            .clamp(min=torch.finfo(self.get_buffer("unit").dtype).tiny ** 0.5)[:, None, None]
-        )
+        unit = self.get_buffer("unit")
+        least, unit = torch.finfo(unit.dtype).tiny ** 0.5, unit.double()
+        size = (gram * unit).sum((1, 2)).clamp(min=least)[:, None, None]
         system = gram / size + unit / self.limit**2
         found = unit / (1 + self.limit**-2)
         for _ in range(self.steps):

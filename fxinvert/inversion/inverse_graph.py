@@ -256,7 +256,6 @@ class InverseGraph:
             rows = (norm(miss(found)) > TOLERANCE).nonzero()[:, 0]
             if not len(rows):
                 return start
-
             hopeless = None if bound is None else bound.forbids(miss.rest)[rows]
             better = refine(miss.of(rows), found[rows], anchor[rows], self.refine, hopeless)
             return found.index_copy(0, rows, better).reshape(start.shape)

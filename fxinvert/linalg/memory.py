@@ -223,6 +223,7 @@ def _size(entry: _Place) -> int | None:
 
 
 LEDGER = Ledger()
+#: those with a limit of their own
 _LIMITED: dict[int, Ledger] = {}
 
 

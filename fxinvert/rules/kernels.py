@@ -20,6 +20,8 @@ from fxinvert.rules.op import Op
 
 #: tensors of one shape -> what is computed of them, entry by entry, and sums or extremes
 Kernel = Callable[..., tuple[Tensor, ...]]
+#: the bits of √½
+ROOT_HALF = 0x3F3504F3
 
 _kernels: dict[tuple[Any, ...], Kernel] = {}
 
@@ -114,7 +116,3 @@ def _decomposed() -> dict[Any, Callable[..., Tensor]]:
     """Ops that are computed in other ways than torch's."""
     _series()  # could not be found of what has no values
     return {torch.ops.aten.log.default: logarithm, torch.ops.aten.log_.default: _logarithm_in_place}
-
-
-#: the bits of √½
-ROOT_HALF = 0x3F3504F3

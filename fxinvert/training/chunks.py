@@ -9,7 +9,7 @@ from itertools import chain, islice
 from typing import Any, Protocol
 
 from fxinvert.errors import DataError
-from fxinvert.training.data import Begun, batched, check_source
+from fxinvert.training.data import Begun, batched
 
 #: batches per chunk
 CHUNK = 8
@@ -59,8 +59,7 @@ class LoaderSource:
     local = True
 
     def __init__(self, loader: Iterable[Any], what: str, size: int) -> None:
-        check_source(loader, what)
-        self.loader, self.what, self.size = Begun(loader), what, size
+        self.loader, self.what, self.size = Begun(batched(loader, what)), what, size
 
     @property
     def beginning(self) -> Iterable[Any]:
@@ -167,7 +166,7 @@ def source_of(data: Any, what: str = "train_data", size: int = CHUNK) -> Source:
         if hasattr(made, "__getitem__") and hasattr(made, "__len__"):
             return IndexedSource(data, made, what, size)
         return LoaderSource(_Anew(data, what), what, size)
-    return LoaderSource(batched(data, what), what, size)
+    return LoaderSource(data, what, size)
 
 
 def is_shards(data: Any) -> bool:

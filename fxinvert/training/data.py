@@ -49,8 +49,8 @@ class Batches:
         part: Part = "all",
         first: int = 0,
     ) -> None:
-        check_source(source, what)
-        self.source, self.device, self.what, self.part, self.first = source, device, what, part, first
+        self.source, self.device, self.what = batched(source, what), device, what
+        self.part, self.first = part, first
         self.fingerprint = Fingerprint()
 
     def of(self, part: Part) -> Batches:
@@ -122,12 +122,13 @@ def beginning_of(source: Iterable[Any]) -> Iterable[Any]:
 
 
 def batched(data: Any, what: str) -> Any:
-    """Data that come whole as batches: a pair (inputs, labels) of all samples, tensors or arrays, or a dataset of samples.
+    """Data as batches that can be passed over several times.
 
-    Batches of a pair are views. Anything else is returned as it is.
+    A pair (inputs, labels) of all samples, tensors or arrays, and a dataset of samples are cut into batches, those of a pair
+    are views. Anything else is returned as it is.
 
     Raises:
-        DataError: inputs and labels of a pair do not fit.
+        DataError: inputs and labels of a pair do not fit, or data cannot be iterated, or only once.
     """
     if isinstance(data, Dataset) and not isinstance(data, Iterable):
         return DataLoader(data, BATCH)
@@ -143,21 +144,13 @@ def batched(data: Any, what: str) -> Any:
         whole = checked(arrays, what)
         parts = [whole.select(slice(start, start + BATCH)) for start in range(0, len(whole), BATCH)]
         return [(part.inputs, part.labels) for part in parts]
-    return data
-
-
-def check_source(source: Any, what: str) -> None:
-    """Checks that data can be passed over several times.
-
-    Raises:
-        DataError: it cannot.
-    """
-    if isinstance(source, Iterator):
+    if isinstance(data, Iterator):
         raise DataError(
-            f"{what} can be iterated only once ({type(source).__name__}); "
+            f"{what} can be iterated only once ({type(data).__name__}); "
             "post-training passes over it several times: give a list or a DataLoader"
         )
-    if not isinstance(source, Iterable):
+    if not isinstance(data, Iterable):
         raise DataError(
-            f"{what} is {type(source).__name__}; (inputs, labels), a dataset, or an iterable of such batches is needed"
+            f"{what} is {type(data).__name__}; (inputs, labels), a dataset, or an iterable of such batches is needed"
         )
+    return data
