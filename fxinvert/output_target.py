@@ -1,7 +1,6 @@
 """Output targets: what the model's output should have been, given the labels.
 
-Each is a function of the outputs `(B, …)` and the labels. For classification the labels are class numbers; the class
-axis is the one that the labels lack: `(B, C)` with `(B,)`, `(B, C, H, W)` with `(B, H, W)`, `(B, T, C)` with `(B, T)`.
+Each is a function of the outputs `(B, …)` and the labels, which ask for classes or for numbers (see `fxinvert.labels`).
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from fxinvert.errors import DataError
+from fxinvert.labels import check_tensor, class_logits, fit, is_classification
 from fxinvert.linalg.vectors import per_sample
 
 OutputTargetFunction = Callable[[Tensor, Tensor], Tensor]
@@ -35,12 +35,13 @@ def nearest(outputs: Tensor, labels: Tensor, margin: float | Tensor = 0.0) -> Te
     mean is not below the next one. A sample that satisfies the constraint keeps its output.
 
     Args:
-        outputs: logits, class axis as described above.
-        labels: class numbers.
-        margin: in units of the logits; a number or a tensor that broadcasts to the labels.
+        outputs: logits.
+        labels: that ask for classes.
+        margin: in units of the logits; a number or a tensor that broadcasts to the class numbers.
     """
-    logits, index, restore = _classes_last(outputs, labels)
-    own = logits.gather(-1, index) - _column(margin, labels)
+    logits, classes, restore = class_logits(outputs, labels)
+    index, lead = _index(classes), _column(margin, classes)
+    own = logits.gather(-1, index) - lead
     others = logits.scatter(-1, index, -torch.inf)
     ranked = others.sort(-1, descending=True).values
     counts = torch.arange(1, logits.shape[-1] + 1, device=logits.device, dtype=logits.dtype)
@@ -48,7 +49,7 @@ def nearest(outputs: Tensor, labels: Tensor, margin: float | Tensor = 0.0) -> Te
     pooled = torch.cat([own, own + ranked[..., :-1].cumsum(-1)], -1) / counts
     level = pooled.gather(-1, (pooled >= ranked).to(torch.uint8).argmax(-1, keepdim=True))
     violated = own < ranked[..., :1]
-    target = torch.minimum(logits, level).scatter(-1, index, level + _column(margin, labels))
+    target = torch.minimum(logits, level).scatter(-1, index, level + lead)
     return restore(torch.where(violated, target, logits))
 
 
@@ -67,7 +68,7 @@ def margin(outputs: Tensor, labels: Tensor, size: float | Literal["auto"] = "aut
 
 def automatic_margin(outputs: Tensor, labels: Tensor) -> Tensor:
     """The margin `"auto"` of every label."""
-    logits, _, _ = _classes_last(outputs, labels)
+    logits, _, _ = class_logits(outputs, labels)
     classes = logits.shape[-1]
     centred = logits - logits.mean(-1, keepdim=True)
     spread: Tensor = (centred.square().sum(-1) / max(classes - 1, 1)).sqrt()
@@ -80,7 +81,8 @@ def _nearest_of(outputs: Tensor, labels: Tensor, other: Tensor, share: Tensor) -
 
 
 def _margin_of(outputs: Tensor, labels: Tensor, other: Tensor, share: Tensor) -> Tensor:
-    return nearest(other, labels, automatic_margin(outputs, labels) * per_sample(share, labels))
+    size = automatic_margin(outputs, labels)
+    return nearest(other, labels, size * per_sample(share, size))
 
 
 def cross_entropy(outputs: Tensor, labels: Tensor, step: float = 2.0) -> Tensor:
@@ -89,21 +91,21 @@ def cross_entropy(outputs: Tensor, labels: Tensor, step: float = 2.0) -> Tensor:
     The Hessian of the cross-entropy in the logits is at most ½I (Böhning 1992), so that a least-squares fit to this
     target cannot raise the loss of an affine last layer. A larger c over-relaxes.
     """
-    logits, index, restore = _classes_last(outputs, labels)
-    wanted = torch.zeros_like(logits).scatter(-1, index, 1.0)
+    logits, classes, restore = class_logits(outputs, labels)
+    wanted = torch.zeros_like(logits).scatter(-1, _index(classes), 1.0)
     return restore(logits + step * (wanted - logits.softmax(-1)))
 
 
 def max_assign(outputs: Tensor, labels: Tensor) -> Tensor:
     """The label's logit takes the largest value of the sample's logits; the others stay."""
-    logits, index, restore = _classes_last(outputs, labels)
-    return restore(logits.scatter(-1, index, logits.amax(-1, keepdim=True)))
+    logits, classes, restore = class_logits(outputs, labels)
+    return restore(logits.scatter(-1, _index(classes), logits.amax(-1, keepdim=True)))
 
 
 def one_hot(outputs: Tensor, labels: Tensor) -> Tensor:
     """1 for the label's class, 0 for the others."""
-    logits, index, restore = _classes_last(outputs, labels)
-    return restore(torch.zeros_like(logits).scatter(-1, index, 1.0))
+    logits, classes, restore = class_logits(outputs, labels)
+    return restore(torch.zeros_like(logits).scatter(-1, _index(classes), 1.0))
 
 
 def regression(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -112,19 +114,13 @@ def regression(outputs: Tensor, labels: Tensor) -> Tensor:
     Raises:
         DataError: the shapes differ.
     """
-    _check_tensor(labels)
-    if (
-        labels.shape != outputs.shape
-        and labels.numel() == outputs.numel()
-        and labels.shape[:1] == outputs.shape[:1]
-    ):
-        labels = labels.reshape(outputs.shape)
-    if labels.shape != outputs.shape:
+    check_tensor(labels)
+    if not fit(outputs, labels):
         raise DataError(
             f"labels of shape {tuple(labels.shape)} do not fit outputs of shape {tuple(outputs.shape)}: "
             "for regression they are equal; class labels are integers (int64)"
         )
-    return labels.to(outputs.dtype)
+    return labels.reshape(outputs.shape).to(outputs.dtype)
 
 
 def soft(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -209,56 +205,13 @@ def output_target(choice: str | OutputTargetFunction) -> OutputTarget:
     return OutputTarget(choice, FUNCTIONS[choice], PROJECTIONS.get(FUNCTIONS[choice]))
 
 
-def class_axis(outputs: Tensor, labels: Tensor) -> int:
-    """The axis of the outputs that holds the classes: the one that the labels lack.
-
-    Raises:
-        DataError: the labels are not class numbers for these outputs.
-    """
-    _check_tensor(labels)
-    shape = tuple(outputs.shape)
-    if labels.dtype.is_floating_point or labels.dtype == torch.bool:
-        raise DataError(
-            f"labels of type {labels.dtype}; class numbers are integers (int64). For what the output should have been "
-            'itself take output_target="regression", for probabilities "soft"'
-        )
-    for axis in (1, outputs.dim() - 1):
-        if outputs.dim() > 1 and tuple(labels.shape) == shape[:axis] + shape[axis + 1 :]:
-            return axis
-    raise DataError(
-        f"labels of shape {tuple(labels.shape)} do not fit outputs of shape {shape}: class labels have the shape "
-        f"of the outputs without the class axis, here {shape[:1] + shape[2:]}"
-    )
+def _index(classes: Tensor) -> Tensor:
+    """Class numbers as a column that tells where their logits are; anywhere for those that ask for nothing."""
+    return classes.clamp(min=0)[..., None]
 
 
-def check_range(labels: Tensor, classes: int) -> None:
-    """Checks that class numbers lie between 0 and `classes` − 1.
-
-    Raises:
-        DataError: one does not.
-    """
-    least, most = torch.stack(labels.aminmax()).tolist() if labels.numel() else (0, 0)
-    if least < 0 or most >= classes:
-        raise DataError(
-            f"labels range from {least} to {most}; the model has {classes} classes, 0 to {classes - 1}"
-        )
-
-
-def _classes_last(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-    """Logits with the class axis last, the labels as an index of one column, and the way back."""
-    axis = class_axis(outputs, labels)
-    classes = outputs.shape[axis]
-    check_range(labels, classes)
-    return outputs.movedim(axis, -1), labels.long()[..., None], lambda value: value.movedim(-1, axis)
-
-
-def _check_tensor(labels: object) -> None:
-    if not isinstance(labels, Tensor):
-        raise DataError(f"labels of type {type(labels).__name__}; a tensor is needed")
-
-
-def _column(value: float | Tensor, labels: Tensor) -> float | Tensor:
-    return value.expand(labels.shape)[..., None] if isinstance(value, Tensor) else value
+def _column(value: float | Tensor, classes: Tensor) -> float | Tensor:
+    return value.expand(classes.shape)[..., None] if isinstance(value, Tensor) else value
 
 
 def automatic(labels: Any) -> list[OutputTarget]:
@@ -266,7 +219,7 @@ def automatic(labels: Any) -> list[OutputTarget]:
 
     Smaller scales of the cross-entropy need not be tried: the step along an update scales it down.
     """
-    if all(own.dtype.is_floating_point for own in tree_leaves(labels)):
+    if not any(map(is_classification, tree_leaves(labels))):
         return [output_target("regression")]
     relaxed = [OutputTarget(f"cross_entropy ×{c}", partial(cross_entropy, step=2.0 * c)) for c in (6, 2)]
     return [*relaxed, output_target("margin")]

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from fxinvert.labels import is_classification
 from fxinvert.notebook import table
 from fxinvert.passes import trace
 from fxinvert.passes.outputs import Key
@@ -23,7 +24,7 @@ from fxinvert.post_training import post_train
 from fxinvert.rules import RuleSet
 from fxinvert.training import Batches
 from fxinvert.training.auto import Auto
-from fxinvert.training.metrics import Metrics, is_classification
+from fxinvert.training.metrics import Metrics
 
 #: a solve in closed form, then few passes of gradients: what is asked for is an order, not the best weights
 METHOD = Auto(learning_rates=(1e-2,), runs=2)

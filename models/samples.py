@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxinvert.errors import DataError
-from fxinvert.output_target import class_axis
+from fxinvert.labels import class_axis
 
 #: what the only output of a network is called
 OUTPUT = "output"

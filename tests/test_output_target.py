@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fxinvert.errors import DataError
+from fxinvert.labels import class_axis
 from fxinvert.output_target import (
     FUNCTIONS,
     LEAD,
     OutputTarget,
     automatic,
-    class_axis,
     cross_entropy,
     margin,
     max_assign,
@@ -317,7 +317,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(choice: object) -> None:
         (torch.tensor([[0], [1]]), r"labels of shape \(2, 1\) do not fit"),
         (torch.tensor(1), r"labels of shape \(\) do not fit"),
         (torch.tensor([0.0, 1.0]), r"torch.float32; class numbers are integers"),
-        (torch.tensor([True, False]), r"torch.bool; class numbers are integers"),
+        (torch.tensor([True, False]), r"are truth values; outputs of shape \(2, 3\) need one for each logit"),
         ([0, 1], r"labels of type list; a tensor is needed"),
     ],
 )

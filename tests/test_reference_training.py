@@ -12,10 +12,10 @@ from torch import Tensor
 
 import fxinvert.models as zoo
 from fxinvert.errors import FxInvertError
+from fxinvert.labels import class_axis
 from fxinvert.models.samples import by_name
 from fxinvert.models.train import RECIPES, Recipe, main, reproducible, train, training_steps
 from fxinvert.models.zoo import NETWORKS
-from fxinvert.output_target import class_axis
 
 SLOW = {"char_transformer"}  # to retrain up to its early state
 

@@ -18,6 +18,7 @@ from fxinvert.inversion.inverse_graph import InverseGraph, Reconstructed
 from fxinvert.inversion.invert import invert
 from fxinvert.inversion.replay import output_given
 from fxinvert.inversion.stepping import ROWS
+from fxinvert.labels import is_classification
 from fxinvert.linalg.vectors import per_sample
 from fxinvert.output_target import OutputTargetFunction
 from fxinvert.passes import trace
@@ -29,7 +30,6 @@ from fxinvert.passes.plan import Plan, Segment
 from fxinvert.passes.trace import is_normalized
 from fxinvert.rules import RuleSet
 from fxinvert.rules.certificate import row_norms
-from fxinvert.training.metrics import is_classification
 
 #: Gauss–Newton steps on every target where graphs branch and targets are linearized; of outputs of many numbers, whose
 #: steps cost conjugate gradients. More change shares by no more than 0.02

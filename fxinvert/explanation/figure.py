@@ -27,7 +27,7 @@ from fxinvert.explanation.panels import (
     write_text,
 )
 from fxinvert.explanation.result import Cut, Explanation, Value
-from fxinvert.training.metrics import is_classification
+from fxinvert.labels import is_classification
 
 #: values, and attention ops, that are shown
 ROWS, ATTENTION_ROWS = 10, 4

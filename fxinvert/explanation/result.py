@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fxinvert.errors import DataError
 from fxinvert.heads import Heads
+from fxinvert.labels import flat_classes, is_classification
 from fxinvert.rules.certificate import relative
-from fxinvert.training.metrics import flat_classes, is_classification
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.nn import functional as F
 
 from fxinvert.errors import DataError
 from fxinvert.heads import Heads
+from fxinvert.labels import IGNORED, flat_classes, is_classification, shares
 from fxinvert.output_target import regression
 from fxinvert.passes.capture import evaluating
 from fxinvert.training.batch import Batch
-from fxinvert.training.metrics import flat_classes, is_classification
+from fxinvert.training.metrics import losses_of
 
 #: classes that a confusion matrix is made for, and bins of a histogram
 CLASSES, BINS = 50, 30
@@ -28,7 +28,7 @@ class Head:
     Attributes:
         name: of the output; "" if it is the only one.
         classes: how many there are; 0 for values.
-        wanted, given: class numbers, or values, flat.
+        wanted, given: class numbers, some of them perhaps `IGNORED`, or values, flat.
     """
 
     name: str
@@ -40,7 +40,8 @@ class Head:
         """How often each class (row) was answered as each (column); None for values and very many classes."""
         if not 0 < self.classes <= CLASSES:
             return None
-        pairs = self.wanted * self.classes + self.given
+        asked = self.wanted != IGNORED
+        pairs = self.wanted[asked] * self.classes + self.given[asked]
         counts = torch.bincount(pairs, minlength=self.classes**2)
         return counts.reshape(self.classes, -1).tolist()
 
@@ -118,15 +119,14 @@ def histograms(before: Head, after: Head) -> dict[str, Any]:
 
 def _answered(outputs: Tensor, labels: Tensor, samples: int) -> tuple[Tensor, Tensor | None, Head]:
     """Per sample: the loss and the share of right answers; and the answers."""
+    losses = losses_of(outputs, labels, samples).cpu()
     if is_classification(labels):
         logits, classes = flat_classes(outputs, labels)
-        losses = F.cross_entropy(logits.double(), classes, reduction="none").reshape(samples, -1).mean(1)
         given = logits.argmax(-1)
-        right = (given == classes).double().reshape(samples, -1).mean(1)
-        return losses.cpu(), right.cpu(), Head("", logits.shape[-1], classes.cpu(), given.cpu())
+        right = ((given == classes) * shares(classes, samples)).reshape(samples, -1).sum(1)
+        return losses, right.cpu(), Head("", logits.shape[-1], classes.cpu(), given.cpu())
     wanted = regression(outputs, labels)
-    losses = (outputs - wanted).double().square().reshape(samples, -1).mean(1)
-    return losses.cpu(), None, Head("", 0, wanted.flatten().cpu(), outputs.flatten().cpu())
+    return losses, None, Head("", 0, wanted.flatten().cpu(), outputs.flatten().cpu())
 
 
 def _worded(heads: tuple[Head, ...], what: str, samples: int) -> list[str]:

@@ -89,8 +89,10 @@ def inputs_of(x: Array) -> Tensor:
 
 
 def labels_of(y: Array) -> Tensor:
-    """Labels as tensors: class numbers int64, a column of them flattened; anything else in torch's default dtype."""
-    if y.dtype.kind in "iub":
+    """Labels as tensors: class numbers int64, a column of them flattened; truth values; else torch's default dtype."""
+    if y.dtype == bool:
+        return torch.from_numpy(np.ascontiguousarray(y))
+    if y.dtype.kind in "iu":
         classes = torch.from_numpy(np.ascontiguousarray(y, dtype=np.int64))
         return classes[:, 0] if classes.dim() == 2 and classes.shape[1] == 1 else classes
     return torch.from_numpy(np.ascontiguousarray(y, dtype=np.float64)).to(torch.get_default_dtype())

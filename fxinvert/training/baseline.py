@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fxinvert.errors import DataError
+from fxinvert.training.metrics import task_loss
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _step(
 ) -> None:
     given = inputs if isinstance(inputs, tuple | list) else (inputs,)
     outputs, labels = model(*(value.to(device) for value in given)), labels.to(device)
-    loss = F.mse_loss(outputs, labels) if labels.is_floating_point() else F.cross_entropy(outputs, labels)
+    loss = task_loss(outputs, labels)
     optimizer.zero_grad()
     torch.autograd.backward(loss)
     optimizer.step()

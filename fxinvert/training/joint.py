@@ -20,14 +20,14 @@ from torch.nn import functional as F
 
 from fxinvert.errors import DataError
 from fxinvert.heads import Heads
-from fxinvert.output_target import OutputTarget, regression
+from fxinvert.output_target import OutputTarget
 from fxinvert.passes.capture import attribute, evaluating
 from fxinvert.passes.plan import Segment
 from fxinvert.training.batch import Batch
 from fxinvert.training.context import Context
 from fxinvert.training.costs import Probe, Stage, size_of
 from fxinvert.training.gradient import PASSES, Optimizer, step_memory, stepped
-from fxinvert.training.metrics import flat_classes, is_classification
+from fxinvert.training.metrics import task_loss
 from fxinvert.training.replay import batch_norms, leaves_of, replay, statistics_of, training_graph
 from fxinvert.training.variants import given_by
 from fxinvert.training.work import Proposal, Update, Work
@@ -236,17 +236,6 @@ def fit_jointly(
                 break
     now = {name: value.detach() for name, value in moved.items()}
     return snapshots, Course(now, averages, optimize.state_dict(), done)
-
-
-def task_loss(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy for class numbers, mean squared error for numbers.
-
-    Raises:
-        DataError: the labels do not fit the outputs.
-    """
-    if is_classification(labels):
-        return F.cross_entropy(*flat_classes(outputs, labels))
-    return F.mse_loss(outputs, regression(outputs, labels))
 
 
 def parameters_before(context: Context, cut: fx.Node) -> list[str]:

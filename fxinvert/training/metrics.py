@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from fxinvert.errors import DataError
 from fxinvert.heads import Heads
-from fxinvert.output_target import OutputTarget, check_range, class_axis, regression
+from fxinvert.labels import IGNORED, flat_classes, is_classification, shares
+from fxinvert.output_target import OutputTarget, regression
 from fxinvert.training.batch import Batch
 
 
@@ -80,7 +81,9 @@ class Tally:
             return cls(float(_squares(outputs, labels, samples, target).sum()))
         logits, classes = flat_classes(outputs, labels)
         hits = int((logits.argmax(-1) == classes).sum())
-        return cls(float(_cross_entropies(logits, classes, samples).sum()), hits, len(classes))
+        return cls(
+            float(_cross_entropies(logits, classes, samples).sum()), hits, int((classes != IGNORED).sum())
+        )
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(
@@ -110,20 +113,24 @@ def sample_losses(outputs: Tensor, batch: Batch, heads: Heads) -> Tensor:
         DataError: the labels do not fit the outputs.
     """
     pairs = heads.pairs(outputs, batch.labels)
-    return torch.stack([_losses(own, labels, len(batch)) for own, labels in pairs]).sum(0)
+    return torch.stack([losses_of(own, labels, len(batch)) for own, labels in pairs]).sum(0)
 
 
-def _losses(outputs: Tensor, labels: Tensor, samples: int) -> Tensor:
-    """Of one output."""
+def losses_of(outputs: Tensor, labels: Tensor, samples: int) -> Tensor:
+    """The loss of every sample for one output: `(B,)`, float64.
+
+    Raises:
+        DataError: the labels do not fit the outputs.
+    """
     if is_classification(labels):
         return _cross_entropies(*flat_classes(outputs, labels), samples)
     return _squares(outputs, labels, samples)
 
 
 def _cross_entropies(logits: Tensor, classes: Tensor, samples: int) -> Tensor:
-    """Of every sample, the mean over its positions."""
-    losses = F.cross_entropy(logits.double(), classes, reduction="none")
-    return losses.reshape(samples, -1).mean(1)
+    """Of every sample, the mean over the positions that are asked for."""
+    losses = F.cross_entropy(logits.double(), classes, reduction="none", ignore_index=IGNORED)
+    return (losses * shares(classes, samples)).reshape(samples, -1).sum(1)
 
 
 def _squares(outputs: Tensor, labels: Tensor, samples: int, target: OutputTarget | None = None) -> Tensor:
@@ -132,20 +139,17 @@ def _squares(outputs: Tensor, labels: Tensor, samples: int, target: OutputTarget
     return (outputs - wanted).double().square().reshape(samples, -1).mean(1)
 
 
-def is_classification(labels: Tensor) -> bool:
-    """Whether labels are class numbers: integers are, floating-point numbers are not."""
-    return not labels.dtype.is_floating_point
-
-
-def flat_classes(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits `(N, C)` and class numbers `(N,)` of all samples and positions.
+def task_loss(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy over the positions whose class is asked for, mean squared error for numbers.
 
     Raises:
-        DataError: the labels are not class numbers for these outputs.
+        DataError: the labels do not fit the outputs.
     """
-    logits = outputs.movedim(class_axis(outputs, labels), -1)
-    check_range(labels, logits.shape[-1])
-    return logits.flatten(0, -2), labels.flatten()
+    if is_classification(labels):
+        logits, classes = flat_classes(outputs, labels)
+        total = F.cross_entropy(logits, classes, reduction="sum", ignore_index=IGNORED)
+        return total / (classes != IGNORED).sum().clamp(min=1)
+    return F.mse_loss(outputs, regression(outputs, labels))
 
 
 def evaluate(

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 
 from fxinvert.heads import Heads
-from fxinvert.output_target import class_axis
+from fxinvert.labels import flat_classes, is_classification, shares
 from fxinvert.training.batch import Batch
 from fxinvert.training.context import Context
-from fxinvert.training.metrics import is_classification
 from fxinvert.training.outputs import OutputsOver, outputs_over
 from fxinvert.training.work import Proposal, Sizes, moved
 
@@ -82,12 +81,11 @@ def _of_head(outputs: Tensor, labels: Any, effects: Tensor) -> Quadratic:
         return Quadratic(
             weight * flat @ (outputs - labels.reshape(outputs.shape)).flatten(), weight * flat @ flat.T
         )
-    axis = class_axis(outputs, labels)
-    logits = outputs.movedim(axis, -1).flatten(0, -2)
-    moves = effects.movedim(axis + 1, -1).flatten(1, -2)
+    logits, classes = flat_classes(outputs, labels)
+    moves = torch.stack([flat_classes(effect, labels)[0] for effect in effects])
     likely = logits.softmax(-1)
-    weight = len(outputs) / len(logits)
-    residual = likely.scatter_add(1, labels.flatten()[:, None].long(), -torch.ones_like(likely))
+    counts = shares(classes, len(outputs))[:, None]
+    residual = likely.scatter_add(1, classes.clamp(min=0)[:, None], -torch.ones_like(likely))
     mean = (moves * likely).sum(-1)
-    square = (moves * likely).flatten(1) @ moves.flatten(1).T - mean @ mean.T
-    return Quadratic(weight * moves.flatten(1) @ residual.flatten(), weight * square)
+    square = (moves * likely * counts).flatten(1) @ moves.flatten(1).T - (mean * counts[:, 0]) @ mean.T
+    return Quadratic(moves.flatten(1) @ (residual * counts).flatten(), square)
