@@ -1,43 +1,18 @@
-"""Which solver an operator gets: the cheapest of those that fit into memory.
-
-Costs are counted in operations of a float32 matrix product; what runs slower counts for more.
-"""
+"""Which solver an operator gets: the cheapest of those that fit into memory."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
 
-import torch
-
 from fxinvert.errors import SolveError
 from fxinvert.linalg.anchored import Method, SolveSettings
-from fxinvert.linalg.banded import BlockBanded, Gram, layout
-from fxinvert.linalg.capacitance import BLOCK, Capacitance
-from fxinvert.linalg.circulant import Circulant, torus
-from fxinvert.linalg.convolution import Convolution
-from fxinvert.linalg.embedding import embedding
-from fxinvert.linalg.gram import DenseInverse, GramFactor
-from fxinvert.linalg.iterative import IterativeFactor
+from fxinvert.linalg.candidates import Candidate, candidates
+from fxinvert.linalg.gram import GramFactor
 from fxinvert.linalg.memory import full_precision, human
 from fxinvert.linalg.operators import LinearOperator
-from fxinvert.linalg.qr import QRFactor
-from fxinvert.linalg.solvers import WORK, DiagonalFactor, Factor, SpectralFactor
-
-#: how much slower than a float32 matrix product: one in float64; a decomposition into singular values; a product with
-#: an operator that is not a matrix; a pass over a vector, by entry
-DOUBLE, DECOMPOSITION, PRODUCT, ENTRY = 2.0, 40.0, 2.0, 40.0
-#: the same for an orthogonal factorization, and for solving with a triangle
-ORTHOGONAL, TRIANGULAR = 24.0, 2.0
-#: operations of a factorization that nobody waits for; and what is counted for squaring the condition
-PATIENCE, SQUARED = 5e9, 1.5
-#: iterations that conjugate gradients are reckoned with, and with a preconditioner; how small the frequencies that it
-#: amplifies may be, relative to the largest
-ITERATIONS, PRECONDITIONED, SHIFT = 60, 30, 1e-5
-#: vectors of either side that an iteration passes over, and of the smaller side for two Fourier transforms
-VECTORS, TRANSFORMS = 6, 16
+from fxinvert.linalg.solvers import Factor
 
 #: what is tried, in this order, where a solver does not get along with the condition of the Gram matrix
 _BETTER: tuple[Method, ...] = ("banded", "qr", "spectral")
@@ -48,31 +23,6 @@ _NEEDED: dict[Method, str] = {
     "capacitance": "it takes a convolution, of maps padded by zeros",
     "circulant": "it takes a convolution, of maps padded by zeros or in a circle",
 }
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A solver as the cost model sees it.
-
-    Attributes:
-        method: its name.
-        factor: operations of the factorization.
-        solve: operations for one right-hand side.
-        memory: bytes.
-        make: makes it.
-        why_not: why it cannot be taken, empty where it can.
-    """
-
-    method: Method
-    factor: float
-    solve: float
-    memory: int
-    make: Callable[[], Factor]
-    why_not: str = ""
-
-    def total(self, expected: int) -> float:
-        """Operations for a number of right-hand sides, a factorization that nobody waits for not counted."""
-        return max(self.factor - PATIENCE, 0) + expected * self.solve
 
 
 @dataclass(frozen=True)
@@ -105,7 +55,7 @@ def choose(operator: LinearOperator, settings: SolveSettings) -> Choice:
         SolveError: the method asked for is not one, or cannot be taken, or nothing fits into the memory limit.
     """
     limit = settings.memory(operator.device)
-    found = tuple(_candidates(operator, settings, limit))
+    found = tuple(candidates(operator, settings, limit))
     if settings.method is not None:
         if settings.method not in get_args(Method):
             raise SolveError(f"method={settings.method!r}; there are {', '.join(get_args(Method))}")
@@ -184,137 +134,3 @@ def _made(candidate: Candidate, operator: LinearOperator, settings: SolveSetting
     if settings.memory_limit is not None:
         settings.ledger.reserve(held + candidate.memory, operator.device)
     return candidate.make()
-
-
-def _candidates(operator: LinearOperator, settings: SolveSettings, limit: int) -> list[Candidate]:
-    m, n = operator.size
-    side, other = min(m, n), max(m, n)
-    product = PRODUCT * operator.cost
-    dual = m <= n
-    shape = operator.out_shape if dual else operator.in_shape
-
-    def fits(memory: int, why_not: str = "") -> str:
-        return why_not or (f"needs {human(memory)} of {human(limit)}" if memory > limit else "")
-
-    def cholesky() -> Factor:
-        a = operator.to(torch.float64).dense()
-        gram = a @ a.T if dual else a.T @ a
-        return GramFactor(
-            operator, lambda shift: DenseInverse(gram, shape, shift), "Cholesky factorization", gram.nbytes
-        )
-
-    def banded() -> Factor:
-        assert isinstance(operator, Convolution)
-        gram = Gram(operator, outputs=dual)
-        name = f"block LDLᵀ ({gram.layout.blocks} blocks of {gram.layout.groups} × {gram.layout.block}²)"
-        return GramFactor(operator, lambda shift: BlockBanded(gram, shift), name)
-
-    def capacitance() -> Factor:
-        assert isinstance(operator, Convolution)
-        name = f"Fourier transforms and a capacitance matrix ({cut.side}²)"
-        return GramFactor(operator, lambda shift: Capacitance(operator, outputs=dual, shift=shift), name)
-
-    def circulant() -> Factor:
-        assert around is not None
-        preconditioner = Circulant(around, outputs=dual, shift=SHIFT)
-        return IterativeFactor(operator, settings.max_iterations, preconditioner)
-
-    entries = 8 * (2 * m * n + side * (side + other))
-    large = f"smaller side {side} exceeds direct_limit={settings.direct_limit}"
-    found = []
-    if operator.squares is not None:
-        memory = WORK * (m + n)
-        found.append(
-            Candidate(
-                "diagonal", 0.0, product + ENTRY * n, memory, lambda: DiagonalFactor(operator), fits(memory)
-            )
-        )
-    found.append(
-        Candidate(
-            "qr",
-            ORTHOGONAL * side**2 * other,
-            2 * DOUBLE * (m * n + TRIANGULAR * side**2),
-            entries,
-            lambda: QRFactor(operator),
-            fits(entries, large if side > settings.direct_limit else ""),
-        )
-    )
-    found.append(
-        Candidate(
-            "spectral",
-            DECOMPOSITION * side**2 * other,
-            2 * DOUBLE * m * n,
-            entries,
-            lambda: SpectralFactor(operator),
-            fits(entries, large if side > settings.direct_limit else ""),
-        )
-    )
-    entries = 8 * (m * n + 4 * side**2)
-    found.append(
-        Candidate(
-            "cholesky",
-            2 * DOUBLE * (side**2 * other + side**3),
-            SQUARED * (2 * DOUBLE * side**2 + product),
-            entries,
-            cholesky,
-            fits(entries),
-        )
-    )
-    if isinstance(operator, Convolution):
-        plan = layout(operator, outputs=dual)
-        # two dampings, and the rows from which blocks are put together
-        entries = 8 * 2 * plan.entries() + 8 * operator.weight.shape[2] ** 2 * plan.groups * plan.row**2
-        found.append(
-            Candidate(
-                "banded",
-                DOUBLE * plan.factor_cost(),
-                SQUARED * (DOUBLE * plan.solve_cost() + product),
-                entries,
-                banded,
-                fits(entries),
-            )
-        )
-    around = operator.around if isinstance(operator, Convolution) else None
-    if isinstance(operator, Convolution) and around is operator:
-        cut = embedding(operator, outputs=dual)
-        entries = cut.nbytes(BLOCK) + WORK * (m + n)
-        found.append(
-            Candidate(
-                "capacitance",
-                DOUBLE * cut.factor_cost(),
-                SQUARED * (DOUBLE * (PRODUCT * cut.solve_cost() + ENTRY * TRANSFORMS * side) + product),
-                entries,
-                capacitance,
-                fits(entries),
-            )
-        )
-    if around is not None:
-        turned = torus(around, outputs=dual)
-        entries = 3 * 16 * turned.entries + WORK * (m + n)
-        found.append(
-            Candidate(
-                "circulant",
-                DOUBLE * 8 * turned.entries * turned.channels,
-                PRECONDITIONED
-                * (
-                    2 * product
-                    + ENTRY * (VECTORS * (m + n) + TRANSFORMS * side)
-                    + PRODUCT * 8 * turned.entries
-                ),
-                entries,
-                circulant,
-                fits(entries),
-            )
-        )
-    entries = WORK * (m + n)
-    found.append(
-        Candidate(
-            "iterative",
-            0.0,
-            ITERATIONS * (2 * product + ENTRY * VECTORS * (m + n)),
-            entries,
-            lambda: IterativeFactor(operator, settings.max_iterations),
-            fits(entries),
-        )
-    )
-    return found

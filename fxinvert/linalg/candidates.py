@@ -1,0 +1,208 @@
+"""The solvers that an operator may get, with their costs.
+
+Costs are counted in operations of a float32 matrix product; what runs slower counts for more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from fxinvert.linalg.anchored import Method, SolveSettings
+from fxinvert.linalg.banded import BlockBanded, Gram, layout
+from fxinvert.linalg.capacitance import BLOCK, Capacitance
+from fxinvert.linalg.circulant import Circulant, torus
+from fxinvert.linalg.convolution import Convolution
+from fxinvert.linalg.embedding import embedding
+from fxinvert.linalg.gram import GramFactor
+from fxinvert.linalg.iterative import IterativeFactor
+from fxinvert.linalg.level import DenseInverse, Inverse
+from fxinvert.linalg.memory import human
+from fxinvert.linalg.operators import LinearOperator
+from fxinvert.linalg.qr import QRFactor
+from fxinvert.linalg.solvers import WORK, DiagonalFactor, Factor, SpectralFactor
+
+#: how much slower than a float32 matrix product: one in float64; a decomposition into singular values; a product with
+#: an operator that is not a matrix; a pass over a vector, by entry
+DOUBLE, DECOMPOSITION, PRODUCT, ENTRY = 2.0, 40.0, 2.0, 40.0
+#: the same for an orthogonal factorization, and for solving with a triangle
+ORTHOGONAL, TRIANGULAR = 24.0, 2.0
+#: operations of a factorization that nobody waits for; and what is counted for squaring the condition
+PATIENCE, SQUARED = 5e9, 1.5
+#: iterations that conjugate gradients are reckoned with, and with a preconditioner; how small the frequencies that it
+#: amplifies may be, relative to the largest
+ITERATIONS, PRECONDITIONED, SHIFT = 60, 30, 1e-5
+#: vectors of either side that an iteration passes over, and of the smaller side for two Fourier transforms
+VECTORS, TRANSFORMS = 6, 16
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A solver as the cost model sees it.
+
+    Attributes:
+        method: its name.
+        factor: operations of the factorization.
+        solve: operations for one right-hand side.
+        memory: bytes.
+        make: makes it.
+        why_not: why it cannot be taken, empty where it can.
+    """
+
+    method: Method
+    factor: float
+    solve: float
+    memory: int
+    make: Callable[[], Factor]
+    why_not: str = ""
+
+    def total(self, expected: int) -> float:
+        """Operations for a number of right-hand sides, a factorization that nobody waits for not counted."""
+        return max(self.factor - PATIENCE, 0) + expected * self.solve
+
+
+def candidates(operator: LinearOperator, settings: SolveSettings, limit: int) -> Iterator[Candidate]:
+    """All that there are for an operator, also those that need more than `limit` bytes."""
+    case = _Case(operator, settings, limit)
+    if operator.squares is not None:
+        yield _diagonal(case)
+    yield from _decompositions(case)
+    yield _cholesky(case)
+    if isinstance(operator, Convolution):
+        yield _banded(case, operator)
+        around = operator.around
+        if around is operator:
+            yield _capacitance(case, operator)
+        if around is not None:
+            yield _circulant(case, around)
+    yield _iterative(case)
+
+
+class _Case:
+    """What candidates are reckoned for: A `(m, n)`, what a product costs, and which side is the smaller."""
+
+    def __init__(self, operator: LinearOperator, settings: SolveSettings, limit: int) -> None:
+        self.operator, self.settings, self.limit = operator, settings, limit
+        self.m, self.n = operator.size
+        self.side, self.other, self.dual = min(operator.size), max(operator.size), self.m <= self.n
+        self.product = PRODUCT * operator.cost
+        self.vectors = WORK * (self.m + self.n)
+
+    def candidate(
+        self,
+        method: Method,
+        make: Callable[[], Factor],
+        *,
+        factor: float,
+        solve: float,
+        memory: int,
+        why_not: str = "",
+    ) -> Candidate:
+        over = f"needs {human(memory)} of {human(self.limit)}" if memory > self.limit else ""
+        return Candidate(method, factor, solve, memory, make, why_not or over)
+
+
+def _diagonal(case: _Case) -> Candidate:
+    return case.candidate(
+        "diagonal",
+        lambda: DiagonalFactor(case.operator),
+        factor=0.0,
+        solve=case.product + ENTRY * case.n,
+        memory=case.vectors,
+    )
+
+
+def _decompositions(case: _Case) -> Iterator[Candidate]:
+    m, n, side, other, most = case.m, case.n, case.side, case.other, case.settings.direct_limit
+    memory = 8 * (2 * m * n + side * (side + other))
+    large = f"smaller side {side} exceeds direct_limit={most}" if side > most else ""
+    yield case.candidate(
+        "qr",
+        lambda: QRFactor(case.operator),
+        factor=ORTHOGONAL * side**2 * other,
+        solve=2 * DOUBLE * (m * n + TRIANGULAR * side**2),
+        memory=memory,
+        why_not=large,
+    )
+    yield case.candidate(
+        "spectral",
+        lambda: SpectralFactor(case.operator),
+        factor=DECOMPOSITION * side**2 * other,
+        solve=2 * DOUBLE * m * n,
+        memory=memory,
+        why_not=large,
+    )
+
+
+def _cholesky(case: _Case) -> Candidate:
+    side = case.side
+    return case.candidate(
+        "cholesky",
+        lambda: GramFactor(case.operator, DenseInverse, "Cholesky factorization"),
+        factor=2 * DOUBLE * (side**2 * case.other + side**3),
+        solve=SQUARED * (2 * DOUBLE * side**2 + case.product),
+        memory=8 * (case.m * case.n + 4 * side**2),
+    )
+
+
+def _banded(case: _Case, operator: Convolution) -> Candidate:
+    plan = layout(operator, outputs=case.dual)
+
+    def factorized(a: LinearOperator, shift: float) -> Inverse:
+        assert isinstance(a, Convolution)
+        return BlockBanded(Gram(a, outputs=case.dual), shift)
+
+    name = f"block LDLᵀ ({plan.blocks} blocks of {plan.groups} × {plan.block}²)"
+    return case.candidate(
+        "banded",
+        lambda: GramFactor(operator, factorized, name),
+        factor=DOUBLE * plan.factor_cost(),
+        solve=SQUARED * (DOUBLE * plan.solve_cost() + case.product),
+        # two dampings, and the rows from which blocks are put together
+        memory=8 * 2 * plan.entries() + 8 * operator.weight.shape[2] ** 2 * plan.groups * plan.row**2,
+    )
+
+
+def _capacitance(case: _Case, operator: Convolution) -> Candidate:
+    cut = embedding(operator, outputs=case.dual)
+
+    def factorized(a: LinearOperator, shift: float) -> Inverse:
+        assert isinstance(a, Convolution)
+        return Capacitance(a, outputs=case.dual, shift=shift)
+
+    name = f"Fourier transforms and a capacitance matrix ({cut.side}²)"
+    transforms = ENTRY * TRANSFORMS * case.side
+    return case.candidate(
+        "capacitance",
+        lambda: GramFactor(operator, factorized, name),
+        factor=DOUBLE * cut.factor_cost(),
+        solve=SQUARED * (DOUBLE * (PRODUCT * cut.solve_cost() + transforms) + case.product),
+        memory=cut.nbytes(BLOCK) + case.vectors,
+    )
+
+
+def _circulant(case: _Case, around: Convolution) -> Candidate:
+    turned = torus(around, outputs=case.dual)
+
+    def make() -> Factor:
+        preconditioner = Circulant(around, outputs=case.dual, shift=SHIFT)
+        return IterativeFactor(case.operator, case.settings.max_iterations, preconditioner)
+
+    vectors = ENTRY * (VECTORS * (case.m + case.n) + TRANSFORMS * case.side)
+    return case.candidate(
+        "circulant",
+        make,
+        factor=DOUBLE * 8 * turned.entries * turned.channels,
+        solve=PRECONDITIONED * (2 * case.product + vectors + PRODUCT * 8 * turned.entries),
+        memory=3 * 16 * turned.entries + case.vectors,
+    )
+
+
+def _iterative(case: _Case) -> Candidate:
+    return case.candidate(
+        "iterative",
+        lambda: IterativeFactor(case.operator, case.settings.max_iterations),
+        factor=0.0,
+        solve=ITERATIONS * (2 * case.product + ENTRY * VECTORS * (case.m + case.n)),
+        memory=case.vectors,
+    )
