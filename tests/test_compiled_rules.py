@@ -1,4 +1,4 @@
-"""Elementwise rules, compiled: the same answers from one pass over memory."""
+"""Rules, compiled: the same answers from fewer passes over memory."""
 
 from __future__ import annotations
 
@@ -66,6 +66,44 @@ def test_answers_are_those_of_the_rule(make: Callable[[], nn.Module]) -> None:
     for rows in (1, 2, 4):
         some = x[:rows]
         assert torch.equal(compiled(some, module(some).detach()).targets["input"], some)
+    assert len(kernels._kernels) == count
+
+
+def group_norm(scale: float) -> nn.GroupNorm:
+    """With scales of one size, and not of one sign."""
+    module = nn.GroupNorm(2, 4)
+    module.weight.data = scale * torch.tensor([1.0, -1.0, 1.0, 1.0])
+    nn.init.normal_(module.bias)
+    return module
+
+
+def test_norms_whose_scales_are_of_one_size_are_compiled() -> None:
+    module, x = group_norm(0.5), 3 * torch.randn(8, 4, 5) + 1
+    compiled, plain = inverses(module, x)
+    far = x.clone()  # out of the range, but for the first four samples
+    far[:4] = module(torch.randn_like(x)).detach()[:4]
+    for t in (far, far.roll(4, 0)):
+        found, expected = (inverse(x, t).certificates["input"].measured() for inverse in (compiled, plain))
+        torch.testing.assert_close(found.residual, expected.residual, rtol=1e-4, atol=1e-5)
+        # how far ε is felt is known to the rounding of a norm only
+        torch.testing.assert_close(found.distance, expected.distance, rtol=0.05, atol=1e-3)
+        assert found.status is expected.status is Status.PROJECTED
+        assert found.projected == expected.projected
+    # a kernel serves batches of any size, as many samples as an axis is long, and other scales
+    count = len(kernels._kernels)
+    module.weight.data.mul_(3)
+    for rows in (1, 2, 5, 8):
+        some = x[:rows]
+        assert torch.equal(compiled(some, module(some).detach()).targets["input"], some)
+    t = module(torch.randn_like(x)).detach()
+    assert float(compiled(x, t).certificates["input"].residual.max()) <= 1e-5
+    t[3, 2, 1], t[5, 0, 0] = torch.nan, torch.inf
+    failed = compiled(x, t).certificates["input"]
+    assert failed.failed.nonzero()[:, 0].tolist() == [3, 5]
+    assert len(kernels._kernels) == count
+    # other scales take iterations, which are not compiled
+    module.weight.data[0] = 1
+    assert float(compiled(x, module(x + 1).detach()).certificates["input"].residual.max()) <= 1e-5
     assert len(kernels._kernels) == count
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
 
-from fxinvert.errors import DataError, NoRuleError, TraceError
+from fxinvert.errors import DataError, TraceError
 from fxinvert.heads import Heads
 from fxinvert.inversion.attainable import Bound, within_reach
 from fxinvert.inversion.forward_certificate import certified_forward
@@ -22,14 +22,15 @@ from fxinvert.inversion.replay import forward_values
 from fxinvert.inversion.rest import Rest
 from fxinvert.inversion.source import Source
 from fxinvert.inversion.stepping import TOLERANCE
+from fxinvert.inversion.walk import Walk
 from fxinvert.linalg import SolveSettings
 from fxinvert.linalg.vectors import norm
 from fxinvert.notebook import table
 from fxinvert.output_target import OutputTarget
-from fxinvert.passes.capture import attribute, evaluating
+from fxinvert.passes.capture import evaluating
 from fxinvert.passes.flow import Flow, Stretch, by_sample, has_target
 from fxinvert.passes.inverse_op import InverseOp
-from fxinvert.passes.synthesize import ANCHOR_OF, TARGET_OF, arguments_of, inverse_op, renew, synthesize
+from fxinvert.passes.synthesize import TARGET_OF, arguments_of, inverse_op, synthesize
 from fxinvert.rules import Certificate, Op, RuleSet
 
 Reconstructed = Literal["nodewise", "linearized"]
@@ -66,6 +67,7 @@ class InverseGraph:
         self._inverses: dict[str, str] = {
             n.meta[TARGET_OF]: str(n.target) for n in self.graph_module.graph.find_nodes(op="call_module")
         }
+        self._walk = Walk(self.graph_module, graph)
         self._ops: dict[str, InverseOp] = {}
         self._rules, self._settings = rules, settings
 
@@ -87,7 +89,7 @@ class InverseGraph:
             if self.reconstruction == "linearized":
                 targets = self._linearized(values, nodes, goal.target)
             else:
-                by_path, certificates = self.graph_module(goal.target, *self._anchors(values))
+                by_path, certificates = self.graph_module(goal.target, *self._walk.anchors(values))
                 targets = {node: by_path[node.meta["path"]] for node in nodes}
             refined = self._refined(targets, values, goal, bound)
             if self.reconstruction == "linearized" or self.refine:
@@ -140,21 +142,9 @@ class InverseGraph:
             with torch.no_grad():
                 goal, bound = self._goal(values, labels)
                 return self._refined(self._linearized(values, nodes, goal.target), values, goal, bound)
-        paths = dict(self._outputs()[0])
-        for node in nodes:
-            if node.meta["path"] not in paths:
-                raise NoRuleError(
-                    f"{node.meta['path']!r} does not lie on the way from the input to the output"
-                )
-        wanted = {paths[node.meta["path"]]: node for node in nodes}
-        needed = _ancestors(wanted)
         with torch.no_grad():
             goal, bound = self._goal(values, labels)
-            env = dict(zip(self._placeholders(), (goal.target, *self._anchors(values)), strict=True))
-            for node in self.graph_module.graph.nodes:
-                if node in needed and node not in env:
-                    env[node] = _evaluated(self.graph_module, node, env)
-            found = {forward: env[node] for node, forward in wanted.items()}
+            found = self._walk.targets(goal.target, values, nodes)
             return self._refined(found, values, goal, bound)
 
     def op(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Op:
@@ -261,38 +251,6 @@ class InverseGraph:
             return found.index_copy(0, rows, better).reshape(start.shape)
 
         return {node: refined(node, target) for node, target in targets.items()}
-
-    def _placeholders(self) -> list[fx.Node]:
-        return list(self.graph_module.graph.find_nodes(op="placeholder"))
-
-    def _anchors(self, values: Mapping[fx.Node, Any]) -> Iterable[Any]:
-        """What the inverse graph takes after the output target; it reads the parameters that the forward graph has now."""
-        renew(self.graph_module, self.graph)
-        by_name = {node.name: node for node in self.graph.graph.nodes}
-        return [values[by_name[p.meta[ANCHOR_OF]]] for p in self._placeholders() if ANCHOR_OF in p.meta]
-
-    def _outputs(self) -> tuple[dict[str, fx.Node], dict[str, fx.Node]]:
-        (output,) = self.graph_module.graph.find_nodes(op="output")
-        return output.args[0]  # type: ignore[no-any-return]
-
-
-def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    """The nodes and all that they are computed from."""
-    found, waiting = set(nodes), list(nodes)
-    while waiting:
-        new = [n for n in waiting.pop().all_input_nodes if n not in found]
-        found.update(new)
-        waiting += new
-    return found
-
-
-def _evaluated(module: fx.GraphModule, node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
-    """The value of a step of the inverse graph."""
-    if node.op == "get_attr":
-        return attribute(module, str(node.target))
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
-    called = module.get_submodule(str(node.target)) if node.op == "call_module" else node.target
-    return called(*args, **kwargs)  # type: ignore[operator]
 
 
 def _check_shape(node: fx.Node, value: Any) -> None:

@@ -51,8 +51,9 @@ def invert(
             Solvers are chosen among those that fit: for the same bits every time, set it.
         solvers: of single ops, by the path of their nodes, where they are not to be chosen: `"spectral"`, `"qr"`, `"cholesky"`,
             `"banded"`, `"capacitance"`, `"circulant"`, `"iterative"` or `"diagonal"` (see `InverseGraph.explain` for what they cost).
-        compiled: whether elementwise rules are compiled by `torch.compile`, which takes a second or two for every kind of
-            them when it is first used, and a C++ compiler (on CUDA, Triton); without one that use raises `SolveError`.
+        compiled: whether elementwise rules, and norms with scales of one size, are compiled by torch's compiler, which takes
+            seconds for every kind of them when it is first used (norms twenty), and a C++ compiler (on CUDA, Triton);
+            without one that use raises `SolveError`.
 
     Raises:
         TraceError: the model cannot be captured.

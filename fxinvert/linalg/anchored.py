@@ -39,7 +39,7 @@ class SolveSettings:
         method: the solver; by default the one that costs least.
         methods: the solvers of single ops, by the path of their nodes.
         expected: right-hand sides that are expected for one factorization.
-        compiled: whether elementwise rules are compiled.
+        compiled: whether elementwise rules and norms are compiled.
     """
 
     condition_limit: float | None = None

@@ -39,7 +39,7 @@ class Scales:
         weight: `(1, …, n)`.
         largest: `(1, …, 1)`, the largest size in a group.
         tame: whether no scale is so small beside the others that it would blow corrections up.
-        even: whether all scales of a group are of one size.
+        even: whether all scales of a group are of one size, and not zero.
         ones: whether all scales are 1.
     """
 
@@ -55,7 +55,8 @@ class Scales:
         size = weight.abs()
         largest, smallest = size.amax(-1, keepdim=True), size.amin(-1, keepdim=True)
         tame = bool(((smallest > 0) & (largest <= kappa * smallest)).all())
-        return cls(weight, largest, tame, bool((smallest == largest).all()), bool((weight == 1).all()))
+        even = tame and bool((smallest == largest).all())
+        return cls(weight, largest, tame, even, bool((weight == 1).all()))
 
     @property
     def nbytes(self) -> int:
@@ -65,31 +66,38 @@ class Scales:
         return replace(self, weight=self.weight.to(dtype))
 
 
-class Direction(NamedTuple):
-    """z* plus a shift `(…, n)`; `(…, 1)`: the shift; ‖z*‖; whether z* lies on the sphere; how far w ⊙ z* is from what is
-    wanted; whether corrections are amplified; and the number of iterations."""
-
-    z: Tensor
-    shift: Tensor
-    size: Tensor
-    outside: Tensor
-    misfit: Tensor
-    amplified: Tensor
-    iterations: int
-
-
-class Numbers(NamedTuple):
-    """Of every group, `(…, 1)`: μ; ‖r‖; ‖x − μ‖; ‖z*‖; ⟨x − μ, z*⟩; and the others of its direction."""
+class Sums(NamedTuple):
+    """Of every group, `(…, 1)`: μ; ‖r‖; ‖x − μ‖; 1 / √(σ² + ε); ‖z‖ and mean of z, of which that is to be taken away;
+    ⟨x − μ, z⟩."""
 
     mean: Tensor
     asked: Tensor
     own_size: Tensor
+    inverse: Tensor
     size: Tensor
-    inner: Tensor
     shift: Tensor
+    inner: Tensor
+
+
+class Direction(NamedTuple):
+    """Of every group, `(…, 1)`: ‖z*‖; whether z* lies on the sphere; how far w ⊙ z* is from what is wanted; whether
+    corrections are amplified."""
+
+    size: Tensor
     outside: Tensor
     misfit: Tensor
     amplified: Tensor
+
+
+class Lengths(NamedTuple):
+    """Of every group, `(…, 1)`: the nearest pre-images are factor · z + offset; whether nothing is missing; whether the
+    target is off the range; λ, 0 where not damped."""
+
+    factor: Tensor
+    offset: Tensor
+    same: Tensor
+    outside: Tensor
+    damping: Tensor
 
 
 @dataclass(frozen=True)
@@ -110,85 +118,87 @@ class Ball:
     kappa: float
     rounding: float
 
-    def direction(self, x: Tensor, r: Tensor) -> tuple[Tensor, Numbers, int]:
+    def direction(self, x: Tensor, r: Tensor) -> tuple[Tensor, Sums, Direction | None, int]:
         """z*, of any length if it lies on the sphere, for anchors and what is missing from their outputs, `(…, n)`.
 
         Returns:
-            z* plus the shift that its numbers tell, as a rule in the place of r; its numbers; the number of iterations.
+            z* plus the shift that the sums tell, as a rule in the place of r; the sums; what else is known of z*, None for
+            scales of one size, where it follows from the sums; the number of iterations.
         """
-        mean = x.mean(-1, keepdim=True) if self.centered else torch.zeros_like(x[..., :1])
+        none = torch.zeros_like(x[..., :1])
+        mean = x.mean(-1, keepdim=True) if self.centered else none
         moved = x - mean if self.centered else x
-        asked, own_size = _norm(r).double(), _norm(moved).double()
-        spread = (own_size.square() / x.shape[-1] + self.eps).sqrt()
-        found = (self._direct if self.scales.tame else self._solved)(moved, r, (1 / spread).to(x.dtype))
-        inner = torch.linalg.vecdot(moved, found.z)[..., None].double()
-        numbers = Numbers(
-            mean,
-            asked,
-            own_size,
-            found.size,
-            inner,
-            found.shift,
-            found.outside,
-            found.misfit,
-            found.amplified,
-        )
-        return found.z, numbers, found.iterations
+        asked, own_size = _norm(r), _norm(moved)
+        inverse = (own_size.double().square() / x.shape[-1] + self.eps).rsqrt().to(x.dtype)
+        found, steps = None, 0
+        if self.scales.even:
+            z = self._wanted(moved, r, inverse)
+        else:
+            z, found, steps = (self._direct if self.scales.tame else self._solved)(moved, r, inverse)
+        size = none if found else _norm(z)
+        shift = z.mean(-1, keepdim=True) if self.centered and not found else none
+        inner = torch.linalg.vecdot(moved, z)[..., None]
+        return z, Sums(mean, asked, own_size, inverse, size, shift, inner), found, steps
 
-    def lengths(self, n: int, of: Numbers) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """What becomes of the directions of groups of n entries: the nearest pre-images are factor · z + offset.
+    def lengths(self, n: int, of: Sums, found: Direction | None = None) -> Lengths:
+        """What becomes of the directions of groups of n entries.
 
-        Returns:
-            `(…, 1)` each: factor; offset; whether nothing is missing; whether the target is off the range; λ, 0 where not
-            damped.
+        Args:
+            n: entries of a group.
+            of: the sums, in float64: 1 − ‖z‖²/n is as small as ε/σ², and the spread hangs on it.
+            found: what else is known of the directions.
         """
         limit, rounding, largest = math.sqrt(n), self.rounding, self.scales.largest
-        asked, size, misfit, outside = of.asked, of.size, of.misfit, of.outside
-        spread = (of.own_size.square() / n + self.eps).sqrt()
-        # numbers of groups have all digits: 1 − ‖z‖²/n is as small as ε/σ², and the spread hangs on it
+        asked, own_size = of.asked, of.own_size
+        amplified: Tensor | bool = False
+        if found is None:
+            off = of.shift.square() * n
+            size = (of.size.square() - off).clamp(min=0).sqrt()
+            over = size - limit
+            outside = over > rounding * limit
+            misfit = (over.clamp(min=0).square() + off).sqrt() * largest
+        else:
+            size, outside, misfit, amplified = found
+        spread = 1 / of.inverse
         flat = size == 0
         own = torch.where(flat, 0, of.inner / size)
-        unreached = (misfit > rounding * asked) | ((self.eps == 0) & (size < limit * (1 - rounding)))
+        unreached = misfit > rounding * asked
         # as near to the sphere as the target is far from the range
         margin = torch.where(outside, misfit / (largest * limit), 0).clamp(rounding, max(MARGIN, rounding))
-        demanded = torch.where(outside | (self.eps == 0), limit, size)
-        least, most = (_radius(demanded + sign * margin * limit, limit, self.eps) for sign in (-1, 1))
+        demanded = torch.where(outside, limit, size)
+        if self.eps == 0:
+            unreached, demanded = unreached | (size < limit * (1 - rounding)), torch.full_like(size, limit)
+        reach = margin * limit
+        least, most = _radius(torch.stack([demanded - reach, demanded + reach]), limit, self.eps)
         # the entries must be told apart beside their mean
         if self.centered:
-            least = torch.maximum(least, torch.minimum(most, 4 * rounding * of.mean.double().abs() * limit))
+            least = torch.maximum(least, torch.minimum(most, 4 * rounding * limit * of.mean.abs()))
         radius = torch.minimum(torch.maximum(own, least), most)
         # no correction is blown up more than κ times
         allowed = self.kappa * asked * spread / torch.where(largest > 0, largest, 1)
-        room = (allowed.square() - (of.own_size.square() - own.square()).clamp(min=0)).clamp(min=0).sqrt()
+        room = (allowed.square() - (own_size.square() - own.square()).clamp(min=0)).clamp(min=0).sqrt()
         bounded = torch.minimum(torch.maximum(radius, own - room), own + room).clamp(min=0)
         far = (radius - bounded).abs() > 1e-9 * (1 + radius)
-        damping = torch.where(
-            far | of.amplified, (largest / self.kappa / torch.where(far, spread, 1)) ** 2, 0
-        )
+        damping = torch.where(far | amplified, (largest / self.kappa / torch.where(far, spread, 1)) ** 2, 0)
         factor = torch.where(flat, 0, bounded / size)
-        return factor, of.mean.double() - factor * of.shift, asked == 0, unreached, damping
+        return Lengths(factor, of.mean - factor * of.shift, asked == 0, unreached, damping)
 
-    def _direct(self, moved: Tensor, r: Tensor, inverse: Tensor) -> Direction:
-        """For tame scales: (t − b) / w, if that lies in the ball; `inverse` is 1 / √(σ² + ε)."""
+    def _wanted(self, moved: Tensor, r: Tensor, inverse: Tensor) -> Tensor:
+        """(t − b) / w, in the place of r; `inverse` is 1 / √(σ² + ε)."""
+        missing = r if self.scales.ones else r.div_(self.scales.weight)
+        return missing.addcmul_(moved, inverse)
+
+    def _direct(self, moved: Tensor, r: Tensor, inverse: Tensor) -> tuple[Tensor, Direction, int]:
+        """For tame scales: what is wanted, if that lies in the ball."""
         limit, scales = math.sqrt(moved.shape[-1]), self.scales
-        missing = r if scales.ones else r.div_(scales.weight)
-        wanted = missing.addcmul_(moved, inverse)
-        shift = (
-            wanted.mean(-1, keepdim=True).double()
-            if self.centered
-            else torch.zeros_like(wanted[..., :1]).double()
-        )
-        whole, none = _norm(wanted).double(), torch.zeros_like(shift, dtype=torch.bool)
-        off = shift.abs() * limit
-        if scales.even:
-            size = (whole.square() - off.square()).clamp(min=0).sqrt()
-            outside = size - limit > self.rounding * limit
-            misfit = scales.largest * (off.square() + (size - limit).clamp(min=0).square()).sqrt()
-            return Direction(wanted, shift, size, outside, misfit, none, 0)
-        there = (off <= 4 * self.rounding * limit) & (whole <= (1 + self.rounding) * limit)
-        nothing = torch.zeros_like(shift)
+        wanted = self._wanted(moved, r, inverse)
+        whole = _norm(wanted).double()
+        nothing, none = torch.zeros_like(whole), torch.zeros_like(whole, dtype=torch.bool)
+        there = whole <= (1 + self.rounding) * limit
+        if self.centered:
+            there &= wanted.mean(-1, keepdim=True).abs() <= 4 * self.rounding
         if bool(there.all()):
-            return Direction(wanted, nothing, whole, none, nothing, none, 0)
+            return wanted, Direction(whole, none, nothing, none), 0
         rest = ~there[..., 0]
         weight, begin = scales.weight.expand_as(moved)[rest], (moved * inverse)[rest]
         asked = (wanted[rest] - begin) * weight
@@ -200,9 +210,9 @@ class Ball:
         outside, misfit = none.clone(), nothing.clone()
         wanted[rest], outside[rest] = z, eta > 0
         misfit[rest] = _norm(weight * (z - begin) - asked).double()
-        return Direction(wanted, nothing, _norm(wanted).double(), outside, misfit, none, steps)
+        return wanted, Direction(_norm(wanted).double(), outside, misfit, none), steps
 
-    def _solved(self, moved: Tensor, r: Tensor, inverse: Tensor) -> Direction:
+    def _solved(self, moved: Tensor, r: Tensor, inverse: Tensor) -> tuple[Tensor, Direction, int]:
         """The same for scales of any size."""
         start = moved * inverse
         weight, largest = self.scales.weight, self.scales.largest
@@ -212,7 +222,7 @@ class Ball:
         )
         z, outside, iterations = _nearest_value(start, r, weight, damping, amplified, centered=self.centered)
         misfit, size = _norm(weight * (z - start) - r).double(), _norm(z).double()
-        return Direction(z, torch.zeros_like(size), size, outside, misfit, amplified, iterations)
+        return z, Direction(size, outside, misfit, amplified), iterations
 
 
 def _nearest_value(

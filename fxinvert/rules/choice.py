@@ -103,9 +103,9 @@ def _fused(
                 looks = () if careful or inner is branches else (wanted.amin(), wanted.amax())
                 return found.to(x.dtype), (found * wanted).abs().amax(), *looks
 
-            return kernel(op, function, *rows, exact=careful)
+            return kernel(op, function, rows, exact=careful)
 
-        key = (kernel, careful, rows[0].dim(), rows[0].dtype, rows[0].device)
+        key = (kernel, careful, rows[0].shape[1:], rows[0].dtype, rows[0].device)
         made: Kernel = op.cache.get(key, tuple(op.parameters.values()), build)
         return made(*rows)
 

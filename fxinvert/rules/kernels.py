@@ -1,13 +1,14 @@
-"""Kernels: the choice among branches as one pass over memory, by torch's compiler.
+"""Kernels: the choice among branches, or what a norm takes, as few passes over memory, by torch's compiler.
 
-What an elementwise rule computes takes little time beside what its dozen of tensor operations read and write. A compiler
-that fuses them reads each value once. The very functions of the rule's table are traced, without a value to look at, and
+What such a rule computes takes little time beside what its dozens of tensor operations read and write. A compiler
+that fuses them reads each value once, or as often as there are sums that need one another. The very functions of the rule's table are traced, without a value to look at, and
 the graph of their tensor operations is compiled; where two ops lead to the same graph they share a kernel.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor, fx
 from fxinvert.errors import SolveError
 from fxinvert.rules.op import Op
 
-#: tensors of one shape -> what is computed of them, entry by entry, and sums or extremes
+#: tensors of samples, and others -> what is computed of them
 Kernel = Callable[..., tuple[Tensor, ...]]
 #: the bits of √½
 ROOT_HALF = 0x3F3504F3
@@ -26,13 +27,16 @@ ROOT_HALF = 0x3F3504F3
 _kernels: dict[tuple[Any, ...], Kernel] = {}
 
 
-def kernel(op: Op, function: Kernel, *like: Tensor, exact: bool) -> Kernel:
-    """A function, compiled for tensors of any size.
+def kernel(
+    op: Op, function: Kernel, rows: tuple[Tensor, ...], held: tuple[Tensor, ...] = (), *, exact: bool
+) -> Kernel:
+    """A function, compiled for any number of samples.
 
     Args:
         op: the op, for messages.
         function: of contiguous tensors; it must not look at values.
-        *like: tensors of the dtypes, devices and numbers of axes that it will take.
+        rows: tensors of the dtypes, devices and shapes that it will take, samples first.
+        held: the tensors that it takes after these, the same for all samples. Their values may be others at every call.
         exact: whether logarithms of what is not positive and finite are wanted.
 
     Raises:
@@ -40,14 +44,21 @@ def kernel(op: Op, function: Kernel, *like: Tensor, exact: bool) -> Kernel:
     """
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    # axes of length 1 would be taken to stay so
-    examples = [value.new_zeros([max(2, size) for size in value.shape]) for value in like]
+    # a number of samples that no other axis has, nor 1: axes of one length would be taken to stay so
+    sizes = {size for value in (*rows, *held) for size in value.shape[1:]}
+    count = next(size for size in itertools.count(2) if size not in sizes)
+    examples = [*(value.new_zeros([count, *value.shape[1:]]) for value in rows), *held]
+
+    def traced(*given: Tensor) -> tuple[Tensor, ...]:
+        for value in given:
+            _ = [int(size) for size in value.shape[1:]]  # they stay what they are
+        return function(*given)
+
     try:
         function(*examples)  # makes the tables, which could not be made of what has no values
         table = {} if exact else _decomposed()
-        trace = make_fx(lambda *given: function(*given), table, "symbolic", _allow_non_fake_inputs=True)
-        graph = trace(*examples)
-        known = _identity(graph, like)
+        graph = make_fx(traced, table, "symbolic", _allow_non_fake_inputs=True)(*examples)
+        known = _identity(graph)
         if known not in _kernels:
             _kernels[known] = _compiled(graph)
     except Exception as error:  # a rule is anyone's code, and a compiler has errors of its own
@@ -60,10 +71,11 @@ def kernel(op: Op, function: Kernel, *like: Tensor, exact: bool) -> Kernel:
     return _kernels[known]
 
 
-def _identity(graph: fx.GraphModule, like: tuple[Tensor, ...]) -> tuple[Any, ...]:
+def _identity(graph: fx.GraphModule) -> tuple[Any, ...]:
     """What kernels have in common that compute the same; the tensors that they refer to are told apart by identity."""
     held = [getattr(graph, str(node.target)) for node in graph.graph.find_nodes(op="get_attr")]
-    return graph.code, *held, *((value.dtype, value.device) for value in like)
+    given = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
+    return graph.code, *held, *((value.dtype, value.device, str(value.shape)) for value in given)
 
 
 def _compiled(graph: fx.GraphModule) -> Kernel:

@@ -9,14 +9,17 @@ and z ranges over a ball; `ball.py` finds the nearest pre-image.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from fxinvert.errors import NoRuleError
 from fxinvert.rules.affine import Rows, invert_diagonal
-from fxinvert.rules.ball import Ball, Numbers, Scales
+from fxinvert.rules.ball import Ball, Direction, Lengths, Scales, Sums
 from fxinvert.rules.certificate import Inverse
 from fxinvert.rules.groups import settled
+from fxinvert.rules.kernels import Kernel, kernel
 from fxinvert.rules.op import Op
 from fxinvert.rules.registry import Kind, Rule
 from fxinvert.rules.trainable import Scale, by_group, by_layer, by_size, by_statistics
@@ -87,39 +90,82 @@ def invert_normalized(
     # near-zero scales need all digits
     working = torch.promote_types(target.dtype, torch.float32) if scales.tame else torch.float64
     ball = Ball(scales.to(working), eps, centered, kappa, 4 * torch.finfo(target.dtype).eps)
-    # a few samples at a time, so that they stay in the processor's cache
-    count = max(1, CHUNK // max(1, op.anchor.shape[1:].numel()))
-    anchor, output, wanted = (groups.split(value) for value in (op.anchor, op.output, target))
-    value = torch.empty_like(anchor, dtype=working, memory_format=torch.contiguous_format)
-    parts, iterations = [], 0
-    for own, x, y, t in zip(*(torch.split(v, count) for v in (value, anchor, output, wanted)), strict=True):
-        missing = torch.sub(t.to(working), y.to(working), out=own)
-        found, numbers, steps = ball.direction(x.to(working), missing)
-        if found is not own:
-            own.copy_(found)
-        parts.append(numbers)
-        iterations = max(iterations, steps)
-    # a group's numbers are few, and an op on a few costs as much as on many
-    of = Numbers(*map(torch.cat, zip(*parts, strict=True)))
-    factor, offset, same, outside, damping = ball.lengths(anchor.shape[-1], of)
-    value.mul_(factor.to(working))
-    if centered:
-        value.add_(offset.to(working))
+    rows = tuple(groups.split(value) for value in (op.anchor, op.output, target))
+    answer = _fused if op.settings.compiled and scales.even and op.anchor.numel() else _by_chunks
+    value, lengths, total, iterations = answer(op, ball, working, *rows)
     if not scales.tame:
-        value = torch.where(scales.largest > 0, value, anchor.to(working))
+        value = torch.where(scales.largest > 0, value, rows[0].to(working))
     return settled(
         op,
         target,
         value,
         groups,
         groups,
-        stay=same,
-        outside=outside,
-        damped=damping > 0,
-        damping=float(damping.max()) if damping.numel() else 0.0,
+        stay=lengths.same,
+        outside=lengths.outside,
+        damped=lengths.damping > 0,
+        damping=float(lengths.damping.max()) if lengths.damping.numel() else 0.0,
         iterations=iterations,
-        total=float((of.asked + of.own_size + factor + offset).sum()),
+        total=float(total),
     )
+
+
+def _by_chunks(
+    op: Op, ball: Ball, working: torch.dtype, anchor: Tensor, output: Tensor, target: Tensor
+) -> tuple[Tensor, Lengths, Tensor, int]:
+    """The answer by groups, `(B, …, n)`; what is known of the groups; a number that is finite only if all is; iterations."""
+    # a few samples at a time, so that they stay in the processor's cache
+    count = max(1, CHUNK // max(1, anchor.shape[1:].numel()))
+    value = torch.empty_like(anchor, dtype=working, memory_format=torch.contiguous_format)
+    sums, directions, iterations = [], [], 0
+    for own, x, y, t in zip(*(torch.split(v, count) for v in (value, anchor, output, target)), strict=True):
+        missing = torch.sub(t.to(working), y.to(working), out=own)
+        z, of, found, steps = ball.direction(x.to(working), missing)
+        if z is not own:
+            own.copy_(z)
+        sums.append(torch.stack(of))
+        directions.append(found)
+        iterations = max(iterations, steps)
+    # a group's numbers are few, and an op on a few costs as much as on many
+    of = Sums(*torch.cat(sums, 1).double())
+    found = None if ball.scales.even else Direction(*map(torch.cat, zip(*directions, strict=True)))
+    lengths = ball.lengths(anchor.shape[-1], of, found)
+    factor, offset = lengths.factor.to(working), lengths.offset.to(working)
+    for own, times, plus in zip(*(torch.split(v, count) for v in (value, factor, offset)), strict=True):
+        own.mul_(times)
+        if ball.centered:
+            own.add_(plus)
+    return value, lengths, _total(of, lengths), iterations
+
+
+def _fused(op: Op, ball: Ball, working: torch.dtype, *rows: Tensor) -> tuple[Tensor, Lengths, Tensor, int]:
+    """The same by a kernel, for scales of one size: for others the nearest direction takes iterations."""
+    scales = ball.scales
+    given = tuple(value.contiguous() for value in rows)
+    held = (scales.largest,) if scales.ones else (scales.largest, scales.weight)
+
+    def function(
+        x: Tensor, y: Tensor, t: Tensor, largest: Tensor, weight: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        own = replace(
+            ball, scales=replace(scales, largest=largest, weight=largest if weight is None else weight)
+        )
+        z, of, _, _ = own.direction(x.to(working), t.to(working) - y.to(working))
+        lengths = own.lengths(x.shape[-1], Sums(*(value.double() for value in of)))
+        factor, offset = lengths.factor.to(working), lengths.offset.to(working)
+        value = (z * factor + offset).to(x.dtype)
+        # what is returned is computed once, not wherever it is used
+        return value, _total(of, lengths), factor, offset, *of, *lengths
+
+    key = (kernel, given[0].shape[1:], given[0].dtype, given[0].device, scales.ones)
+    made: Kernel = op.cache.get(key, (), lambda: kernel(op, function, given, held, exact=True))
+    value, total, *rest = made(*given, *held)
+    return value, Lengths(*rest[-len(Lengths._fields) :]), total, 0
+
+
+def _total(of: Sums, lengths: Lengths) -> Tensor:
+    """A number that is finite only if all targets and answers are."""
+    return (of.asked + of.own_size + lengths.factor + lengths.offset).sum()
 
 
 def _trailing(op: Op) -> Rows:
