@@ -251,7 +251,9 @@ class Builder:
         return free
 
     def _attribute(self, target: str) -> fx.Node:
-        return self._annotated(self.graph.get_attr(target), attribute(self.raw, target), target)
+        value = attribute(self.raw, target)
+        target = self.parameters.get(id(value), target)  # tied parameters have several names, and are read by one
+        return self._annotated(self.graph.get_attr(target), value, target)
 
     def _annotated(self, node: fx.Node, value: Any, path: str) -> fx.Node:
         self.values[node] = value

@@ -187,6 +187,33 @@ def test_tied_parameters_are_updated_together() -> None:
     ]
 
 
+def test_an_output_layer_tied_to_the_embedding_is_trained_in_either_capture() -> None:
+    class Text(nn.Module):
+        def __init__(self, branches: bool) -> None:
+            super().__init__()
+            self.branches = branches
+            self.head, self.mix, self.embed = nn.Linear(6, 7, bias=False), nn.Linear(6, 6), nn.Embedding(7, 6)
+            self.embed.weight = self.head.weight
+            self.embed.register_buffer("scale", torch.tensor(6.0))
+
+        def forward(self, ids: Tensor) -> Tensor:
+            if self.branches and len(ids.flatten(1).unbind(1)) < 3:
+                raise ValueError("too short")
+            x = self.embed(ids) * self.embed.scale
+            result: Tensor = self.head(x + torch.tanh(self.mix(x)))
+            return result
+
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 7, (64, 4), generator=generator)
+    for branches in (False, True):
+        torch.manual_seed(0)
+        model = Text(branches)
+        assert ("captured" in fxinvert.trace(model, ids[:2]).meta) == branches
+        result = fxinvert.post_train(model, (ids, (ids + 1) % 7), sweeps=1)
+        assert result.final.loss < result.baseline.loss
+        assert result.model.embed.weight is result.model.head.weight
+
+
 def test_batch_norm_and_convolutions_are_trained() -> None:
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(200, 2, 6, 6, generator=generator), torch.randint(0, 3, (200,), generator=generator)
