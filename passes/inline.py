@@ -93,13 +93,14 @@ class _Recorder(TorchFunctionMode):
         new = len(self.builder.graph.nodes) - before
         self.emitted += list(islice(reversed(self.builder.graph.nodes), new))[::-1]
         result = self.builder.value_of(made)
+        if not any_tensor(result):  # a size, for one
+            self.emitted.pop()
+            self.builder.graph.erase_node(made)
+            return result
         for node, value in zip(leaves(made), leaves(result), strict=True):
             if isinstance(value, Tensor):
                 self.known[id(value)] = node
                 self.kept.append(value)
-        if not any_tensor(result):
-            self.emitted.pop()
-            self.builder.graph.erase_node(made)
         return result
 
     def _apart(self, made: Any, func: Callable[..., Any]) -> Any:

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from torch import fx, nn
 
 from fxinvert.errors import CutError, NoRuleError
-from fxinvert.passes.activity import followed
-from fxinvert.passes.capture import attribute
+from fxinvert.passes.activity import followed, follows
+from fxinvert.passes.capture import attribute, describe
 from fxinvert.passes.flow import Flow
 from fxinvert.passes.plan import Plan, Segment, Shape
 from fxinvert.passes.synthesize import parameters_of
@@ -47,7 +47,7 @@ def partition(
     flow = _flow(graph)
     trained = _trained(flow, rules)
     if cuts is not None:
-        chosen = _named_cuts(flow, cuts)
+        chosen = _named_cuts(flow, cuts, rules)
         _check_ties(_pieces(flow, chosen), trained)
     else:
         chosen = _merged(_units(flow, trained), segments)
@@ -125,14 +125,16 @@ def _merged(units: list[tuple[fx.Node, int]], segments: int | None) -> list[fx.N
     return [units[end - 1][0] for end in reversed(ends)][:-1]
 
 
-def _named_cuts(flow: Flow, cuts: Sequence[str]) -> list[fx.Node]:
+def _named_cuts(flow: Flow, cuts: Sequence[str], rules: RuleSet) -> list[fx.Node]:
     active, line = flow.nodes, flow.line
     position = {node: i for i, node in enumerate(line)}
     chosen: list[fx.Node] = []
     for name in cuts:
-        inside = [
-            n for n in active if name in (n.name, n.meta["path"]) or n.meta["path"].startswith(f"{name}.")
-        ]
+        inside = [n for n in active if _is_named(n, name)]
+        ops = [n for n in flow.exit.graph.nodes if n.op not in ("get_attr", "output")]
+        without = [n for n in ops if _is_named(n, name)]
+        if not inside and without:
+            raise CutError(f"{name!r} is not a cut: {_no_target(without[-1], rules)}")
         if not inside:
             known = dict.fromkeys(part for n in active for part in _prefixes(n.meta["path"]))
             close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
@@ -149,6 +151,23 @@ def _named_cuts(flow: Flow, cuts: Sequence[str]) -> list[fx.Node]:
         if node not in chosen:
             chosen.append(node)
     return sorted(chosen, key=position.__getitem__)
+
+
+def _is_named(node: fx.Node, name: str) -> bool:
+    """Whether a node, or the module that it belongs to, has this name."""
+    return name in (node.name, node.meta["path"]) or node.meta["path"].startswith(f"{name}.")
+
+
+def _no_target(node: fx.Node, rules: RuleSet) -> str:
+    """Why a value on no path of real numbers to the output has no target: the op that ends its path."""
+    reached = {node}
+    for following in node.graph.nodes:
+        if following.op == "output" or reached.isdisjoint(following.all_input_nodes):
+            continue
+        if not follows(following.meta.get("op", ""), rules):
+            return f"no target comes back through {describe(following)}, which cannot be differentiated; cut after it"
+        reached.add(following)
+    return "the output does not depend on it through real numbers, so that it has no target"
 
 
 def _why_not(flow: Flow, cut: fx.Node) -> str:

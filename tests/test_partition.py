@@ -164,6 +164,23 @@ def test_a_model_of_one_block_has_no_cut() -> None:
         fxinvert.partition(fxinvert.trace(Block(), torch.rand(2, 4)), cuts=["inner"])
 
 
+def test_a_cut_before_what_cannot_be_differentiated_is_refused_with_that_op() -> None:
+    class Rounded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.leave = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.leave(torch.round(self.enter(x)) * 0.5)
+            return result
+
+    graph = fxinvert.trace(Rounded(), torch.rand(2, 4))
+    assert names(fxinvert.partition(graph, cuts=["mul"])) == ["mul", "leave"]
+    for name in ("enter", "x"):
+        with pytest.raises(CutError, match=f"{name!r} is not a cut: .*'round'.* cannot be differentiated"):
+            fxinvert.partition(graph, cuts=[name])
+
+
 def test_a_complex_value_is_no_cut() -> None:
     class Spectrum(nn.Module):
         def __init__(self) -> None:

@@ -187,6 +187,27 @@ def test_tied_parameters_are_updated_together() -> None:
     ]
 
 
+@pytest.mark.parametrize("wide", [5, 8])
+def test_a_weight_that_is_used_in_two_ways_is_trained_for_each(wide: int) -> None:
+    """Once transposed, and once with another bias: their normal equations are not the same problem's."""
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.again = nn.Linear(5, wide), nn.Linear(5, wide)
+            self.again.weight = self.enter.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.tanh(self.enter(x)) @ self.enter.weight
+            result: Tensor = self.again(torch.tanh(x))
+            return result
+
+    torch.manual_seed(0)
+    result = fxinvert.post_train(Tied(), regression_data(wide))
+    assert result.final.loss < 0.9 * result.baseline.loss
+    assert set(result.changed) == {"enter.weight", "enter.bias", "again.bias"}
+
+
 def test_an_output_layer_tied_to_the_embedding_is_trained_in_either_capture() -> None:
     class Text(nn.Module):
         def __init__(self, branches: bool) -> None:

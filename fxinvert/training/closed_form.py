@@ -136,7 +136,7 @@ class ClosedForm:
         for found in self._blocks(work, paths):
             known = _added(known, found)
             inverse = work.context.inverse(work.output_target)
-            representatives = {_owner(n): n for n in (work.context.nodes[path] for path in reversed(paths))}
+            representatives = {_use(n): n for n in (work.context.nodes[path] for path in reversed(paths))}
             yield [
                 [
                     _solve(inverse, representatives[key], value, share * self.damping)
@@ -177,9 +177,9 @@ def sums(
     weighted: bool,
     position_fraction: float | None = None,
 ) -> list[Sums]:
-    """G and C of some ops over batches, by the name of the op's weight, for each output target.
+    """G and C of some ops over batches, by what the op does with which parameters, for each output target.
 
-    Ops that share a weight are added.
+    Ops that do the same with the same are added.
 
     Args:
         context: the model.
@@ -214,7 +214,7 @@ def sums(
                             seed = number * len(nodes) + i
                             at = drawn_positions(op, position_fraction, seed, len(batch))
                             at = None if at is None else at[first : first + len(part)]
-                        errors, key = targets[node] - values[node], _owner(node)
+                        errors, key = targets[node] - values[node], _use(node)
                         made = _sums_of(
                             op,
                             trainable,
@@ -240,7 +240,7 @@ def _sizes(context: Context, inverse: InverseGraph, nodes: Sequence[fx.Node]) ->
             rows, errors = trainable.features(op, at), trainable.outputs(op, op.output, at)
         else:
             rows, errors = trainable.features(op), trainable.outputs(op, op.output)
-        found[_owner(node)] = Size(len(rows), errors.shape[2], rows.shape[2])
+        found[_use(node)] = Size(len(rows), errors.shape[2], rows.shape[2])
     return found
 
 
@@ -334,5 +334,11 @@ def _solve(inverse: InverseGraph, node: fx.Node, known: Equations, damping: floa
 
 
 def _owner(node: fx.Node) -> str:
-    """The name of the op's first parameter: ops with the same one are trained as one."""
+    """The name of the op's first parameter: ops with the same one are trained from the same pass."""
     return next(iter(parameters_of(node).values()))
+
+
+def _use(node: fx.Node) -> str:
+    """What an op does with which parameters: in a x and a y it is the same, in a x + b or aᵀx another."""
+    read = ", ".join(f"{argument}={name}" for argument, name in parameters_of(node).items())
+    return f"{node.meta['op']}({read})"
