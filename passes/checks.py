@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from fxinvert.errors import REPORT, TraceError
 from fxinvert.passes.capture import CaptureError
 from fxinvert.passes.leaves import copied, mapped
+from fxinvert.passes.sizes import of_computed_size
 
 Values = Mapping[fx.Node, Any]
 #: how far a sample's output may move with its batch, relative to the largest output: rounding, not arithmetic
@@ -147,8 +148,8 @@ def _tried(function: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
 
 
 def said(error: Exception) -> str:
-    """What an error says; of one that says nothing, as a bare `assert` does, its kind."""
-    return str(error) or type(error).__name__
+    """What an error says, without the graph that fx adds; of one that says nothing, as a bare `assert` does, its kind."""
+    return str(error).partition("\n\nWhile executing")[0] or type(error).__name__
 
 
 def _difference(expected: Tensor, actual: Tensor) -> str | None:
@@ -171,12 +172,13 @@ class _Marking(fx.Interpreter):
     def __init__(self, graph: fx.GraphModule, few: Values, size: int) -> None:
         super().__init__(graph)
         self.few, self.size = few, size
+        self.computed = of_computed_size(graph, few)
 
     def run_node(self, n: fx.Node) -> Any:
         """The node's value, its rows marked."""
         value = super().run_node(n)
         if n.op != "output":
-            n.meta["rows"] = self._rows(self.few[n], value)
+            n.meta["rows"] = 0 if n in self.computed else self._rows(self.few[n], value)
         return value
 
     def _rows(self, value: Any, more: Any) -> int:

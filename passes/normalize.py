@@ -41,6 +41,10 @@ from fxinvert.passes.written import Written
 from fxinvert.rules import RuleSet, key_of
 
 
+#: the same, however the input lies in memory: the kernels of attention that are differentiated give results of other layouts
+_ANY_LAYOUT = {torch.ops.aten.view.default: torch.ops.aten.reshape.default}
+
+
 def normalize(
     raw: fx.GraphModule, inputs: tuple[Any, ...], rules: RuleSet
 ) -> tuple[fx.GraphModule, dict[fx.Node, Any]]:
@@ -166,7 +170,8 @@ class Builder:
     def _split(self, call: Call, path: str | None) -> tuple[fx.Node, ...] | None:
         """A call that gives several tensors as one call for each."""
         key = key_of(call.op)
-        if key not in SPLITS or not call.args[0].meta["active"]:
+        computed = any(isinstance(a, fx.Node) for a in leaves((call.args[1:], call.kwargs)))  # sizes that vary
+        if key not in SPLITS or not call.args[0].meta["active"] or computed:
             return None
         values, named = self.value_of((call.args, call.kwargs))
         pieces = parts(key, call.op(*values, **named), call_arguments(call.op, values, named))
@@ -209,7 +214,8 @@ class Builder:
                     return split
                 if self._undoes(call):
                     return call.args[0].args[0]
-                return self.emit("call_function", call.op, call.args, call.kwargs, path, key_of(call.op))
+                op = _ANY_LAYOUT.get(call.op, call.op)
+                return self.emit("call_function", op, call.args, call.kwargs, path, key_of(call.op))
             name = function if isinstance(function, str) else getattr(function, "__name__", "")
             if isinstance(function, str) or getattr(Tensor, name, None) is function:
                 return self.emit("call_method", name, args, kwargs, path, name)

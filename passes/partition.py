@@ -16,7 +16,7 @@ from torch import fx, nn
 from fxinvert.errors import CutError, NoRuleError
 from fxinvert.passes.activity import followed, follows
 from fxinvert.passes.capture import attribute, describe
-from fxinvert.passes.flow import Flow
+from fxinvert.passes.flow import Flow, has_target
 from fxinvert.passes.plan import Plan, Segment, Shape
 from fxinvert.passes.synthesize import parameters_of
 from fxinvert.rules import RuleSet, default_rules
@@ -80,7 +80,7 @@ def _flow(graph: fx.GraphModule) -> Flow:
 
 
 def _trained(flow: Flow, rules: RuleSet) -> dict[fx.Node, tuple[str, ...]]:
-    found = {node: trained_parameters(node, rules) for node in flow.nodes if "op" in node.meta}
+    found = {n: trained_parameters(n, rules) for n in flow.nodes if "op" in n.meta and has_target(n)}
     return {node: names for node, names in found.items() if names}
 
 

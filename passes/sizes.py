@@ -1,0 +1,58 @@
+"""Sizes: values whose number of rows is computed from data, as a mask's selection, so that no rows are a sample's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxinvert.passes.leaves import leaves
+
+#: ops that give as many rows as their values say
+_SELECT = ("_unique2", "masked_select", "nonzero", "unique_consecutive", "unique_dim")
+#: ops that read a number off a tensor
+_READ = ("item", "_local_scalar_dense")
+#: ops that give what their first argument is, with some of it changed, in its shape
+_IN_FIRST = (
+    "copy", "index_add", "index_copy", "index_fill", "index_put", "masked_fill", "masked_scatter", "scatter", "scatter_add",
+    "scatter_reduce",
+)  # fmt: skip
+
+
+def of_computed_size(graph: fx.GraphModule, values: Any) -> set[fx.Node]:
+    """The nodes whose tensors have a size that is computed from data.
+
+    Args:
+        graph: a normalized graph.
+        values: of its nodes, for an example.
+    """
+    found: set[fx.Node] = set()
+    numbers: set[fx.Node] = set()
+    for node in graph.graph.nodes:
+        if node.op == "output":
+            break
+        key, inputs = node.meta.get("op", ""), node.all_input_nodes
+        if not isinstance(values[node], Tensor | tuple | list):
+            if key in _READ or not numbers.isdisjoint(inputs):
+                numbers.add(node)
+            continue
+        given = inputs[:1] if key in _IN_FIRST else inputs
+        sized_by = numbers.intersection(leaves(node.args[1:])) if _takes_sizes(node) else ()
+        if key in _SELECT or sized_by or _is_masked(node, values) or not found.isdisjoint(given):
+            found.add(node)
+    return found
+
+
+def _takes_sizes(node: fx.Node) -> bool:
+    """Whether an op takes whole numbers, such as sizes; those of arithmetic take numbers of any kind."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any("int" in str(a.type).lower() for a in schema.arguments)
+
+
+def _is_masked(node: fx.Node, values: Any) -> bool:
+    """Whether an op picks what truth values say."""
+    if node.meta.get("op") not in ("index", "getitem"):
+        return False
+    masks = [values[n] for n in leaves(node.args[1]) if isinstance(n, fx.Node)]
+    return any(isinstance(mask, Tensor) and mask.dtype == torch.bool for mask in masks)
