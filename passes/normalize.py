@@ -40,7 +40,6 @@ from fxinvert.passes.spelling import Call, is_in_place, to_aten
 from fxinvert.passes.written import Written
 from fxinvert.rules import RuleSet, key_of
 
-
 #: the same, however the input lies in memory: the kernels of attention that are differentiated give results of other layouts
 _ANY_LAYOUT = {torch.ops.aten.view.default: torch.ops.aten.reshape.default}
 
@@ -170,7 +169,9 @@ class Builder:
     def _split(self, call: Call, path: str | None) -> tuple[fx.Node, ...] | None:
         """A call that gives several tensors as one call for each."""
         key = key_of(call.op)
-        computed = any(isinstance(a, fx.Node) for a in leaves((call.args[1:], call.kwargs)))  # sizes that vary
+        computed = any(
+            isinstance(a, fx.Node) for a in leaves((call.args[1:], call.kwargs))
+        )  # sizes that vary
         if key not in SPLITS or not call.args[0].meta["active"] or computed:
             return None
         values, named = self.value_of((call.args, call.kwargs))
@@ -258,7 +259,9 @@ class Builder:
 
     def _attribute(self, target: str) -> fx.Node:
         value = attribute(self.raw, target)
-        target = self.parameters.get(id(value), target)  # tied parameters have several names, and are read by one
+        target = self.parameters.get(
+            id(value), target
+        )  # tied parameters have several names, and are read by one
         return self._annotated(self.graph.get_attr(target), value, target)
 
     def _annotated(self, node: fx.Node, value: Any, path: str) -> fx.Node:

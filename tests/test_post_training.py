@@ -232,7 +232,8 @@ def test_an_output_layer_tied_to_the_embedding_is_trained_in_either_capture() ->
         assert ("captured" in fxinvert.trace(model, ids[:2]).meta) == branches
         result = fxinvert.post_train(model, (ids, (ids + 1) % 7), sweeps=1)
         assert result.final.loss < result.baseline.loss
-        assert result.model.embed.weight is result.model.head.weight
+        embed, head = (result.model.get_submodule(name) for name in ("embed", "head"))
+        assert embed.weight is head.weight
 
 
 def test_batch_norm_and_convolutions_are_trained() -> None:

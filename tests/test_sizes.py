@@ -23,7 +23,7 @@ class Experts(nn.Module):
         chosen = self.router(x).argmax(1)
         order = chosen.argsort()
         counts = F.one_hot(chosen, 3).sum(0).tolist()
-        parts = [f(part) for f, part in zip(self.experts, x[order].split(counts), strict=True)]
+        parts = [f(part) for f, part in zip(self.experts, torch.split(x[order], counts), strict=True)]
         mixed = torch.zeros_like(x[:, :4]).index_add(0, order, torch.cat(parts))
         result: Tensor = self.leave(torch.tanh(mixed))
         return result

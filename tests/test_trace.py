@@ -105,14 +105,15 @@ def test_fields_of_results_are_read_by_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
-def test_recurrent_layers_take_their_first_state_from_the_model(kind: type[nn.RNNBase]) -> None:
+def test_recurrent_layers_take_their_first_state_from_the_model(
+    kind: type[nn.RNN | nn.GRU | nn.LSTM],
+) -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         state = self.first(x[:, 0])[None]
         outputs: Tensor = self.layer(x, (state, state) if kind is nn.LSTM else state)[0]
         return outputs
 
-    layer: Any = kind(3, 4, batch_first=True)  # type: ignore[call-arg]
-    model = Model(forward, layer=layer, first=nn.Linear(3, 4))
+    model = Model(forward, layer=kind(3, 4, batch_first=True), first=nn.Linear(3, 4))
     graph, x = fxinvert.trace(model, torch.randn(2, 5, 3)), torch.randn(3, 5, 3)
     torch.testing.assert_close(graph(x), model(x))
     assert "first" in fxinvert.invert(graph, output_target="regression")(x, model(x).detach()).targets
