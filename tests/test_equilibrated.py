@@ -72,6 +72,7 @@ def test_ill_conditioned_kernels_have_nearest_answers(
     assert not factor.strained
     exact = SpectralFactor(a.to(F64))
     assert factor.condition == pytest.approx(exact.condition, rel=0.1)
+    assert factor.solve(torch.empty(0, *a.out_shape, dtype=dtype), 0.0).correction.shape == (0, *SHAPE)
     for r in (a.apply(torch.randn(3, *SHAPE, dtype=dtype)), torch.randn(3, *a.out_shape, dtype=dtype)):
         nearest = exact.solve(r.double(), 0.0).correction
         assert relative(factor.solve(r, 0.0).correction.double(), nearest) < (

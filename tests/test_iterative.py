@@ -21,6 +21,7 @@ from fxinvert.linalg import (
     choose,
     factorize,
 )
+from fxinvert.linalg.anchored import Method
 from fxinvert.linalg.circulant import Circulant, torus
 from fxinvert.linalg.solvers import ARRIVED
 
@@ -167,3 +168,25 @@ def test_on_a_large_map_with_little_memory_the_preconditioner_is_taken() -> None
     factor = choice.chosen.make()
     assert 0 < factor.nbytes <= choice.chosen.memory
     assert "preconditioned by a circulant" in factor.explain()
+
+
+@pytest.mark.parametrize("method", ["iterative", "circulant", "cholesky"])
+@pytest.mark.parametrize("of_weights", [1e-18, 1.0, 1e18])
+@pytest.mark.parametrize("of_targets", [1e-15, 1.0, 1e15])
+def test_scales_do_not_matter(method: Method, of_weights: float, of_targets: float) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(2, 3, 3)
+    a = Convolution(weight * of_weights, (3, 12), (1,), (1,), (1,), 1)
+    r = a.apply(torch.randn(3, 3, 12)) * of_targets
+    solved = factorize(a, SolveSettings(method=method)).solve(r, 0.0)
+    assert solved.converged is None or bool(solved.converged.all())
+    expected = SpectralFactor(a.to(F64)).solve(r.double(), 0.0).correction
+    assert relative(solved.correction.double(), expected) < 1e-4
+
+
+def test_what_there_are_no_numbers_for_has_not_converged() -> None:
+    a = Dense(torch.tensor([[1e-30, 0.0], [0.0, 1.0]]))
+    solved = IterativeFactor(a, 50).solve(torch.tensor([[1e30, 0.0], [0.0, 1.0]]), 0.0)
+    assert solved.converged is not None
+    finite = torch.isfinite(solved.correction).all(1)
+    assert bool((finite | ~solved.converged).all())

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fxinvert.linalg.convolution import Convolution
 from fxinvert.linalg.operators import Shape
+from fxinvert.linalg.solvers import RANGE
 
 
 class Torus(NamedTuple):
@@ -106,7 +107,8 @@ class Circulant:
         self.shift = shift * scale if scale else 1.0
         gram.diagonal(dim1=-2, dim2=-1).add_(self.shift)
         inverse = torch.linalg.inv(gram)
-        self._inverse = inverse.to(torch.complex64 if operator.dtype == torch.float32 else torch.complex128)
+        single = operator.dtype == torch.float32 and 1 / RANGE**2 <= scale <= RANGE**2
+        self._inverse = inverse.to(torch.complex64 if single else torch.complex128)
 
     @property
     def nbytes(self) -> int:
@@ -118,9 +120,9 @@ class Circulant:
         n, axes = len(sizes), tuple(range(-len(sizes), 0))
         spectrum = torch.fft.rfftn(self.torus.split(value), dim=axes)
         # (B, groups, channels, *frequencies) → (groups, *frequencies, channels, B): a matrix product at every frequency
-        found = self._inverse @ spectrum.permute(1, *range(3, 3 + n), 2, 0)
+        found = self._inverse @ spectrum.permute(1, *range(3, 3 + n), 2, 0).to(self._inverse.dtype)
         turned = found.permute(2 + n, 0, 1 + n, *range(1, 1 + n))
-        return self.torus.join(torch.fft.irfftn(turned, s=sizes, dim=axes))
+        return self.torus.join(torch.fft.irfftn(turned, s=sizes, dim=axes)).to(value.dtype)
 
 
 def symbol(operator: Convolution, sizes: Shape) -> Tensor:

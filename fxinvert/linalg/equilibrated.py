@@ -9,6 +9,7 @@ leaves a condition that is much smaller (van der Sluis, Numer. Math. 14, 1969; D
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -69,5 +70,6 @@ def equilibrated(operator: LinearOperator, *, outputs: bool) -> Equilibrated | N
 
 
 def _mixed(matrix: Tensor, value: Tensor) -> Tensor:
-    rows = value.reshape(len(value), len(matrix), matrix.shape[1], -1)
+    groups, channels, _ = matrix.shape
+    rows = value.reshape(len(value), groups, channels, math.prod(value.shape[2:]))
     return (matrix @ rows).reshape(value.shape)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fxinvert.linalg.operators import LinearOperator
-from fxinvert.linalg.solvers import ARRIVED, REFINED, Factor, Solution
+from fxinvert.linalg.solvers import ARRIVED, RANGE, REFINED, Factor, Solution
 from fxinvert.linalg.vectors import dot, norm, per_sample
 
 #: what a round has to bring the slope down to, for another one to be worth it
@@ -55,6 +55,8 @@ class IterativeFactor(Factor):
         self.limit, self.preconditioner = iterations, preconditioner
         self.largest = operator.norm()
         self._exact = operator.to(torch.float64)
+        #: what recurrences run with
+        self._quick = operator if 1 / RANGE <= self.largest <= RANGE else self._exact
 
     @property
     def nbytes(self) -> int:
@@ -72,10 +74,13 @@ class IterativeFactor(Factor):
             torch.zeros(len(r), dtype=torch.long, device=r.device),
         )
         converged = torch.zeros(len(r), dtype=torch.bool, device=r.device)
+        size = norm(r.double())
+        unit = r.double() / per_sample(torch.where(size > 0, size, 1), r)
         for preconditioner in dict.fromkeys((self.preconditioner, None)):
             waiting = (~converged).nonzero()[:, 0]
-            converged[waiting] = self._refined(found, r, waiting, preconditioner, damping, limit)
-        return Solution(found.x.to(r.dtype), int(found.steps.max()) if len(r) else 0, converged)
+            converged[waiting] = self._refined(found, unit, waiting, preconditioner, damping, limit, r.dtype)
+        x = (found.x * per_sample(size, r)).to(r.dtype)
+        return Solution(x, int(found.steps.max()) if len(r) else 0, converged)
 
     def _refined(
         self,
@@ -85,23 +90,24 @@ class IterativeFactor(Factor):
         preconditioner: Preconditioner | None,
         damping: float,
         limit: float,
+        dtype: torch.dtype,
     ) -> Tensor:
         """Goes on with some rows from their true residuals as long as it is worth it; which of them converged."""
-        a, tolerance, arrived = self._exact, REFINED[r.dtype], ARRIVED[r.dtype]
+        a, tolerance, arrived = self._exact, REFINED[dtype], ARRIVED[dtype]
         converged = torch.zeros_like(rows, dtype=torch.bool)
         active = torch.arange(len(rows), device=rows.device)
         size, slope = (
-            norm(r[rows].double()),
+            norm(r[rows]),
             torch.full((len(rows),), torch.inf, dtype=torch.float64, device=r.device),
         )
         tried = found.of(rows)
         while len(active):
-            rho = r[rows[active]].double() - a.apply(tried.x)
+            rho = r[rows[active]] - a.apply(tried.x)
             renewed, left = norm(a.adjoint(rho) - damping * tried.x), norm(rho)
-            better = ~(renewed >= slope)
+            # a row that is not finite has no solution; of others no step may lead beyond what there are numbers for
+            better = (renewed < slope) | ~torch.isfinite(size)
             found.put(rows[active], better, tried)
             steep, far = renewed / (self.largest * left), left / size
-            # a row that is not finite has no solution
             ended = ~((steep > tolerance) & (far > tolerance)) | (self.largest * norm(tried.x) > limit * size)
             converged[active] |= better & (ended | (steep <= arrived) | (far <= arrived))
             going = better & ~ended & (renewed <= WORTHWHILE * slope) & (tried.steps < self.limit)
@@ -113,9 +119,9 @@ class IterativeFactor(Factor):
 
     def _descended(self, task: _Task, preconditioner: Preconditioner | None, damping: float) -> _Found:
         """Conjugate gradients on AAᵀ + λI or AᵀA + λI, each row until its own recurrence says that it is done."""
-        a, (m, n) = self.operator, self.operator.size
+        a, (m, n) = self._quick, self.operator.size
         dual = preconditioner is not None and m <= n
-        enough = REFINED[a.dtype] / 2  # true residuals are a little larger
+        enough = REFINED[self.operator.dtype] / 2  # true residuals are a little larger
 
         def missing(rho: Tensor, x: Tensor, y: Tensor) -> Tensor:
             return rho - damping * y if dual else a.adjoint(rho) - damping * x

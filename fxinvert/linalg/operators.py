@@ -49,10 +49,12 @@ class LinearOperator(ABC):
             SolveError: the operator has NaN or infinite values.
         """
         start = torch.randn(1, *self.in_shape, generator=torch.Generator().manual_seed(0))
-        x = start.to(device=self.device, dtype=self.dtype)
+        # squares of small weights vanish in single precision, and those of large ones overflow
+        exact = self.to(torch.float64)
+        x = start.to(device=self.device, dtype=torch.float64)
         size = torch.linalg.vector_norm(x)
         for _ in range(iterations):
-            x = self.adjoint(self.apply(x / torch.where(size > 0, size, 1)))
+            x = exact.adjoint(exact.apply(x / torch.where(size > 0, size, 1)))
             size = torch.linalg.vector_norm(x)
         found = float(size)
         if not math.isfinite(found):

@@ -24,6 +24,9 @@ SINGLE = 32.0
 #: relative error to which an answer is refined, and with which it has arrived all the same, in single and double precision
 REFINED = {torch.float32: 1e-6, torch.float64: 1e-12}
 ARRIVED = {torch.float32: 3e-5, torch.float64: 1e-7}
+#: largest σ_max, and inverse of the least, for which an iteration may run in single precision: squares of σ_max² must neither
+#: overflow nor vanish
+RANGE = 1e6
 #: bytes of work for every number on either side: a few vectors in double precision
 WORK = 6 * 8
 
