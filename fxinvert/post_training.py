@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import fx, nn
+from torch.export import ExportedProgram
 
 from fxinvert.errors import DataError
 from fxinvert.feed import Feed, survey
@@ -22,6 +23,7 @@ from fxinvert.linalg.anchored import Method as SolverMethod
 from fxinvert.output_target import OutputTargetFunction, automatic
 from fxinvert.output_target import output_target as named_target
 from fxinvert.passes.capture import attribute
+from fxinvert.passes.exported import in_evaluation
 from fxinvert.passes.outputs import Key
 from fxinvert.passes.partition import partition
 from fxinvert.passes.plan import Plan
@@ -56,7 +58,7 @@ INPUTS = ("updated", "original")
 
 
 def post_train(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     train_data: Any,
     *,
     plan: Plan | None = None,
@@ -96,7 +98,8 @@ def post_train(
     model given is not touched, and what is returned is never worse on the held-out data, in loss or accuracy.
 
     Args:
-        model: the model; any module that `fxinvert.trace` captures.
+        model: the model; any module that `fxinvert.trace` captures. Of an exported program its module in evaluation mode
+            is trained and returned, whose state dict fits the model that was exported.
         train_data: a pair `(inputs, labels)` of all samples, or a `Dataset` of them; `(inputs, labels)` batches, iterable
             more than once, as a `DataLoader`; a factory of such batches, which every process calls for itself; or a list
             of factories, one for each shard of the data.
@@ -153,6 +156,8 @@ def post_train(
         TaskError: a task failed as often as it may.
     """
     began = time.perf_counter()
+    if isinstance(model, ExportedProgram):
+        model = in_evaluation(model.module())
     _check_counts(sweeps=sweeps, patience=patience, threads=threads, chunk=chunk, memory_limit=memory_limit)
     _check_counts(least=0, retries=retries)
     _check_named("inputs", inputs, INPUTS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -21,12 +20,16 @@ from fxinvert.passes.inputs import Flat, Inputs
 from fxinvert.passes.leaves import mapped
 from fxinvert.passes.writes import without_writes
 from fxinvert.passes.written import CONSTANT
+from fxinvert.quiet import quiet
 
 #: calls of a sub-graph in a context that does not matter here: (the argument that is the sub-graph, its first input)
 _WRAPPERS: dict[Any, tuple[int, int]] = {
     torch.ops.higher_order.wrap_with_autocast: (4, 5),
     torch.ops.higher_order.wrap_with_set_grad_enabled: (1, 2),
 }
+
+#: arguments that say whether an op is to work as it does in training
+_TRAINING = frozenset(["train", "training"])
 
 
 def export_graph(
@@ -49,8 +52,7 @@ def export_graph(
         values = tuple(torch.cat([v, v]) if own else v for v, own in zip(values, shared, strict=True))
     batch = Dim("batch")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             program = export(
                 Flat(model, inputs, choose),
                 values,
@@ -68,6 +70,25 @@ def export_graph(
 def is_exported(graph: fx.GraphModule) -> bool:
     """Whether a graph module comes from an `ExportedProgram`."""
     return isinstance(graph.graph._codegen, _PyTreeCodeGen)
+
+
+def in_evaluation(captured: fx.GraphModule) -> fx.GraphModule:
+    """A captured graph as it is in evaluation mode, on the same parameters, whichever mode it was captured in.
+
+    Ops that work differently in training say so by an argument, which a capture fixes.
+    """
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(captured.graph, {}))
+    graph.set_codegen(captured.graph._codegen)
+    for node in graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        named = [argument.name for argument in schema.arguments] if schema else []
+        for i, name in enumerate(named[: len(node.args)]):
+            if name in _TRAINING:
+                node.update_arg(i, False)
+        for name in _TRAINING & node.kwargs.keys():
+            node.update_kwarg(name, False)
+    return fx.GraphModule(captured, graph, type(captured).__name__)
 
 
 def exported_graph(captured: fx.GraphModule, inputs: Inputs, choose: Callable[[Any], Any]) -> fx.GraphModule:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 import torch
@@ -33,11 +34,13 @@ class Chosen:
     """Takes the supervised output of what a model returns, or of what stands for it while it is traced.
 
     Attributes:
-        keys: index or name of the output; several are flattened and joined, `(B, …)` each → `(B, sum)`; none: the
-            model returns a single tensor.
+        keys: index or name of the output, `"maps.0"` in what is nested; several are flattened and joined, `(B, …)` each
+            → `(B, sum)`; none: the model returns a single tensor.
+        ways: the keys that lead to each.
     """
 
     keys: tuple[Key, ...]
+    ways: tuple[tuple[Key, ...], ...] = ()
 
     @classmethod
     def of(cls, values: Any, output: Key | tuple[Key, ...] | list[Key] | None) -> Chosen:
@@ -50,7 +53,8 @@ class Chosen:
             if output not in (None, 0):
                 raise TraceError(f"the model has no output {output!r}; it returns a single tensor")
             return cls(())
-        tensors = [name for name in names_of(values) if isinstance(item_of(values, name), Tensor)]
+        ways = _ways(values)
+        tensors = list(ways)
         if not tensors:
             raise TraceError(
                 f"the model returns {type(values).__name__}; a tensor, or a tuple, list, dict or dataclass of tensors "
@@ -59,7 +63,8 @@ class Chosen:
         keys = tuple(output) if isinstance(output, tuple | list) else (output,)
         listed = ", ".join(map(repr, tensors))
         if output is None:
-            keys = (_default(values, tensors, listed),)
+            plain = [key for key, way in ways.items() if len(way) == 1]
+            keys = (_default(values, plain or tensors, listed),)
         # an index is as good as a name
         named = tuple(
             tensors[k] if isinstance(k, int) and k not in tensors and -1 < k < len(tensors) else k
@@ -68,7 +73,7 @@ class Chosen:
         for key in named:
             if key not in tensors:
                 raise TraceError(f"the model has no output {key!r}; it returns {listed}")
-        return cls(named)  # type: ignore[arg-type]
+        return cls(named, tuple(ways[key] for key in named))  # type: ignore[arg-type, index]
 
     @property
     def whole(self) -> bool:
@@ -79,14 +84,29 @@ class Chosen:
         """The outputs that are joined; none where there is only one."""
         if len(self.keys) < 2:
             return ()
-        return tuple(Head(key, tuple(item_of(values, key).shape[1:])) for key in self.keys)
+        parts = zip(self.keys, self._parts(values), strict=True)
+        return tuple(Head(key, tuple(part.shape[1:])) for key, part in parts)
 
     def __call__(self, values: Any) -> Any:
         if not self.keys:
             return values
-        if len(self.keys) == 1:
-            return item_of(values, self.keys[0])
-        return torch.cat([torch.flatten(item_of(values, key), 1) for key in self.keys], 1)
+        first, *others = self._parts(values)
+        return torch.cat([torch.flatten(part, 1) for part in (first, *others)], 1) if others else first
+
+    def _parts(self, values: Any) -> list[Any]:
+        return [reduce(item_of, way, values) for way in self.ways]
+
+
+def _ways(values: Any) -> dict[Key, tuple[Key, ...]]:
+    """The tensors that a container holds, in containers of its own, too: their names, and the keys that lead there."""
+    found: dict[Key, tuple[Key, ...]] = {}
+    for key in names_of(values):
+        item = item_of(values, key)
+        if isinstance(item, Tensor):
+            found[key] = (key,)
+        else:
+            found |= {f"{key}.{name}": (key, *way) for name, way in _ways(item).items()}
+    return found
 
 
 def _default(values: Any, tensors: list[Key], listed: str) -> Key:

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from fxinvert.errors import TraceError
 from fxinvert.passes.capture import CaptureError, evaluating, hides_parameters, symbolic_graph, unchanged
 from fxinvert.passes.checks import check_devices, check_readable, check_reproduces, run
-from fxinvert.passes.exported import export_graph, exported_graph, is_exported
+from fxinvert.passes.exported import export_graph, exported_graph, in_evaluation, is_exported
 from fxinvert.passes.inputs import Flat, Inputs
 from fxinvert.passes.leaves import copied
 from fxinvert.passes.normalize import normalize
@@ -42,8 +42,8 @@ def trace(
         model: a module, a `GraphModule` traced already, or an `ExportedProgram`.
         example_inputs: a tensor, the tuple of what the model takes by position, or the mapping of what it takes by
             name; each tensor `(B, …)`, nested in tuples, lists and dicts as the model wants them.
-        output: which output is supervised, by index or key, for a model with several; or a tuple of those that are,
-            which are joined to `(B, sum of sizes)`.
+        output: which output is supervised, by index or key (`"maps.0"` in what is nested), for a model with several; or
+            a tuple of those that are, which are joined to `(B, sum of sizes)`.
         rules: the rules in force; modules and functions that they name are kept whole.
 
     Raises:
@@ -57,6 +57,8 @@ def trace(
     if is_normalized(model):
         assert isinstance(model, fx.GraphModule)
         return model
+    if isinstance(model, fx.GraphModule):
+        model = in_evaluation(model)
     rules = rules or default_rules()
     check_readable(model)
     form = Inputs.of(model.forward, example_inputs)

@@ -91,6 +91,32 @@ def test_ready_graphs_and_exported_programs_are_taken() -> None:
         inverted(graph, X)
 
 
+def test_ready_graphs_evaluate_even_if_they_were_captured_in_training_mode() -> None:
+    parts = {
+        "first": nn.Linear(6, 4),
+        "norm": nn.BatchNorm1d(4),
+        "drop": nn.Dropout(0.5),
+        "last": nn.Linear(4, 2),
+    }
+    model = Model(
+        lambda self, x: self.last(F.dropout(self.drop(self.norm(self.first(x))), 0.5, self.training)), **parts
+    )
+    program = torch.export.export(model, (X,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    ready: list[Any] = [fx.symbolic_trace(model), program]
+    with torch.no_grad():
+        model(5 * X)
+        expected = model.eval()(X)
+    for graph in ready:
+        torch.testing.assert_close(fxinvert.trace(graph, X)(X), expected)
+    inputs = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    before = {name: value.clone() for name, value in program.state_dict.items()}
+    result = fxinvert.post_train(program, (inputs, torch.tanh(inputs[:, :2])), sweeps=1)
+    assert result.final.loss < result.baseline.loss
+    assert all(torch.equal(value, before[name]) for name, value in program.state_dict.items())
+    model.load_state_dict(result.model.state_dict())
+    torch.testing.assert_close(model(inputs), result.model(inputs))
+
+
 @pytest.mark.parametrize("function", [branching, lambda self, x: self.last(self.first(x))])
 def test_dropout_and_batch_norm_evaluate_whatever_the_models_mode(function: Callable[..., Any]) -> None:
     norm = nn.BatchNorm1d(6)

@@ -306,6 +306,11 @@ def test_inputs_with_defaults_and_any_number_of_inputs() -> None:
         (lambda self, x: x.chunk(3, 1), 2, lambda x: x[:, 2:]),
         (lambda self, x: x.max(1), 0, lambda x: x.amax(1)),
         (lambda self, x: x + 1, 0, lambda x: x + 1),
+        (lambda self, x: (x + 1, (x, x * 2)), None, lambda x: x + 1),
+        (lambda self, x: (x + 1, (x, x * 2)), "1.1", lambda x: x * 2),
+        (lambda self, x: (x + 1, (x, x * 2)), 2, lambda x: x * 2),
+        (lambda self, x: {"maps": [x * 2], "states": None}, None, lambda x: x * 2),
+        (lambda self, x: {"maps": [x, {"last": x * 2}]}, "maps.1.last", lambda x: x * 2),
     ],
 )
 def test_one_output_is_picked(
@@ -325,6 +330,7 @@ def test_one_output_is_picked(
             r"returns 2 outputs \('logits', 'extra'\).*output='logits'",
         ),
         (lambda self, x: (x + 1, x * 2), 2, r"no output 2; it returns 0, 1"),
+        (lambda self, x: {"a": x, "b": (x, x)}, "b", r"no output 'b'; it returns 'a', 'b.0', 'b.1'"),
         (lambda self, x: {"a": x, "b": x}, "c", r"no output 'c'; it returns 'a', 'b'"),
         (lambda self, x: x + 1, "logits", r"no output 'logits'; it returns a single tensor"),
         (lambda self, x: x.shape, None, r"returns Size; a tensor"),

@@ -69,6 +69,15 @@ def test_models_that_cannot_be_traced_are_refused(model: nn.Module, message: str
         fxinvert.trace(model, x)
 
 
+def test_what_neither_capture_follows_is_refused_without_any_other_word(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    model = Model(lambda self, x: self.one(x) if x.sum() > 0 else -x, one=nn.Linear(3, 3))
+    with pytest.raises(TraceError, match=r"data-dependent.*test_trace_errors.py"):
+        fxinvert.trace(model, torch.randn(2, 3))
+    assert "".join(capfd.readouterr()) == ""
+
+
 class Pair(nn.Module):
     def forward(self, image: Tensor, token: Tensor) -> Tensor:
         return image + token

@@ -21,9 +21,9 @@ from fxinvert.export.facts import facts_of
 from fxinvert.export.files import destination_of, move, unwritable, workplace
 from fxinvert.export.inputs import case_sizes, check_settings, frozen_copy, make_cases, rng_kept
 from fxinvert.export.proof import ATOL, RTOL, Proof, prove
-from fxinvert.export.quiet import quiet
 from fxinvert.export.summary import ExportReport
 from fxinvert.export.translate import FIRST_OPSET, translate
+from fxinvert.quiet import quiet
 from fxinvert.result import PostTrainingResult
 
 EXTERNAL_BYTES = 1_500_000_000

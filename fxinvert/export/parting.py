@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 from fxinvert.errors import FxInvertError, TraceError
 from fxinvert.export.compare import Array
 from fxinvert.export.inputs import Case
-from fxinvert.export.quiet import quiet
 from fxinvert.export.session import open_session, run_values
+from fxinvert.quiet import quiet
 
 N = TypeVar("N")
 

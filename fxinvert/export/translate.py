@@ -14,7 +14,7 @@ from fxinvert.errors import DataError, ExportMismatchError, TraceError
 from fxinvert.export.annotate import SCOPES
 from fxinvert.export.called import BATCH, Call, Half
 from fxinvert.export.inputs import Case, like
-from fxinvert.export.quiet import quiet
+from fxinvert.quiet import quiet
 
 FIRST_OPSET = 18
 """The exporter's own operator set; it cannot convert below."""

@@ -27,8 +27,8 @@ from fxinvert.export.forms import Form, forms_of, unused
 from fxinvert.export.inputs import case_sizes, check_settings, frozen_copy, make_cases, rng_kept
 from fxinvert.export.onnx_file import proven
 from fxinvert.export.proof import ATOL, RTOL, Proof, prove
-from fxinvert.export.quiet import quiet
 from fxinvert.export.summary import ExportReport
+from fxinvert.quiet import quiet
 from fxinvert.result import PostTrainingResult
 
 SHOWN = 6
