@@ -60,6 +60,7 @@ def identity(
             "threads": threads,
             "memory_limit": context.budget.limit,
             "solvers": context.solvers,
+            "compiled": context.compiled,
             "masks": digest_of(context.masks)[:16] if context.masks else "",
         },
     }

@@ -82,6 +82,7 @@ def post_train(
     retries: int = 2,
     memory_limit: int = MEMORY_LIMIT,
     solvers: Mapping[str, SolverMethod] | None = None,
+    compiled: bool = False,
     run_directory: str | Path | Journal | None = None,
     damping: float = 1e-2,
     satisfied_weight: float = 0.1,
@@ -134,6 +135,7 @@ def post_train(
             `fxinvert.training.budget`: solvers are chosen among those that fit, batches are worked on in parts, and layers
             whose Gram matrix does not fit are solved from rows. Methods that follow gradients take batches as they are.
         solvers: of single ops, by node, where they are not to be chosen, see `fxinvert.invert`.
+        compiled: whether rules are compiled, see `fxinvert.invert`: it pays where many batches are inverted node by node.
         run_directory: where finished work is written; called again with the same arguments after a crash, the work
             goes on, and ends with the same result.
         damping: ρ of the closed form, relative to the mean of the Gram matrix's diagonal; half of it is tried too, and
@@ -173,7 +175,9 @@ def post_train(
         sources = {"train": source_of(train_data, "train_data", chunk)}
         if validation_data is not None:
             sources["validation"] = source_of(validation_data, "validation_data", chunk)
-        context = Context(updated, sources, output, rules, reconstruction, memory_limit, solvers, keep_zeros)
+        context = Context(
+            updated, sources, output, rules, reconstruction, memory_limit, solvers, compiled, keep_zeros
+        )
         check_solvers(context.graph, context.solvers)
         plan = plan or partition(context.graph, rules=rules)
         check_plan(plan, context)

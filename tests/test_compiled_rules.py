@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -130,6 +131,24 @@ def test_other_digits_and_other_slopes_are_other_kernels() -> None:
         found = inverses(module, inputs)[0](inputs, wanted)
         assert found.targets["input"].dtype == dtype
         assert float(found.certificates["input"].residual.max()) <= digits
+
+
+def test_training_takes_compiled_rules() -> None:
+    torch.manual_seed(0)
+    first, x = nn.Linear(5, 8), torch.randn(400, 5)
+    model = nn.Sequential(first, nn.ReLU(), nn.Linear(8, 3))
+    data, weights = [(x, x[:, :3].argmax(1))], [first.weight.detach()]
+    with pytest.MonkeyPatch.context() as patch:
+        for compiled in (False, True):
+            kept = dict[Any, Any]()
+            patch.setattr(kernels, "_kernels", kept)
+            result = fxinvert.post_train(
+                model, data, sweeps=1, reconstruction="nodewise", confidence=0.5, compiled=compiled
+            )
+            weights.append(result.model.state_dict()["0.weight"])
+            assert bool(kept) is compiled
+    torch.testing.assert_close(weights[1], weights[2], rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(weights[0], weights[1])
 
 
 def test_without_a_compiler_an_error_says_what_is_needed(

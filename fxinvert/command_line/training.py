@@ -119,6 +119,7 @@ def post_train(
     retries: Annotated[int, setting("retries", min=0)] = DEFAULT.retries,
     memory_limit: Annotated[int, setting("memory_limit", min=1)] = DEFAULT.memory_limit,
     solvers: Solvers = None,
+    compiled: Annotated[bool, setting("compiled", "--compiled/--no-compiled")] = DEFAULT.compiled,
     device: Device = DEFAULT.device,
     batch_size: BatchSize = DEFAULT.batch_size,
     mean: Mean = None,

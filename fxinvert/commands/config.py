@@ -155,6 +155,10 @@ class PostTrainConfig(BaseModel):
         default=None,
         description="Solvers of single ops, by node, where they are not to be chosen; fxinvert.invert tells the names.",
     )
+    compiled: bool = Field(
+        default=False,
+        description="Compile elementwise rules and norms, which takes a C++ compiler and seconds for each; for long runs.",
+    )
     device: str = Field(default="cpu", description="Where to compute, as torch names it: cpu, cuda, cuda:1.")
     batch_size: int = Field(default=256, ge=1, description="Samples per batch, for files.")
     mean: tuple[float, ...] = Field(

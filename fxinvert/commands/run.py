@@ -107,6 +107,7 @@ def _execute(
             retries=config.retries,
             memory_limit=config.memory_limit,
             solvers=config.solvers,
+            compiled=config.compiled,
             run_directory=kept,
             output=inputs.supervised_output,
         )

@@ -52,6 +52,7 @@ class Context:
             where the graph branches.
         memory_limit: bytes that a task may take, see `fxinvert.training.budget`.
         solvers: of single ops, by node.
+        compiled: whether rules are compiled, see `fxinvert.invert`.
         keep_zeros: whether entries of parameters that are zero stay zero.
 
     Attributes:
@@ -75,11 +76,12 @@ class Context:
         reconstruction: Reconstructed | Literal["auto"] = "auto",
         memory_limit: int = MEMORY_LIMIT,
         solvers: Mapping[str, SolverMethod] | None = None,
+        compiled: bool = False,
         keep_zeros: bool = False,
     ) -> None:
         self.model, self.sources = model, dict(sources)
         self.output, self.rules, self.reconstruction = output, rules, reconstruction
-        self.budget, self.solvers = Budget(memory_limit), dict(solvers or {})
+        self.budget, self.solvers, self.compiled = Budget(memory_limit), dict(solvers or {}), compiled
         self.first = self._first()
         self._open()
         self.masks: State = {}
@@ -126,7 +128,11 @@ class Context:
             if how == "auto":
                 how = "linearized" if Flow(self.graph).branches else "nodewise"
             settings = SolveSettings(
-                memory_limit=self.budget.limit, memory_share=SOLVERS, work_share=WORK, methods=self.solvers
+                memory_limit=self.budget.limit,
+                memory_share=SOLVERS,
+                work_share=WORK,
+                methods=self.solvers,
+                compiled=self.compiled,
             )
             rules = self.rules or default_rules()
             self._inverses[output_target] = InverseGraph(
@@ -176,7 +182,7 @@ class Context:
             raise DataError(
                 "the model is a traced graph, which other processes cannot be sent; give the module itself"
             )
-        kept = ("model", "first", "output", "rules", "reconstruction", "budget", "solvers", "masks")
+        kept = "model first output rules reconstruction budget solvers compiled masks".split()
         # what only this process can read is sent chunk by chunk
         sources = {name: source for name, source in self.sources.items() if not source.local}
         return {name: vars(self)[name] for name in kept} | {"sources": sources}
