@@ -114,7 +114,10 @@ def _factorized(op: Op, operator: Callable[[], LinearOperator]) -> Factor:
                 f"node {op.name!r}, {op.key}: its {name} {tuple(value.shape)} has NaN or infinite values, so nothing "
                 "can be solved with it; load weights that are finite"
             )
-    return factorize(operator().to(_working(op.anchor.dtype)), op.settings)
+    try:
+        return factorize(operator().to(_working(op.anchor.dtype)), op.settings)
+    except SolveError as error:
+        raise SolveError(f"node {op.name!r}, {op.key}: {error}") from error
 
 
 def moved(op: Op, target: Tensor, correction: Tensor, solved: Correction) -> Inverse:
