@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import re
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -328,6 +329,22 @@ def test_weights_that_are_not_finite_are_an_error_that_says_where(value: float) 
     layer.weight.data[0, 0] = value
     with pytest.raises(SolveError, match=r"'op', linear: its weight \(2, 3\) has NaN or infinite values"):
         Inverted(layer, x)(x, torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"memory_limit": 1000}, "node 'fc', linear: no solver .* into memory_limit=1000: at least .* bytes"),
+        ({"solvers": {"fc": "banded"}}, "node 'fc', linear: method='banded' cannot be taken"),
+    ],
+)
+def test_solvers_that_cannot_be_taken_are_an_error_that_says_where(
+    settings: dict[str, Any], says: str
+) -> None:
+    x = torch.randn(2, 30)
+    inverse = fxinvert.invert(nn.Sequential(OrderedDict(fc=nn.Linear(30, 20))), x, **settings)
+    with pytest.raises(SolveError, match=says):
+        inverse(x, torch.tensor([0, 1]))
 
 
 def test_batch_statistics_are_refused() -> None:
