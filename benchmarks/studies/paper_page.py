@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.studies.curve import Curve, best
+from benchmarks.studies.curve import best
 from benchmarks.studies.frame import Outcome, Outcomes, by
 from benchmarks.studies.pages import grid, table_of
 from benchmarks.studies.statistics import Interval
@@ -25,16 +26,24 @@ TITLES = {
     "cifar_cnn": "CIFAR-10, SimpleCNN",
     "resnet20": "CIFAR-10, ResNet-20 (the paper: ResNet-18)",
 }
-METHODS = {"closed_form": "closed form, parallel", "gradient": "gradient, each segment alone"}
+METHODS = {
+    "closed_form": "closed form, parallel",
+    "gradient": "gradient, each segment alone",
+    "auto": '`method="auto"`, one sweep',
+}
+#: of the protocol; α = 0 may go on, to be compared with methods that pass over the data more often
+EPOCHS = 10
 
 TEXT = """\
 ## The paper's protocol
 
 FR-PT (arXiv 2506.07188): everything up to a cut is trained on cross-entropy plus w times the squared distance to the
 reconstructed features; α sets w, α = 0 is fine-tuning of the same layers. AdamW 5e-5, weight decay 0.05, batch 256, 10
-epochs. Unlike there, samples are a part of the training data (see the tables), the CIFAR-10 network was pretrained on 15,000
-images only, and α and cut are chosen by held-out accuracy after epoch 5, mean over seeds, never on test data. Gains are
-paired: the same seed, the same order of samples.
+epochs. Unlike there, the CIFAR-10 network was pretrained on 15,000 images only, samples are a part of the training data where
+they are fewer (see the tables), and α and cut are chosen by held-out accuracy after epoch 5, mean over seeds, never on test
+data. Gains are paired: the same seed, the same order of samples. Every time a method of the package reads the samples counts
+as a pass, with gradients or without, for whatever it tries and does not take. α = 0 has as many, at the cut and the epoch
+that are best on held-out data; its learning rate is the protocol's, `method="auto"` chooses its own on held-out data.
 """
 
 
@@ -46,15 +55,15 @@ def section(outcomes: Outcomes) -> str:
         seeds = sorted({outcome.seed for outcome in group})
         joint = by((o for o in group if o.settings["method"] == "joint"), "cut", "alpha")
         parts += [
-            f"### {TITLES[network]}\n",
-            f"{samples:,} samples, {len(seeds)} seed(s); the starting model's accuracy: {100 * start['test']['score']:.2f} %.\n",
+            f"### {TITLES[network]}, {samples:,} samples\n",
+            f"{len(seeds)} seed(s); the starting model's accuracy: {100 * start['test']['score']:.2f} %.\n",
             table_of(["cut after", "α", "seeds", *HEADS], _gains(joint)),
             _verdict(network, joint),
         ]
         own = by((o for o in group if o.settings["method"] != "joint"), "method")
         if own:
             parts += [table_of(OWN_HEADS, _own(own, joint))]
-        parts += [f"![Accuracy over epochs](pictures/paper-{network}.svg)\n"]
+        parts += [f"![Accuracy over epochs](pictures/paper-{network}-{samples}.svg)\n"]
     return "\n".join(parts)
 
 
@@ -66,7 +75,7 @@ OWN_HEADS = [
 
 
 def _summaries(outcome: Outcome, part: str = "test") -> tuple[float, float, float]:
-    scores = [point[part]["score"] for point in outcome.result["curve"]]
+    scores = [point[part]["score"] for point in outcome.result["curve"][:EPOCHS]]
     return scores[4], fmean(scores), max(scores)
 
 
@@ -151,9 +160,9 @@ def gains_at_equal_passes(found: Outcomes, joint: Joint) -> list[float]:
     """Over fine-tuning after as many passes over the data; one a seed."""
     gains = []
     for outcome in found:
-        plain = _plain(joint, outcome.seed)
+        passes = math.ceil(passes_of(outcome))
+        plain = [o for o in _plain(joint, outcome.seed) if len(o.result["curve"]) >= passes]
         if plain:
-            passes = _passes(outcome.settings["method"], outcome.result["curve"])
             gains.append(_kept(outcome) - _chosen(plain, passes, float("inf")))
     return gains
 
@@ -182,16 +191,18 @@ def _own(own: dict[tuple[Any, ...], list[Outcome]], joint: Joint) -> Iterator[li
             METHODS[method],
             str(len(found)),
             f"{fmean(o.result['curve'][-1]['seconds'] for o in found):.1f}",
-            str(_passes(method, found[0].result["curve"])),
+            f"{fmean(map(passes_of, found)):.3g}",
             Interval.of(scores).percent(),
             Interval.of([a - b for a, b in zip(scores, starts, strict=True)]).percent(sign=True),
             *(Interval.of(values).percent(sign=True) if values else "" for values in comparisons),
         ]
 
 
-def _passes(method: str, curve: Curve) -> int:
+def passes_of(outcome: Outcome) -> float:
     """Over the training data: three output targets are tried in the first sweep; each segment has three epochs."""
-    return len(curve) + 2 if method == "closed_form" else 3
+    if "passes" in outcome.result:
+        return float(outcome.result["passes"])
+    return len(outcome.result["curve"]) + 2 if outcome.settings["method"] == "closed_form" else 3
 
 
 def _chosen(plain: Sequence[Outcome], epochs: int | None, seconds: float) -> float:
@@ -203,11 +214,13 @@ def _chosen(plain: Sequence[Outcome], epochs: int | None, seconds: float) -> flo
 def pictures(outcomes: Outcomes) -> dict[str, Figure]:
     """Mean test accuracy over epochs, a panel for each cut."""
     figures = {}
-    for (network,), group in by(outcomes, "network").items():
+    for (network, samples), group in by(outcomes, "network", "samples").items():
         joint = by((o for o in group if o.settings["method"] == "joint"), "cut", "alpha")
         cuts = list(dict.fromkeys(cut for cut, _ in joint))
         if cuts:
-            figures[network] = grid([(f"cut after {cut}", _panel(joint, cut)) for cut in cuts], columns=2)
+            figures[f"{network}-{samples}"] = grid(
+                [(f"cut after {cut}", _panel(joint, cut)) for cut in cuts], columns=2
+            )
     return figures
 
 
