@@ -63,6 +63,8 @@ class Workshop:
 
     def use(self, state: Mapping[str, Any]) -> None:
         self.context.load(state)
+        if self._digest and self.context.loaded == self._digest:  # nothing has changed
+            return
         now = self.context.state()
         digest = digest_of(now)
         if digest != self._digest:

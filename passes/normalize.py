@@ -60,9 +60,9 @@ def normalize(
         builder.run(inputs)
     graph = fx.GraphModule(raw, builder.graph, raw.__class__.__name__)
     graph.training = False
-    graph.graph.eliminate_dead_code()
+    if graph.graph.eliminate_dead_code():
+        graph.recompile()
     start_later(graph, rules)
-    graph.recompile()
     # modules that stay whole share their parameters with the user's, but not the mode: the graph always evaluates
     for target in sorted({str(n.target) for n in graph.graph.find_nodes(op="call_module")}):
         *path, name = target.split(".")

@@ -109,15 +109,19 @@ def _paper(outcomes: Outcomes) -> Iterator[Claim]:
         hits = None if found is None else paper_page.reached(network, found[2])
         met = None if hits is None else all(hits)
         yield f"{title}: the paper's gain over α = 0 is reproduced", said, met
-    cifar = [o for o in outcomes if o.settings["network"] == "cifar_cnn"]
-    whole = max((o.settings["samples"] for o in cifar), default=0)
-    cifar = [o for o in cifar if o.settings["samples"] == whole]
+    cifar = [
+        o
+        for o in outcomes
+        if o.settings["network"] == "cifar_cnn" and o.settings["samples"] == paper_page.WHOLE
+    ]
     joint = by((o for o in cifar if o.settings["method"] == "joint"), "cut", "alpha")
     own = by((o for o in cifar if o.settings["method"] in paper_page.METHODS), "method")
     gains = {key[0]: paper_page.gains_at_equal_passes(found, joint) for key, found in own.items()}
     means = {method: fmean(values) for method, values in gains.items() if values}
     aim = TIMES_THE_PAPER * paper_page.PUBLISHED["cifar_cnn"][0]
-    title = f"{paper_page.TITLES['cifar_cnn']}, all {whole:,} samples that the network was trained on"
+    title = (
+        f"{paper_page.TITLES['cifar_cnn']}, all {paper_page.WHOLE:,} samples that the network was trained on"
+    )
     yield (
         f"{title}: ours gains three times the paper's ({100 * aim:.2f} points) at equal passes",
         "; ".join(f"{paper_page.METHODS[m]}: {100 * mean:+.2f} points" for m, mean in means.items()),

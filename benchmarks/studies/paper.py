@@ -20,7 +20,7 @@ from benchmarks.studies import baselines, ours, paper_page
 from benchmarks.studies.curve import Curve, follow
 from benchmarks.studies.data import NORMALIZE, pools
 from benchmarks.studies.frame import Run, Study
-from benchmarks.studies.paper_page import EPOCHS
+from benchmarks.studies.paper_page import EPOCHS, WHOLE
 from benchmarks.studies.starts import CONVERGED, start
 from benchmarks.studies.tasks import TESTED, Task
 from fxinvert.models.samples import OUTPUT, Samples
@@ -57,7 +57,7 @@ class Protocol(NamedTuple):
 PROTOCOLS = [
     Protocol("mnist_cnn", "mnist_cnn", 10_000, ("4", "1"), quick=True),
     Protocol("cifar_cnn", "cifar_cnn", 5_000, ("10", "7")),
-    Protocol("cifar_cnn-whole", "cifar_cnn", 15_000, ("10", "7"), ("closed_form", "gradient", "auto")),
+    Protocol("cifar_cnn-whole", "cifar_cnn", WHOLE, ("10", "7"), ("closed_form", "gradient", "auto")),
     Protocol("resnet20", "resnet20", 500, ("layer3",), ()),
 ]
 

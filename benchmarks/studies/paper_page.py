@@ -31,6 +31,8 @@ METHODS = {
     "gradient": "gradient, each segment alone",
     "auto": '`method="auto"`, one sweep',
 }
+#: samples that the CIFAR-10 network was trained on
+WHOLE = 15_000
 #: of the protocol; α = 0 may go on, to be compared with methods that pass over the data more often
 EPOCHS = 10
 

@@ -19,6 +19,7 @@ from torch import Tensor, fx
 
 from fxinvert.errors import REPORT, DataError, SolveError
 from fxinvert.inversion.inverse_graph import InverseGraph
+from fxinvert.inversion.replay import Values
 from fxinvert.output_target import OutputTarget
 from fxinvert.passes.capture import attribute, evaluating
 from fxinvert.passes.plan import Segment
@@ -195,12 +196,13 @@ def sums(
         [Sums() for _ in output_targets],
     )
     nodes = [context.nodes[path] for path in paths]
+    kept: dict[str, int | None] = {}
     with torch.no_grad(), evaluating(context.graph):
-        kept = context.budget.rows(_sizes(context, inverses[0], nodes), times=len(inverses))
         for number, batch in enumerate(batches):
             first = 0
             for part in context.parts(batch):
                 values = inverses[0].forward(part.inputs)
+                kept = kept or context.budget.rows(_sizes(inverses[0], nodes, values), times=len(inverses))
                 felt = sensitivities(inverses[0], nodes, part) if weighted else {}
                 for inverse, total in zip(inverses, totals, strict=True):
                     last = inverse.output_node
@@ -230,11 +232,12 @@ def sums(
     return totals
 
 
-def _sizes(context: Context, inverse: InverseGraph, nodes: Sequence[fx.Node]) -> dict[str, Size]:
-    """Of the equations of some ops, as those of the samples are that the model was traced with."""
-    values, found = inverse.forward(context.first.inputs), dict[str, Size]()
+def _sizes(inverse: InverseGraph, nodes: Sequence[fx.Node], values: Values) -> dict[str, Size]:
+    """Of the equations of some ops, whatever the samples whose values are given."""
+    found = dict[str, Size]()
     for node in nodes:
         op, trainable = inverse.op(node, values), _trainable(inverse, node)
+        op = op if op.by_sample else op.samples(slice(0, 1))
         if isinstance(trainable, ByPosition):
             at = torch.zeros(len(op.output), 1, dtype=torch.long, device=op.output.device)
             rows, errors = trainable.features(op, at), trainable.outputs(op, op.output, at)

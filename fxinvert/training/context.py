@@ -175,7 +175,8 @@ class Context:
             for name, value in state.items():
                 if not torch.equal(self.tensors[name], value):  # factorizations of what stays are kept
                     self.tensors[name].copy_(value)
-        self._loaded = digest
+                    self._loaded = ""
+        self._loaded = digest or self._loaded
 
     def __getstate__(self) -> dict[str, Any]:
         if is_normalized(self.model):

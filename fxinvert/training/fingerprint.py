@@ -8,7 +8,7 @@ data is the same piece.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -40,11 +40,15 @@ class Fingerprint:
     ordered: int = 0
 
     def __add__(self, other: Fingerprint) -> Fingerprint:
-        total = [(a + b) & _MASK for a, b in zip(astuple(self), astuple(other), strict=True)]
+        total = [(a + b) & _MASK for a, b in zip(self._numbers, other._numbers, strict=True)]
         return Fingerprint(*total)
 
     def __str__(self) -> str:
-        return "-".join(f"{value:x}" for value in astuple(self))
+        return "-".join(f"{value:x}" for value in self._numbers)
+
+    @property
+    def _numbers(self) -> tuple[int, ...]:
+        return self.samples, self.inputs, self.labels, self.pairs, self.ordered
 
 
 def fingerprint(batch: Batch, number: int) -> tuple[Fingerprint, Tensor]:
