@@ -100,8 +100,15 @@ def _harm(outcomes: Outcomes) -> Iterator[Claim]:
 
 
 def _paper(outcomes: Outcomes) -> Iterator[Claim]:
-    for (network, samples), group in by(outcomes, "network", "samples").items():
-        title = f"{paper_page.TITLES[network]}, {samples:,} samples"
+    groups = {
+        (network, samples): group
+        for network in paper_page.TITLES
+        for (samples,), group in (
+            by((o for o in outcomes if o.settings["network"] == network), "samples") or {(0,): []}
+        ).items()
+    }
+    for (network, samples), group in groups.items():
+        title = paper_page.TITLES[network] + (f", {samples:,} samples" if samples else "")
         found = paper_page.chosen_gain(
             by((o for o in group if o.settings["method"] == "joint"), "cut", "alpha")
         )
