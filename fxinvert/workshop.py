@@ -62,9 +62,9 @@ class Workshop:
         return self.context.state()
 
     def use(self, state: Mapping[str, Any]) -> None:
-        self.context.load(state)
-        if self._digest and self.context.loaded == self._digest:  # nothing has changed
+        if self._digest and self.context.loaded == self._digest and self.context.holds(state):
             return
+        self.context.load(state)
         now = self.context.state()
         digest = digest_of(now)
         if digest != self._digest:

@@ -175,8 +175,11 @@ class Context:
             for name, value in state.items():
                 if not torch.equal(self.tensors[name], value):  # factorizations of what stays are kept
                     self.tensors[name].copy_(value)
-                    self._loaded = ""
-        self._loaded = digest or self._loaded
+        self._loaded = digest
+
+    def holds(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether parameters and buffers are these."""
+        return all(torch.equal(self.tensors[name], value) for name, value in state.items())
 
     def __getstate__(self) -> dict[str, Any]:
         if is_normalized(self.model):
