@@ -135,7 +135,7 @@ def test_spellings_of_one_op_have_one_key() -> None:
         "log_sigmoid": [nn.LogSigmoid, F.logsigmoid],
         "feature_dropout": [nn.Dropout2d, F.dropout2d],
         "softmax": [nn.Softmax, nn.Softmax2d, F.softmax, "softmax"],
-        "div": [torch.div, "div_", "truediv"],
+        "div": [torch.div, "div_", "truediv", "aten.div", "aten::div_", "aten.div.Tensor"],
     }.items():
         assert [key_of(spelling) for spelling in spellings] == [key] * len(spellings)
 
@@ -147,8 +147,9 @@ def test_what_does_not_name_an_op_is_refused(spelling: Any) -> None:
 
 
 def test_a_name_that_no_op_has_and_a_rule_that_is_none_are_refused() -> None:
-    with pytest.raises(RuleError, match=r"neither torch\.Tensor nor ATen has an op 'reluu'"):
-        fxinvert.inverse_rule("reluu")(halved)
+    for name in ("reluu", "aten.reluu", "aten::reluu"):
+        with pytest.raises(RuleError, match=rf"neither torch\.Tensor nor ATen has an op '{name}'"):
+            fxinvert.inverse_rule(name)(halved)
     with pytest.raises(RuleError, match="the rule for 'relu' is 3; give a function"):
         fxinvert.default_rules().extend({"relu": 3}, override=True)  # type: ignore[dict-item]
 

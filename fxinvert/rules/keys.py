@@ -25,6 +25,9 @@ _ATEN_NAMES = {
     "dropout3d": "feature_dropout",
 }
 
+#: an ATen op as torch prints it, its overload may be told
+_ATEN_SPELLING = re.compile(r"aten(?:\.|::)(\w+)(?:\.\w+)?")
+
 
 def key_of(spelling: Any) -> str:
     """The normalized name of an op, from any of its spellings.
@@ -36,7 +39,9 @@ def key_of(spelling: Any) -> str:
         RuleError: the spelling names no op.
     """
     if isinstance(spelling, str):
-        name = spelling if spelling.startswith("_") else spelling.rstrip("_")
+        aten = _ATEN_SPELLING.fullmatch(spelling)
+        name: str = aten[1] if aten else spelling
+        name = name if name.startswith("_") else name.rstrip("_")
         return _ATEN_NAMES.get(name, name)
     if isinstance(spelling, torch._ops.OpOverload):
         spelling = spelling.overloadpacket

@@ -124,7 +124,7 @@ class RuleSet(Mapping[str, Rule]):
             raise RuleError(
                 f"the rule for {rule.key!r} is {rule.invert!r}; give a function of the op and its target"
             )
-        if isinstance(spelling, str) and not is_known(spelling) and rule.key not in self._rules:
+        if isinstance(spelling, str) and not is_known(key_of(spelling)) and rule.key not in self._rules:
             raise RuleError(
                 f"neither torch.Tensor nor ATen has an op {spelling!r}; for a function of your own give the function itself"
             )
