@@ -226,8 +226,11 @@ class InverseGraph:
 
     def _goal(self, values: Mapping[fx.Node, Any], labels: Any) -> tuple[Goal, Bound | None]:
         """The output target; where targets are refined all outputs that are right, in reach, and what is proven of them."""
-        goal = Goal.of(self.output_target, self.output_node, values[self.output_node], labels)
-        return within_reach(self.graph, values, goal) if self.refine else (replace(goal, project=None), None)
+        node = self.output_node
+        goal = Goal.of(self.output_target, node, values[node], labels)
+        if self.refine:
+            return within_reach(self.graph, values, goal)
+        return goal if goal.project is None else replace(goal, project=None), None
 
     def _refined(
         self,
