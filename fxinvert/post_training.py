@@ -69,7 +69,7 @@ def post_train(
     sweeps: int = 3,
     patience: int = 1,
     least_gain: float = 0.0,
-    confidence: float = 0.9,
+    confidence: float = 0.95,
     inputs: str = "updated",
     share: Share = "searched",
     recalibrate: bool = False,
@@ -116,8 +116,9 @@ def post_train(
         sweeps: how many at most; fewer if they bring nothing.
         patience: after how many sweeps in a row that bring too little to stop.
         least_gain: what a sweep must at least bring, as a share of the held-out loss.
-        confidence: with which held-out samples must confirm that the loss has fallen, from 0.5 (any gain does) to below
-            1; otherwise the model is returned as it was (see `fxinvert.training.confirm`).
+        confidence: with which held-out samples must confirm that the loss has fallen and that answers have become no
+            worse, from 0.5 (any gain does) to below 1; otherwise the model is returned as it was (see
+            `fxinvert.training.confirm`).
         inputs: what a segment's input and target follow from: the `"updated"` earlier segments, or the `"original"`
             ones that the sweep began with; in a parallel schedule they are the same.
         share: how updates that were found together share the correction, so that they do not overshoot: `"searched"`,
@@ -274,9 +275,8 @@ def _unconfirmed(best: Best, confidence: float) -> list[str]:
     if gain is None or gain.confirmed(confidence):
         return []
     note = (
-        f"the model is returned as it was: the held-out loss fell by {gain.mean:.4f} ± {gain.error:.4f}, which "
-        f"{gain.samples} samples do not confirm with confidence {confidence:g}; more held-out samples may, and "
-        "confidence=0.5 takes any gain"
+        f"the model is returned as it was: {gain}, which {gain.loss.samples} samples do not confirm with "
+        f"confidence {confidence:g}; more held-out samples may, and confidence=0.5 takes any gain"
     )
     return [note]
 

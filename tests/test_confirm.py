@@ -13,21 +13,24 @@ from torch import Tensor, nn
 
 import fxinvert
 from fxinvert import DataError
-from fxinvert.training.confirm import Gain
+from fxinvert.training.batch import Batch
+from fxinvert.training.chunks import source_of
+from fxinvert.training.confirm import Differences, Gain, gain
+from fxinvert.training.context import Context
 
 LOSSES = st.lists(st.floats(-5, 5).map(lambda v: round(v, 3)), min_size=2, max_size=30)
 
 
 def gain_of(fallen: list[float]) -> Gain:
-    return sum((Gain(1, d, d**2) for d in fallen), Gain())
+    return sum((Gain(Differences(1, d, d**2)) for d in fallen), Gain())
 
 
 @given(LOSSES, st.floats(0.5, 0.99))
 def test_it_is_the_paired_test(fallen: list[float], confidence: float) -> None:
     d = torch.tensor(fallen, dtype=torch.float64)
     found = gain_of(fallen)
-    assert found.mean == pytest.approx(float(d.mean()), abs=1e-9)
-    assert found.error == pytest.approx(float(d.std() / len(d) ** 0.5), abs=1e-6)
+    assert found.loss.mean == pytest.approx(float(d.mean()), abs=1e-9)
+    assert found.loss.error == pytest.approx(float(d.std() / len(d) ** 0.5), abs=1e-6)
     margin = float(d.mean()) - NormalDist().inv_cdf(confidence) * float(d.std() / len(d) ** 0.5)
     if abs(margin) > 1e-6:
         assert found.confirmed(confidence) == (margin > 0)
@@ -43,6 +46,54 @@ def test_a_single_sample_confirms_nothing_but_any_gain() -> None:
     assert not gain_of([1.0]).confirmed(0.9)
     assert gain_of([1.0]).confirmed(0.5)
     assert not gain_of([-1.0]).confirmed(0.5)
+
+
+def changed(turned_right: int, turned_wrong: int) -> Gain:
+    """A clear fall of the loss of 200 samples, of which some answers change."""
+    changes = torch.tensor([1.0] * turned_right + [-1.0] * turned_wrong)
+    losses = 0.1 + 0.01 * torch.randn(200, generator=torch.Generator().manual_seed(0))
+    return Gain(Differences.of(losses), Differences.of(torch.cat([changes, torch.zeros(200 - len(changes))])))
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "confirmed"),
+    [
+        (0, 0, True),
+        (2, 2, True),
+        (20, 0, True),
+        (14, 7, True),
+        (13, 13, False),
+        (60, 55, False),
+        (2, 6, False),
+    ],
+)
+def test_answers_that_turn_wrong_about_as_often_as_right_confirm_nothing(
+    right: int, wrong: int, confirmed: bool
+) -> None:
+    assert changed(right, wrong).confirmed(0.95) == confirmed
+    assert changed(right, wrong).confirmed(0.5)
+
+
+def test_gains_say_what_changed() -> None:
+    assert str(changed(13, 12)).startswith("the held-out loss fell by 0.")
+    assert str(changed(13, 12)).endswith("± 0.0007, right answers rose by 1 ± 5.0")
+    assert "answers" not in str(gain_of([0.1, 0.2]))
+
+
+def test_changes_are_told_of_every_sample_and_position() -> None:
+    """Of two positions a sample, one turns right: half of its answers."""
+    model = nn.Conv1d(2, 2, 1, bias=False)
+    x, labels = torch.randn(8, 2, 2, generator=torch.Generator().manual_seed(0)), torch.zeros(8, 2).long()
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(2)[:, :, None])
+        labels[:, 1] = model(x).argmax(1)[:, 1]
+        labels[:, 0] = 1 - model(x).argmax(1)[:, 0]
+    context, batches = Context(model, {"train": source_of([(x, labels)])}), [Batch((x,), labels)]
+    found = gain(context, batches, state={"weight": -model.weight.detach()})
+    assert (found.right.samples, found.right.total, found.right.squares) == (8, 0.0, 0.0)
+    labels[:, 1] = labels[:, 0]
+    found = gain(context, [Batch((x,), 1 - model(x).argmax(1))], state={"weight": -model.weight.detach()})
+    assert (found.right.total, found.right.squares) == (8.0, 8.0)
 
 
 def noise(samples: int, seed: int) -> list[tuple[Tensor, Tensor]]:

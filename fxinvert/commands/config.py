@@ -85,7 +85,7 @@ class PostTrainConfig(BaseModel):
         default=0.0, ge=0, description="What a sweep must bring, as a share of the held-out loss."
     )
     confidence: float = Field(
-        default=0.9,
+        default=0.95,
         ge=0.5,
         lt=1,
         description="With which held-out samples must confirm the gain, or the model stays as it was; 0.5: any gain does.",

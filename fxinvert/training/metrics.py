@@ -116,6 +116,25 @@ def sample_losses(outputs: Tensor, batch: Batch, heads: Heads) -> Tensor:
     return torch.stack([losses_of(own, labels, len(batch)) for own, labels in pairs]).sum(0)
 
 
+def sample_hits(outputs: Tensor, batch: Batch, heads: Heads) -> Tensor:
+    """The share of every sample's answers that are right `(B,)`, float64, 0 where they are numbers; those of several outputs are added.
+
+    Raises:
+        DataError: the labels do not fit the outputs.
+    """
+    pairs = heads.pairs(outputs, batch.labels)
+    return torch.stack([_hits(own, labels, len(batch)) for own, labels in pairs]).sum(0)
+
+
+def _hits(outputs: Tensor, labels: Tensor, samples: int) -> Tensor:
+    """Of one output."""
+    if not is_classification(labels):
+        return outputs.new_zeros(samples, dtype=torch.float64)
+    logits, classes = flat_classes(outputs, labels)
+    hits = (logits.argmax(-1) == classes).double()
+    return (hits * shares(classes, samples)).reshape(samples, -1).sum(1)
+
+
 def losses_of(outputs: Tensor, labels: Tensor, samples: int) -> Tensor:
     """The loss of every sample for one output: `(B,)`, float64.
 

@@ -106,7 +106,7 @@ class Settings:
     recalibrate: bool = False
     patience: int = 1
     least_gain: float = 0.0
-    confidence: float = 0.9
+    confidence: float = 0.95
 
 
 def run_sweeps(
