@@ -49,6 +49,7 @@ class Workshop:
         self.output_targets: Sequence[OutputTarget] = [output_target]
         self.gained, self.sweep = 0.0, 0
         self.taken: int | None = None
+        self.begun: State = {}
         self._shared, self._what, self._digest = context, "", ""
         self._state: Shared[State] | None = None
         self._once: dict[Any, tuple[Any, Any]] = {}

@@ -32,7 +32,7 @@ from fxinvert.training import (
     Update,
     Work,
 )
-from fxinvert.training.auto import PLAIN
+from fxinvert.training.auto import BESIDE, PLAIN
 
 QUICK = Optimizer(epochs=2)
 METHODS: dict[str, tuple[Method, str]] = {
@@ -97,10 +97,15 @@ def test_what_a_method_does_is_told_in_order() -> None:
     tasks = [row.task.strip() for row in rows]
     assert tasks[:4] == ["statistics of 0, 2", "add up and solve", "judge 7 candidates", "measure the best"]
     rates = [f"gradient, learning rate {rate:g}" for rate in PLAIN.rates]
-    assert [task for task in tasks if task.startswith("gradient")] == [f"{r}, trial" for r in rates] + rates
+    beside = f"gradient, learning rate {PLAIN.middle:g}, {BESIDE}"
+    told_rates = [task for task in tasks if task.startswith("gradient")]
+    assert told_rates == [f"{r}, trial" for r in rates] + [task for r in rates for task in (r, beside)]
     trials = [row for row in rows if "trial" in row.task]
     assert len({row.after for row in trials}) == 1  # side by side
-    others = [row for row in rows[1:] if row not in trials and row.number != trials[-1].number + 1]
+    pairs = {row.number: rows[row.number - 2] for row in rows if row.task.strip() == beside}
+    assert all(rows[number - 1].after == other.after for number, other in pairs.items())
+    several = {trials[-1].number + 1, *pairs, *(number + 1 for number in pairs)}
+    others = [row for row in rows[1:] if row not in trials and row.number not in several]
     assert all(row.after == (row.number - 1,) for row in others)
     assert rows[tasks.index(rates[0])].times == Auto().runs
     together = list(told(method="gradient", schedule="parallel").rows())

@@ -27,7 +27,7 @@ from fxinvert.training import (
     Update,
     Work,
 )
-from fxinvert.training.auto import NORMALIZED
+from fxinvert.training.auto import BESIDE, NORMALIZED
 from fxinvert.training.chunks import source_of
 from fxinvert.training.closed_form import sums
 from fxinvert.training.context import Context
@@ -568,7 +568,30 @@ def test_what_was_pruned_can_stay_zero(method: Any) -> None:
         assert not after[before == 0].any()
 
 
-def test_closed_form_begins_the_automatic_method_only() -> None:
-    result = train(method=Auto(learning_rates=(1e-8,), runs=1, optimizer=QUICK), sweeps=2)
-    assert [r.sweep for r in result.history if "gradient, learning rate 1e-08" not in r.sizes] == [1]
-    assert {r.sweep for r in result.history} == {1, 2}
+def test_the_automatic_method_is_over_after_a_sweep() -> None:
+    method = Auto(learning_rates=(1e-8,), runs=1, optimizer=QUICK)
+    histories = [train(method=method, sweeps=sweeps).history for sweeps in (1, 2)]
+    assert [[tuple(r.sizes) for r in own] for own in histories] == [
+        [("0", "2"), ("gradient, learning rate 1e-08",)]
+    ] * 2
+
+
+def test_auto_trains_the_model_as_given_beside_what_was_solved() -> None:
+    """With hardly any learning rate it is where that run leads back to."""
+    led_to: list[Tensor] = []
+
+    class Watched(Auto):
+        def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal]]:
+            for proposals in super().train(work, segments):
+                begun = work.context.tensors["0.weight"].detach()
+                updates = [update for proposal in proposals for update in proposal if BESIDE in update.op]
+                led_to.extend(begun + update.changes["0.weight"] for update in updates)
+                yield proposals
+
+    result = train(method=Watched(learning_rates=(1e-2, 1e-9), runs=2, optimizer=QUICK), sweeps=1)
+    assert "0.weight" in result.changed
+    assert len(led_to) >= 2
+    for value in led_to:
+        torch.testing.assert_close(value, network().get_parameter("0.weight").detach(), rtol=1e-5, atol=1e-6)
+    alone = train(method=Auto(None, learning_rates=(1e-2,), runs=1, optimizer=QUICK), sweeps=1)
+    assert not any(BESIDE in op for record in alone.history for op in record.sizes)

@@ -7,9 +7,13 @@
         which tell the learning rate to begin with
     gradient runs with a large learning rate, as they help  all data             all
     the same with smaller ones, one after the other         all data             all
+    beside them a run from the model as given               all data             without
 
 The solve and the short runs compete on the last segment, too, while output targets are told apart: a last layer that was
 solved can be a bad place to go on from.
+
+Nor does the first gain of a solve say how well training goes on from it: it can leave behind what a network had learned before
+its data changed. So the model as given is trained beside the runs that follow, with a middle learning rate.
 
 Gradient runs propose the moving averages of their weights after 1, 2, 4, … passes, so that held-out loss also says when to
 stop. What is taken of each is searched like any other step: what does not help is not taken.
@@ -44,6 +48,8 @@ from fxinvert.training.work import Proposal, Update, Work
 
 #: steps of a short run, at least
 TRIAL = 16
+#: what the run from the model as given is called
+BESIDE = "from the model as given"
 
 
 class Recipe(NamedTuple):
@@ -60,6 +66,11 @@ class Recipe(NamedTuple):
     solve: ClosedForm | None
     rates: tuple[float, ...]
     modes: Mapping[str, bool]
+
+    @property
+    def middle(self) -> float:
+        """The learning rate of a run that is not followed by others."""
+        return self.rates[len(self.rates) // 2]
 
     @property
     def tried(self) -> bool:
@@ -115,15 +126,15 @@ class Auto:
             estimated = recalibrated(work)
             if estimated:
                 yield [estimated]
-            if work.sweep > 1:  # every rate has been followed as far as it helps
-                return
-        # later on, gradients have left little to a linear solve
-        best = (yield from self._begin(work, segments, recipe)) if work.sweep <= 1 else 0
+        if work.sweep > 1:  # every rate has been followed as far as it helps
+            return
+        best = yield from self._begin(work, segments, recipe)
+        beside = Course.beginning(work.begun) if recipe.solve is not None else None
         for rate in recipe.rates[best:] if work.sweep else ():
             courses: list[Course | None] = [None] * len(recipe.modes)
             idle = 0
             for number in range(self.runs):
-                proposals, courses = self._run(work, segments, recipe, rate, number, courses)
+                proposals, courses, beside = self._run(work, segments, recipe, rate, number, courses, beside)
                 yield proposals
                 idle = idle + 1 if work.gained < self.least_gain else 0
                 if idle > self.patience:
@@ -145,11 +156,14 @@ class Auto:
             yield trial
         run = course_stage(probe, "", arguments, self._steps(recipe))
         for rate in recipe.rates:
-            own = _side_by_side(run, [_name(rate, mode) for mode in recipe.modes])
+            names = [_name(rate, mode) for mode in recipe.modes]
+            if recipe.solve is not None:
+                names.append(_name(recipe.middle, BESIDE))
             # snapshots after 1, 2, 4, … passes and after all of them; of several modes their means, too
             snapshots = (run.passes - 1).bit_length() + 1
             means = 1 if len(recipe.modes) > 1 else 0
-            yield replace(own, proposals=snapshots * (len(recipe.modes) + means), times=self.runs)
+            own = _side_by_side(run, names)
+            yield replace(own, proposals=snapshots * (len(names) + means), times=self.runs)
 
     def _recipe(self, context: Context) -> Recipe:
         """What is done with a network."""
@@ -193,28 +207,32 @@ class Auto:
         rate: float,
         number: int,
         courses: list[Course | None],
-    ) -> tuple[list[Proposal], list[Course | None]]:
+        beside: Course | None,
+    ) -> tuple[list[Proposal], list[Course | None], Course | None]:
         """What a run from each of the courses proposes, and where they have come to."""
         modes = recipe.modes
-        optimizer = replace(self.optimizer, learning_rate=rate, seed=self.optimizer.seed + number)
-        arguments = self._arguments(work.context, work.output_target, segments) | {
-            "optimizer": optimizer,
-            "steps": self._steps(recipe),
-        }
-        found = work.each(
-            fit_jointly,
-            [
-                arguments | {"normalize_by_batch": by_batch, "course": course}
-                for by_batch, course in zip(modes.values(), courses, strict=True)
-            ],
-        )
-        snapshots = [own for own, _ in found]
+
+        def arguments(rate: float, by_batch: bool, course: Course | None) -> dict[str, Any]:
+            return self._arguments(work.context, work.output_target, segments) | {
+                "optimizer": replace(self.optimizer, learning_rate=rate, seed=self.optimizer.seed + number),
+                "steps": self._steps(recipe),
+                "normalize_by_batch": by_batch,
+                "course": course,
+            }
+
+        names = [_name(rate, mode) for mode in modes]
+        given = [arguments(rate, *own) for own in zip(modes.values(), courses, strict=True)]
+        if beside is not None:
+            names.append(_name(recipe.middle, BESIDE))
+            given.append(arguments(recipe.middle, True, beside))
+        found = work.each(fit_jointly, given)
+        snapshots, ended = [own for own, _ in found], [course for _, course in found]
         proposals: list[Proposal] = []
         if len(modes) > 1:
             proposals += [[Update(_name(rate, "mean"), _mean(own))] for own in zip(*snapshots, strict=True)]
-        for mode, own in zip(modes, snapshots, strict=True):
-            proposals += [[Update(_name(rate, mode), changes)] for changes in own]
-        return proposals, [course for _, course in found]
+        for name, own in zip(names, snapshots, strict=True):
+            proposals += [[Update(name, changes)] for changes in own]
+        return proposals, ended[: len(modes)], None if beside is None else ended[-1]
 
     def _steps(self, recipe: Recipe) -> int:
         """Of each of the runs side by side, at least."""

@@ -24,7 +24,7 @@ from fxinvert.output_target import OutputTarget
 from fxinvert.passes.capture import attribute, evaluating
 from fxinvert.passes.plan import Segment
 from fxinvert.training.batch import Batch
-from fxinvert.training.context import Context
+from fxinvert.training.context import Context, State
 from fxinvert.training.costs import Probe, Stage, size_of
 from fxinvert.training.gradient import PASSES, Optimizer, step_memory, stepped
 from fxinvert.training.metrics import task_loss
@@ -136,7 +136,7 @@ class Course:
     Attributes:
         tensors: parameters and batch-norm statistics, by name.
         averages: their moving averages.
-        optimizer: its state.
+        optimizer: its state; empty before the first step.
         steps: done so far.
     """
 
@@ -144,6 +144,11 @@ class Course:
     averages: dict[str, Tensor]
     optimizer: dict[str, Any]
     steps: int
+
+    @classmethod
+    def beginning(cls, state: State) -> Course:
+        """Of a run that has yet to begin, from these parameters and buffers."""
+        return cls(state, state, {}, 0)
 
 
 def fit_jointly(
@@ -192,7 +197,8 @@ def fit_jointly(
             for name, value in moved.items():
                 value.copy_(course.tensors[name])
                 averages[name].copy_(course.averages[name])
-        optimize.load_state_dict(copy.deepcopy(course.optimizer))
+        if course.optimizer:
+            optimize.load_state_dict(copy.deepcopy(course.optimizer))
         done = course.steps
     given, graph = given_by(context, moved), training_graph(context) if moving else context.graph
     task_average, distance_average = Average(), Average()

@@ -132,7 +132,7 @@ def run_sweeps(
         advance: is told about every wave that is done.
         watch: is shown every step, with the state that is returned if it is the last one.
     """
-    begun = place.state()
+    begun = place.begun = place.state()
     place.begin("baseline")
     (baseline,) = place.measure([[]], [Candidate(0, ())])
     best, records = Best(baseline, begun), list[Record]()

@@ -27,6 +27,7 @@ class Work(Protocol):
         gained: the share of the held-out loss that went with what was proposed last.
         taken: which of the alternatives proposed last was taken; None: none was.
         sweep: its number, from 1; 0 while output targets are told apart by the last segment.
+        begun: the parameters and buffers of the model as given.
     """
 
     context: Context
@@ -35,6 +36,7 @@ class Work(Protocol):
     gained: float
     taken: int | None
     sweep: int
+    begun: State
 
     def blocks(self, job: Job, arguments: Mapping[str, Any], every: int | None) -> Iterator[Iterator[Any]]:
         """Does a job with every chunk of the training data; the results of each block of chunks, in their order.
