@@ -11,8 +11,10 @@ import torch
 from benchmarks.studies import starts
 from benchmarks.studies.corruptions import corrupted
 from benchmarks.studies.data import digits
+from benchmarks.studies.frame import Outcome
 from benchmarks.studies.ours import sweeping
-from benchmarks.studies.paper import joint, reconstructed
+from benchmarks.studies.paper import Counted, joint, reconstructed
+from benchmarks.studies.paper_page import gains_at_equal_passes
 from benchmarks.studies.tasks import MISSING, REPAIRS, Task, task
 from fxinvert.errors import DataError
 from fxinvert.models.samples import OUTPUT
@@ -111,3 +113,29 @@ def test_the_protocol_trains_up_to_the_cut_towards_the_targets(tmp_path: Path) -
         return float((seen[0] - targets).square().mean())
 
     assert distance(drawn) < distance(plain)
+
+
+def test_a_cut_may_be_a_module_of_several_ops() -> None:
+    torch.manual_seed(0)
+    block = torch.nn.Sequential(torch.nn.Linear(5, 6), torch.nn.ReLU())
+    model = torch.nn.Sequential(block, torch.nn.Linear(6, 3)).eval()
+    samples, labels = torch.randn(7, 5), torch.arange(7) % 3
+    whole, last = (reconstructed(model, cut, samples, labels) for cut in ("0", "0.1"))
+    assert torch.equal(whole, last)
+    assert not torch.equal(whole, reconstructed(model, "0.0", samples, labels))
+
+
+def test_passes_are_counted_and_as_many_are_needed_to_compare() -> None:
+    counted = Counted([None] * 4)
+    assert len([*counted, *counted, *islice(counted, 2)]) == 10
+    assert counted.passes == 1.5  # the first only looks at what there is
+
+    def outcome(method: str, scores: list[float], **more: float) -> Outcome:
+        points = [{"held_out": {"loss": 1 - s}, "test": {"score": s}, "seconds": 1.0} for s in scores]
+        result = {"start": points[0], "curve": points, **more}
+        return Outcome(method, {"method": method}, 0, "", 0.0, {}, result)
+
+    ours, plain = outcome("auto", [0.9], passes=counted.passes), outcome("joint", [0.5, 0.6, 0.7])
+    assert gains_at_equal_passes([ours], {("cut", 0.0): [plain]}) == [pytest.approx(0.9 - 0.6)]
+    ours.result["passes"] = 3.5
+    assert gains_at_equal_passes([ours], {("cut", 0.0): [plain]}) == []
