@@ -256,6 +256,13 @@ def test_odd_anchors_and_targets_stay_bounded(eps: float, dtype: torch.dtype) ->
             assert float(value[3:].abs().max()) < 1e4
 
 
+@pytest.mark.parametrize(("dtype", "digits"), [(F64, 1e-8), (F32, 1e-4)], ids=["float64", "float32"])
+def test_without_eps_the_opposite_of_the_anchor_is_reached(dtype: torch.dtype, digits: float) -> None:
+    norm, x = nn.LayerNorm(12, eps=0.0).to(dtype), (2 * torch.randn(8, 12) + 1).to(dtype)
+    _, certificate = Inverted(norm, x)(x, -norm(x).detach())
+    assert float(certificate.residual.max()) <= digits
+
+
 def test_a_single_entry_has_nothing_to_normalize() -> None:
     x = torch.randn(3, 1, dtype=F64)
     value, certificate = Inverted(nn.LayerNorm(1, dtype=F64), x)(x, torch.ones_like(x))

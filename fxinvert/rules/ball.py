@@ -170,9 +170,10 @@ class Ball:
             unreached, demanded = unreached | (size < limit * (1 - rounding)), torch.full_like(size, limit)
         reach = margin * limit
         least, most = _radius(torch.stack([demanded - reach, demanded + reach]), limit, self.eps)
-        # the entries must be told apart beside their mean
+        # the entries must be told apart beside their mean: to half of the digits, where there are digits to spare
         if self.centered:
-            least = torch.maximum(least, torch.minimum(most, 4 * rounding * limit * of.mean.abs()))
+            apart = 4 * max(rounding, min(math.sqrt(rounding), 1e-3))
+            least = torch.maximum(least, torch.minimum(most, apart * limit * of.mean.abs()))
         radius = torch.minimum(torch.maximum(own, least), most)
         # no correction is blown up more than κ times
         allowed = self.kappa * asked * spread / torch.where(largest > 0, largest, 1)
