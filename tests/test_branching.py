@@ -342,3 +342,18 @@ def test_masks_are_constants() -> None:
     graph = fxinvert.trace(model, x)
     assert [n.meta["path"] for n in Flow(graph).nodes] == ["x", "a", "mul"]
     assert not Flow(graph).branches
+
+
+@pytest.mark.parametrize("outputs", [3, 100])
+def test_what_the_output_hardly_follows_has_finite_targets(outputs: int) -> None:
+    """Its derivative is not zero, but the square is, in float32."""
+    torch.manual_seed(0)
+    faint, plain = nn.Linear(4, 6), nn.Linear(4, 6)
+    model = Model(
+        lambda self, x: self.leave(1e-14 * self.faint(x) + self.plain(x).tanh()),
+        faint=faint, plain=plain, leave=nn.Linear(6, outputs),
+    )  # fmt: skip
+    graph, x = fxinvert.trace(model, torch.randn(2, 4)), torch.randn(5, 4)
+    inverse = fxinvert.invert(graph, output_target="regression", reconstruction="linearized")
+    rec = inverse(x, model(x).detach() + 0.1 * torch.randn(5, outputs))
+    assert all(bool(torch.isfinite(rec.targets[name]).all()) for name in rec.names)

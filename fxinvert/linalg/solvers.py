@@ -236,7 +236,11 @@ def cgls(
         q, length = operator.apply(p), dot(p, p)
         squared = dot(q, q)
         largest = torch.where(idle, largest, torch.maximum(largest, (squared / length).sqrt()))
-        alpha = torch.where(idle, 0, gamma / torch.where(idle, 1, squared + damping * length))
+        curvature = squared + damping * length
+        # along a direction that A does not see, in the digits there are, there is no step
+        converged = converged | (~idle & (curvature < torch.finfo(r.dtype).tiny))
+        idle = idle | converged
+        alpha = torch.where(idle, 0, gamma / torch.where(idle, 1, curvature))
         x = x + per_sample(alpha, x) * p
         dual = dual + per_sample(alpha, r) * u
         residual = residual - per_sample(alpha, residual) * q
