@@ -69,11 +69,13 @@ def test_away_from_the_ends_the_circulant_is_the_gram_matrix(
     kernel: tuple[int, ...], shape: tuple[int, ...], options: dict[str, Any], turned: bool, outputs: bool
 ) -> None:
     a = either((torch.randn(kernel, dtype=F64), shape, options), turned=turned)
-    made = Circulant(a, outputs=outputs, shift=0.1)
+    made = Circulant(a, outputs=outputs, shift=0.1, floor=0.1)
     middle = torch.zeros(1, *made.torus.shape, dtype=F64)
     middle[(0, 0, *(size // 2 for size in made.torus.shape[1:]))] = 1
     product = a.apply(a.adjoint(middle)) if outputs else a.adjoint(a.apply(middle))
-    torch.testing.assert_close(made.solve(product + made.shift * middle), middle)
+    parts = made.torus.split(middle)
+    ridge = made.torus.join(torch.einsum("gij,bgj...->bgi...", made.ridge, parts))
+    torch.testing.assert_close(made.solve(product + ridge), middle)
 
 
 @given(convolutions(), st.booleans(), st.sampled_from([0.0, 1e-2]))
@@ -107,7 +109,7 @@ def test_a_kernel_that_mixes_channels_badly_needs_the_preconditioner() -> None:
     )
     assert with_it.converged is not None
     assert with_it.converged.all()
-    assert with_it.iterations < 60
+    assert with_it.iterations < 30
     assert without.converged is not None
     assert not without.converged.any()
     assert relative(a.apply(with_it.correction), r) < 2e-6
@@ -190,3 +192,16 @@ def test_what_there_are_no_numbers_for_has_not_converged() -> None:
     assert solved.converged is not None
     finite = torch.isfinite(solved.correction).all(1)
     assert bool((finite | ~solved.converged).all())
+
+
+def test_a_map_that_is_better_conditioned_than_the_torus_needs_few_iterations() -> None:
+    """As many outputs as inputs: at some frequency hardly anything is left of a channel, on the map there is."""
+    torch.manual_seed(0)
+    a = Convolution(
+        matrix(8, 8 * 25, 1.0).reshape(8, 8, 5, 5).float(), (8, 24, 24), (1, 1), (1, 1), (1, 1), 1
+    )
+    r = a.apply(torch.randn(2, *a.in_shape))
+    solved = factorize(a, SolveSettings(method="circulant")).solve(r, 0.0)
+    assert solved.converged is not None
+    assert solved.converged.all()
+    assert solved.iterations < 150

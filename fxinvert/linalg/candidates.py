@@ -29,9 +29,8 @@ DOUBLE, DECOMPOSITION, PRODUCT, ENTRY = 2.0, 40.0, 2.0, 40.0
 ORTHOGONAL, TRIANGULAR = 24.0, 2.0
 #: operations of a factorization that nobody waits for; and what is counted for squaring the condition
 PATIENCE, SQUARED = 5e9, 1.5
-#: iterations that conjugate gradients are reckoned with, and with a preconditioner; how small the frequencies that it
-#: amplifies may be, relative to the largest
-ITERATIONS, PRECONDITIONED, SHIFT = 60, 30, 1e-5
+#: iterations that conjugate gradients are reckoned with, and with a preconditioner; and the ridge of that
+ITERATIONS, PRECONDITIONED, SHIFT, FLOOR = 60, 30, 0.1, 1e-6
 #: vectors of either side that an iteration passes over, and of the smaller side for two Fourier transforms
 VECTORS, TRANSFORMS = 6, 16
 
@@ -185,7 +184,7 @@ def _circulant(case: _Case, around: Convolution) -> Candidate:
     turned = torus(around, outputs=case.dual)
 
     def make() -> Factor:
-        preconditioner = Circulant(around, outputs=case.dual, shift=SHIFT)
+        preconditioner = Circulant(around, outputs=case.dual, shift=SHIFT, floor=FLOOR)
         return IterativeFactor(case.operator, case.settings.max_iterations, preconditioner)
 
     vectors = ENTRY * (VECTORS * (case.m + case.n) + TRANSFORMS * case.side)

@@ -90,23 +90,31 @@ def torus(operator: Convolution, *, outputs: bool) -> Torus:
 
 
 class Circulant:
-    """(K + μI)⁻¹ for the Gram matrix K of a convolution on a torus.
+    """(K + R)⁻¹ for the Gram matrix K of a convolution on a torus, and a ridge R = μ K̄ + νI.
+
+    K̄ is the mean of K's matrices over the frequencies, that is the Gram matrix of the kernel's channels: of what little the
+    torus has in some direction, where the map with its ends has more, it keeps no direction from being amplified too much,
+    however the kernel mixes channels. The second part is for channels that depend on one another.
 
     Args:
         operator: the convolution, or the transpose of one.
         outputs: whether K stands for AAᵀ, or else for AᵀA.
-        shift: μ relative to K (its largest Frobenius norm at a frequency); above 0.
+        shift: μ.
+        floor: ν relative to K (its largest Frobenius norm at a frequency); above 0.
     """
 
-    def __init__(self, operator: Convolution, *, outputs: bool, shift: float) -> None:
+    def __init__(self, operator: Convolution, *, outputs: bool, shift: float, floor: float) -> None:
         self.torus = torus(operator, outputs=outputs)
         around = symbol(operator, self.torus.sizes)
         gram = around.mH @ around if outputs != operator.forward else around @ around.mH
         scale = float(torch.linalg.matrix_norm(gram).max())
-        #: μ
-        self.shift = shift * scale if scale else 1.0
-        gram.diagonal(dim1=-2, dim2=-1).add_(self.shift)
-        inverse = torch.linalg.inv(gram)
+        frequencies = tuple(range(1, gram.dim() - 2))
+        #: R, `(groups, channels, channels)`
+        self.ridge = shift * gram.mean(frequencies).real
+        self.ridge.diagonal(dim1=-2, dim2=-1).add_(floor * scale if scale else 1.0)
+        inverse = torch.linalg.inv(
+            gram + self.ridge.reshape(len(gram), *[1] * len(frequencies), *gram.shape[-2:])
+        )
         single = operator.dtype == torch.float32 and 1 / RANGE**2 <= scale <= RANGE**2
         self._inverse = inverse.to(torch.complex64 if single else torch.complex128)
 
