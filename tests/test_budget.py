@@ -123,7 +123,7 @@ def test_sums_do_not_depend_on_how_many_samples_fit() -> None:
 def test_a_matrix_that_does_not_fit_is_not_held() -> None:
     ((x, y),) = images(1, 4)
     kinds = {name: type(own) for name, own in summed(24 * MIB, Batch((x,), y)).items()}
-    assert kinds.pop("third.weight") is WideEquations
+    assert kinds.pop("linear(weight=third.weight, bias=third.bias)") is WideEquations
     assert set(kinds.values()) == {NormalEquations}
 
 
