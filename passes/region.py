@@ -22,13 +22,15 @@ class Region(nn.Module):
 
     Attributes:
         hinged: whether all that follows is a ReLU.
+        entrywise: whether every value goes its own way.
     """
 
-    def __init__(self, stretch: Stretch) -> None:
+    def __init__(self, stretch: Stretch, entrywise: bool = False) -> None:
         super().__init__()
         self._stretch: Stretch | None = stretch
         self._interior: fx.GraphModule | None = None
         self.hinged = [n.meta.get("op") for n in stretch.exit.users] == ["relu"]
+        self.entrywise = entrywise
 
     @property
     def interior(self) -> fx.GraphModule:

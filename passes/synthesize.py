@@ -26,7 +26,7 @@ from fxinvert.passes.leaves import printable
 from fxinvert.passes.region import Region, held, owner_of
 from fxinvert.rules import RuleSet
 from fxinvert.rules.padded import PADDED, padded_convolution
-from fxinvert.rules.region import REGION
+from fxinvert.rules.region import ARITHMETIC, REGION
 from fxinvert.rules.registry import Kind, matrix_free
 
 #: the inverse graph's first input
@@ -47,7 +47,7 @@ def synthesize(graph: fx.GraphModule, rules: RuleSet, settings: SolveSettings) -
     for stretch in flow.stretches:
         node, path = stretch.entry, stretch.entry.meta["path"]
         if stretch.is_region:
-            op = inverse_region(stretch, settings)
+            op = inverse_region(stretch, rules, settings)
         elif stretch.copies:
             op = inverse_padded(stretch, rules, settings)
         else:
@@ -78,11 +78,25 @@ def inverse_op(node: fx.Node, source: fx.Node, rules: RuleSet, settings: SolveSe
     return InverseOp(rule, path, function, unknown, settings.at(path), rows)
 
 
-def inverse_region(stretch: Stretch, settings: SolveSettings) -> InverseOp:
+def inverse_region(stretch: Stretch, rules: RuleSet, settings: SolveSettings) -> InverseOp:
     """What inverts a region for its entry: the fallback, on the region's own graph."""
     name = f"{stretch.entry.meta['path']} → {stretch.exit.meta['path']}"
     rows = _rows(stretch.entry, stretch.exit)
-    return InverseOp(matrix_free(REGION), name, Region(stretch), 0, settings, rows)
+    return InverseOp(
+        matrix_free(REGION), name, Region(stretch, _entrywise(stretch, rules)), 0, settings, rows
+    )
+
+
+def _entrywise(stretch: Stretch, rules: RuleSet) -> bool:
+    """Whether a region's values go their own ways: through functions of one value, and arithmetic of values in one place."""
+    shape = stretch.entry.meta["tensor_meta"].shape
+
+    def own_way(node: fx.Node) -> bool:
+        rule = rules.lookup(node.meta["op"])
+        known = rule is not None and (rule.kind is Kind.ELEMENTWISE or rule.key in ARITHMETIC)
+        return known and node.meta["tensor_meta"].shape == shape
+
+    return all(map(own_way, (*stretch.inside, stretch.exit)))
 
 
 def inverse_padded(stretch: Stretch, rules: RuleSet, settings: SolveSettings) -> InverseOp:

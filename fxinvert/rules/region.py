@@ -6,6 +6,9 @@ iteration reaches the target by a few evaluations, and where the region is far f
 sample. A reached target is claimed to be `EXACT`: the solution is the only one near the anchor wherever the Jacobian is
 regular, but nothing here shows that it is.
 
+A region in which every value goes its own way, an activation that was written out as x · sigmoid(x), is inverted value by value, on
+all of its branches (`fxinvert.linalg.scalar`).
+
 Where a ReLU follows, as after the addition of a residual block, its rule has inverted it exactly, and any value up to 0
 does for a target up to 0: only what is to be positive, or is, binds the region. A value that is to be positive keeps its
 slope below 0, so that it can get there. Where the target is out of reach all the same, that would cost more than it
@@ -20,6 +23,7 @@ import torch
 from torch import Tensor
 
 from fxinvert.linalg.fixed_point import FixedPoint, fixed_point
+from fxinvert.linalg.scalar import roots
 from fxinvert.linalg.vectors import flat, norm, per_sample
 from fxinvert.rules.certificate import Certificate, Inverse, Status, reached, relative, row_norms
 from fxinvert.rules.fallback import TOLERANCES, invert_matrix_free
@@ -27,6 +31,11 @@ from fxinvert.rules.op import Op
 
 #: the key of a region, which no op has
 REGION = "region"
+#: ops of several values in one place
+ARITHMETIC = frozenset(
+    {"add", "sub", "rsub", "mul", "div", "neg", "addcmul", "addcdiv", "lerp", "where"}
+    | {"maximum", "minimum", "fmax", "fmin", "logaddexp", "hypot"}
+)
 #: pairs of products with the Jacobian and its transpose, for every sample that the iteration leaves
 PRODUCTS = 60
 #: relative error before a ReLU that is worth no more steps, unless these are fast
@@ -45,11 +54,25 @@ def invert_region(op: Op, target: Tensor) -> Inverse:
     """
     settings = dataclasses.replace(op.settings, max_iterations=min(op.settings.max_iterations, PRODUCTS))
     op = dataclasses.replace(op, settings=settings)
+    if op.attributes.get("entrywise"):
+        return _by_value(op, target)
     if op.attributes.get("hinged"):
         return _before_relu(op, target)
     if op.anchor.shape != op.output.shape:
         return invert_matrix_free(op, target)
     return _near_identity(op, target)
+
+
+def _by_value(op: Op, target: Tensor) -> Inverse:
+    """A root for every value, or the closest that the function comes."""
+    own = op.anchor.dtype
+    working = torch.promote_types(own, torch.float32)
+    anchor, output, wanted = (value.to(working) for value in (op.anchor, op.output, target))
+    found = roots(lambda x: op(x.to(own)).to(working), anchor, output, wanted)
+    certificate = _certificate(op, target, found.value.to(own), found.evaluations)
+    if certificate.status is Status.DAMPED and bool(found.closest.all()):
+        certificate = dataclasses.replace(certificate, status=Status.LEAST_SQUARES)
+    return Inverse(found.value.to(own), certificate)
 
 
 def _iterated(
