@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 from fxinvert.errors import REPORT, TraceError
-from fxinvert.passes.capture import CaptureError
+from fxinvert.passes.capture import CaptureError, describe
 from fxinvert.passes.leaves import copied, mapped
 from fxinvert.passes.sizes import of_computed_size
 
@@ -84,17 +84,15 @@ def check_reproduces(
             f"the traced graph does not reproduce the model: {problem}. If forward() switches torch.autocast, which no graph "
             f"records, let it compute in one precision; if not: {REPORT}"
         )
-    if not expected.dim() or len(expected) % max(batch_size(inputs), 1):
-        raise TraceError(f"{WITH_BATCH_SIZE} (its output has shape {tuple(expected.shape)}); {KEEP_FIRST}")
+    if not expected.dim() or not len(expected) or len(expected) % max(batch_size(inputs), 1):
+        raise _no_rows(graph, values, f"its output has shape {tuple(expected.shape)}")
     larger, rows = doubled(inputs), len(expected)
     try:
         wanted = run(model, larger)
     except TraceError as error:
         raise TraceError(f"{WITH_BATCH_SIZE} ({error}); {KEEP_FIRST}") from error
     if wanted.shape != (2 * rows, *expected.shape[1:]):
-        raise TraceError(
-            f"{WITH_BATCH_SIZE} (for twice the samples the output's shape is {tuple(wanted.shape)}); {KEEP_FIRST}"
-        )
+        raise _no_rows(graph, values, f"for twice the samples the output's shape is {tuple(wanted.shape)}")
     try:
         problem = _difference(wanted, _tried(_Marking(graph, values, batch_size(inputs)).run, larger))
     except TraceError as error:  # a size that was read from the example and does not fit now
@@ -108,6 +106,19 @@ def check_reproduces(
             "the model computes across the samples of a batch: a sample's output changes with the others "
             f"(by up to {float(moved.max()):.1e}), so that it has no target of its own"
         )
+
+
+def _no_rows(graph: fx.GraphModule, values: Values, said: str) -> TraceError:
+    """What to raise where the output has no rows for every sample: data may say how many, else it is the batch size."""
+    (output,) = graph.graph.find_nodes(op="output")
+    computed = of_computed_size(graph, values)
+    first = next((node for node in graph.graph.nodes if node in computed), None)
+    if first is None or not computed.intersection(output.all_input_nodes):
+        return TraceError(f"{WITH_BATCH_SIZE} ({said}); {KEEP_FIRST}")
+    return TraceError(
+        f"the output's shape is data-dependent ({said}): {describe(first)} selects by values, so that no rows are a "
+        "sample's own; let forward() keep all rows (torch.where, or a mask in the loss), or take an output before that"
+    )
 
 
 WITH_BATCH_SIZE = "the model computes with the batch size of the example"

@@ -10,7 +10,9 @@ from torch import Tensor, fx
 from fxinvert.passes.leaves import leaves
 
 #: ops that give as many rows as their values say
-_SELECT = ("_unique2", "masked_select", "nonzero", "unique_consecutive", "unique_dim")
+_SELECT = (
+    "_unique2", "argwhere", "masked_select", "nonzero", "nonzero_numpy", "unique", "unique_consecutive", "unique_dim",
+)  # fmt: skip
 #: ops that read a number off a tensor
 _READ = ("item", "_local_scalar_dense")
 #: ops that give what their first argument is, with some of it changed, in its shape
