@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fxinvert.errors import DataError, ExportMismatchError, TraceError
+from fxinvert.errors import DataError, ExportMismatchError, FxInvertError, TraceError
 from fxinvert.export.annotate import SCOPES
 from fxinvert.export.called import BATCH, Call, Half
 from fxinvert.export.inputs import Case, like
+from fxinvert.export.projected import ProjectedSteps, show_lstms
 from fxinvert.quiet import quiet
 
 FIRST_OPSET = 18
@@ -39,10 +40,11 @@ def translate(
         DataError: There is no such opset.
     """
     name, kind = type(model).__name__, "in half precision " if half else ""
+    show_lstms(model)
     flat, prefix = _flat(model, call, cases, half)
     inputs = _tracing_inputs(call, cases)
     # attention is taken apart for ONNX: its other kernels lay their results out in ways that no view of the parts has
-    with quiet() as said, sdpa_kernel(SDPBackend.MATH):
+    with quiet() as said, sdpa_kernel(SDPBackend.MATH), ProjectedSteps():
         try:
             program = torch.onnx.export(
                 flat,
@@ -56,6 +58,9 @@ def translate(
                 output_names=list(cases[0].expected),
             )
         except Exception as error:
+            own = _innermost(error)
+            if isinstance(own, FxInvertError):
+                raise own from error
             failure = TraceError(
                 f"torch could not export {name} {kind}to ONNX: {_cause(error)}. Remove what cannot be "
                 "captured (branches on tensor values, .item(), operators without an ONNX translation) from forward."
@@ -129,9 +134,15 @@ def _use_own_names(model: Any, prefix: str) -> None:
             node.metadata_props[SCOPES] = scopes.replace(f"'{prefix}", "'").replace(f"'{module}', ", "")
 
 
-def _cause(error: BaseException) -> str:
-    """The first line of the innermost error that torch chained; its own summary is long."""
+def _innermost(error: BaseException) -> BaseException:
+    """The error at the beginning of those that torch chained."""
     while error.__cause__ is not None:
         error = error.__cause__
+    return error
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of the innermost error; torch's own summary is long."""
+    error = _innermost(error)
     text = str(error).strip() or type(error).__name__
     return f"{type(error).__name__}: {text.splitlines()[0]}"
