@@ -11,11 +11,11 @@ from torch import Tensor, fx
 
 from fxinvert.errors import DataError
 from fxinvert.heads import Heads
-from fxinvert.labels import IGNORED, flat_classes, is_classification, shares
+from fxinvert.labels import IGNORED, flat_classes, is_classification
 from fxinvert.output_target import regression
 from fxinvert.passes.capture import evaluating
 from fxinvert.training.batch import Batch
-from fxinvert.training.metrics import losses_of
+from fxinvert.training.metrics import hits_of, losses_of
 
 #: classes that a confusion matrix is made for, and bins of a histogram
 CLASSES, BINS = 50, 30
@@ -122,9 +122,8 @@ def _answered(outputs: Tensor, labels: Tensor, samples: int) -> tuple[Tensor, Te
     losses = losses_of(outputs, labels, samples).cpu()
     if is_classification(labels):
         logits, classes = flat_classes(outputs, labels)
-        given = logits.argmax(-1)
-        right = ((given == classes) * shares(classes, samples)).reshape(samples, -1).sum(1)
-        return losses, right.cpu(), Head("", logits.shape[-1], classes.cpu(), given.cpu())
+        right = hits_of(outputs, labels, samples)
+        return losses, right.cpu(), Head("", logits.shape[-1], classes.cpu(), logits.argmax(-1).cpu())
     wanted = regression(outputs, labels)
     return losses, None, Head("", 0, wanted.flatten().cpu(), outputs.flatten().cpu())
 

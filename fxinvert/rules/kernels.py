@@ -1,8 +1,9 @@
 """Kernels: the choice among branches, or what a norm takes, as few passes over memory, by torch's compiler.
 
-What such a rule computes takes little time beside what its dozens of tensor operations read and write. A compiler
-that fuses them reads each value once, or as often as there are sums that need one another. The very functions of the rule's table are traced, without a value to look at, and
-the graph of their tensor operations is compiled; where two ops lead to the same graph they share a kernel.
+What such a rule computes takes little time beside what its dozens of tensor operations read and write. A compiler that
+fuses them reads each value once, or as often as there are sums that need one another. The very functions of the rule's
+table are traced, without a value to look at, and the graph of their tensor operations is compiled; where two ops lead to
+the same graph they share a kernel.
 """
 
 from __future__ import annotations

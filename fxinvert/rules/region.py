@@ -6,8 +6,8 @@ iteration reaches the target by a few evaluations, and where the region is far f
 sample. A reached target is claimed to be `EXACT`: the solution is the only one near the anchor wherever the Jacobian is
 regular, but nothing here shows that it is.
 
-A region in which every value goes its own way, an activation that was written out as x · sigmoid(x), is inverted value by value, on
-all of its branches (`fxinvert.linalg.scalar`).
+A region in which every value goes its own way, an activation that was written out as x · sigmoid(x), is inverted value by
+value, on all of its branches (`fxinvert.linalg.scalar`).
 
 Where a ReLU follows, as after the addition of a residual block, its rule has inverted it exactly, and any value up to 0
 does for a target up to 0: only what is to be positive, or is, binds the region. A value that is to be positive keeps its

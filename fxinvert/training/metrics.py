@@ -117,17 +117,21 @@ def sample_losses(outputs: Tensor, batch: Batch, heads: Heads) -> Tensor:
 
 
 def sample_hits(outputs: Tensor, batch: Batch, heads: Heads) -> Tensor:
-    """The share of every sample's answers that are right `(B,)`, float64, 0 where they are numbers; those of several outputs are added.
+    """The share of every sample's answers that are right `(B,)`, float64; those of several outputs are added.
 
     Raises:
         DataError: the labels do not fit the outputs.
     """
     pairs = heads.pairs(outputs, batch.labels)
-    return torch.stack([_hits(own, labels, len(batch)) for own, labels in pairs]).sum(0)
+    return torch.stack([hits_of(own, labels, len(batch)) for own, labels in pairs]).sum(0)
 
 
-def _hits(outputs: Tensor, labels: Tensor, samples: int) -> Tensor:
-    """Of one output."""
+def hits_of(outputs: Tensor, labels: Tensor, samples: int) -> Tensor:
+    """The share of every sample's answers that are right, for one output: `(B,)`, float64; 0 where they are numbers.
+
+    Raises:
+        DataError: the labels do not fit the outputs.
+    """
     if not is_classification(labels):
         return outputs.new_zeros(samples, dtype=torch.float64)
     logits, classes = flat_classes(outputs, labels)
