@@ -57,8 +57,8 @@ class Chosen:
         tensors = list(ways)
         if not tensors:
             raise TraceError(
-                f"the model returns {type(values).__name__}; a tensor, or a tuple, list, dict or dataclass of tensors "
-                "is needed"
+                f"the model returns {type(values).__name__}{_empty(values)}; a tensor, or a tuple, list, dict or "
+                "dataclass of tensors is needed"
             )
         keys = tuple(output) if isinstance(output, tuple | list) else (output,)
         listed = ", ".join(map(repr, tensors))
@@ -107,6 +107,13 @@ def _ways(values: Any) -> dict[Key, tuple[Key, ...]]:
         else:
             found |= {f"{key}.{name}": (key, *way) for name, way in _ways(item).items()}
     return found
+
+
+def _empty(values: Any) -> str:
+    """Which of the containers that a container without tensors holds are empty, in words."""
+    items = ((key, item_of(values, key)) for key in names_of(values))
+    empty = [repr(key) for key, item in items if isinstance(item, tuple | list | Mapping) and not item]
+    return f", in which {', '.join(empty)} is empty" if empty else ""
 
 
 def _default(values: Any, tensors: list[Key], listed: str) -> Key:

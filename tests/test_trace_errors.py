@@ -61,6 +61,7 @@ def _says_nothing_at_a_node(self: Any, x: Tensor) -> Tensor:
         (Model(lambda self, x: self.fc(x), fc=nn.Linear(4, 2)), r"does not run on .*'fc'.*cannot be multiplied"),
         (Model(_says_nothing), r"does not run on .*\(2, 3\): AssertionError"),
         (Model(_says_nothing_at_a_node), r"does not run on .*'_assert'.*: AssertionError"),
+        (Model(lambda self, x: {"maps": (), "size": 3, "hidden": None}), r"returns dict, in which 'maps' is empty; a"),
         (nn.Sequential(nn.LazyLinear(3)), "lazy modules"),
         (torch.jit.trace(nn.Linear(3, 2), torch.randn(2, 3)), "TorchScript"),  # type: ignore[no-untyped-call]
         (nn.Linear(3, 2, device="meta"), "no values .*load its weights"),

@@ -61,7 +61,10 @@ def checked(item: Any, where: str) -> Batch:
     first = next((value for _, value in named if isinstance(value, Tensor)), None)
     for name, value in named:
         if not isinstance(value, Tensor):
-            raise DataError(f"{where}: {name} is {type(value).__name__}; a tensor is needed")
+            raise DataError(
+                f"{where}: {name} is {type(value).__name__}; a tensor is needed (what is the same for all samples "
+                "belongs into the model, as a default or a setting)"
+            )
         if value.dim() == 0 or first is None or first.dim() == 0 or len(value) != len(first):
             other = "none" if first is None else str(tuple(first.shape))
             raise DataError(
