@@ -67,9 +67,9 @@ class Ledger:
     """What all caches hold together, and what has to go when it is too much: what will be wanted last.
 
     An entry is due as long after its last use as that was after the one before it (Belady, IBM Syst. J. 5, 1966, with
-    the future as the past was); one that has not come back by then as late again as it has been away. Where more is asked for in
-    turn than fits, the most recently used goes, and of a round trip as much stays as fits: the least recently used,
-    which is the next that is wanted, goes only where nothing is known of the newcomer.
+    the future as the past was); one that has not come back by then as late again as it has been away. Where more is asked
+    for in turn than fits, the newcomer is the last that is wanted again, and is not kept, so that of a round trip as much
+    stays as fits: the least recently used, which is the next that is wanted, goes only where nothing is known of the newcomer.
 
     Args:
         limit: in bytes; by default a quarter of the memory that is free when something is added.
@@ -115,16 +115,16 @@ class Ledger:
         here = [entry for entry, its in self._held.items() if its == device]
         total = size + sum(sizes[entry] or 0 for entry in here)
         limit = self.limit if self.limit is not None else int(SHARE * (free_memory(device) + total))
-        others = [entry for entry in here if entry != newest]
-        while others and total > limit:
+        # what is in use stays if nothing else does
+        while len(here) > (newest is not None) and total > limit:
             # of several the first: the least recently used
-            other = max(others, key=lambda entry: self._due(entry, newest))
-            others.remove(other)
-            total -= sizes[other] or 0
-            cache = other[0]()
+            last = max(here, key=lambda entry: self._due(entry, newest))
+            here.remove(last)
+            total -= sizes[last] or 0
+            cache = last[0]()
             if cache is not None:
-                cache.drop(other[1])
-            del self._held[other]
+                cache.drop(last[1])
+            del self._held[last]
 
     def _due(self, entry: _Place, newest: _Place | None) -> float:
         """When an entry will be wanted; if it never came back, as long after its use as the newest did."""
