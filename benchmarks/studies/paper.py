@@ -31,7 +31,7 @@ ALPHAS = (0.0, 0.02, 0.1, 0.3)
 BATCH, LEARNING_RATE, WEIGHT_DECAY = 256, 5e-5, 0.05
 HELD_OUT = 1500
 #: epochs of α = 0 where it is compared with what passes over the data more often than the protocol
-LONG = 32
+LONG = 48
 
 
 class Protocol(NamedTuple):
