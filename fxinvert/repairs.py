@@ -85,7 +85,8 @@ def repair_alone(
 ) -> Repairs:
     """Post-trains each segment by itself, all others as they are; the first in `Repairs.gained` is the suspect.
 
-    With noise added to one layer of a converged reference network it is that layer in 14 of 16 cases (docs/report.md).
+    With noise added to one layer of a converged reference network it is that layer in 12 of 16 cases, the second in three
+    more (docs/report.md).
 
     Args:
         model: as for `fxinvert.post_train`; it stays as it is.
