@@ -114,7 +114,7 @@ def summed(batches: list[Any], fraction: float | None = 0.3) -> NormalEquations:
         weighted=True,
         position_fraction=fraction,
     )
-    first = found["0.weight"]
+    first = found["conv2d(weight=0.weight, bias=0.bias)"]
     assert isinstance(first, NormalEquations)
     return first
 
