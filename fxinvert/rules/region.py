@@ -18,6 +18,7 @@ gains, and the region is judged by what the ReLU makes of it.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -65,14 +66,20 @@ def invert_region(op: Op, target: Tensor) -> Inverse:
 
 def _by_value(op: Op, target: Tensor) -> Inverse:
     """A root for every value, or the closest that the function comes."""
+    found = roots(*_working(op, target))
+    value = found.value.to(op.anchor.dtype)
+    certificate = _certificate(op, target, value, found.evaluations)
+    if certificate.status is Status.DAMPED and bool(found.closest.all()):
+        certificate = dataclasses.replace(certificate, status=Status.LEAST_SQUARES)
+    return Inverse(value, certificate)
+
+
+def _working(op: Op, target: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor, Tensor, Tensor]:
+    """The region as a function in single precision at least; its anchor, its output and its target in that."""
     own = op.anchor.dtype
     working = torch.promote_types(own, torch.float32)
     anchor, output, wanted = (value.to(working) for value in (op.anchor, op.output, target))
-    found = roots(lambda x: op(x.to(own)).to(working), anchor, output, wanted)
-    certificate = _certificate(op, target, found.value.to(own), found.evaluations)
-    if certificate.status is Status.DAMPED and bool(found.closest.all()):
-        certificate = dataclasses.replace(certificate, status=Status.LEAST_SQUARES)
-    return Inverse(found.value.to(own), certificate)
+    return lambda x: op(x.to(own)).to(working), anchor, output, wanted
 
 
 def _iterated(
@@ -80,15 +87,11 @@ def _iterated(
 ) -> tuple[FixedPoint, Tensor]:
     """What the iteration finds, and the samples that have arrived."""
     own = op.anchor.dtype
-    working = torch.promote_types(own, torch.float32)
-    anchor, output, wanted = (value.to(working) for value in (op.anchor, op.output, target))
+    function, anchor, output, wanted = _working(op, target)
     size = norm(wanted)
     tolerance = TOLERANCES.get(own, torch.finfo(own).eps ** 0.5)
     size = torch.where(size > 0, size, 1)
     goal, satisfied = tolerance * size, max(tolerance, enough) * size
-
-    def function(x: Tensor) -> Tensor:
-        return op(x.to(own)).to(working)
 
     found = fixed_point(function, anchor, output, wanted, goal, enough=satisfied, closest=closest)
     return found, found.error <= satisfied

@@ -82,7 +82,8 @@ def _of_head(outputs: Tensor, labels: Any, effects: Tensor) -> Quadratic:
             weight * flat @ (outputs - labels.reshape(outputs.shape)).flatten(), weight * flat @ flat.T
         )
     logits, classes = flat_classes(outputs, labels)
-    moves = torch.stack([flat_classes(effect, labels)[0] for effect in effects])
+    same = labels.expand(len(effects), *labels.shape).flatten(0, 1)
+    moves = flat_classes(effects.flatten(0, 1), same)[0].reshape(len(effects), *logits.shape)
     likely = logits.softmax(-1)
     counts = shares(classes, len(outputs))[:, None]
     residual = likely.scatter_add(1, classes.clamp(min=0)[:, None], -torch.ones_like(likely))
