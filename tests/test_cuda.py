@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_compiled_rules
 import test_elementwise_rules
+import test_equilibrated
 import test_linear_rules
 import test_movement_rules
 import test_normalization_rules
 import test_pooling_rules
 import test_reduction_rules
+import test_scalar
 import test_simplex_rules
 import torch
 from linear_problems import relative
@@ -26,7 +29,7 @@ from torch.utils import _pytree as pytree
 
 import fxinvert
 import fxinvert.models as zoo
-from fxinvert.linalg import Convolution, SolveSettings, SpectralFactor
+from fxinvert.linalg import Convolution, SolveSettings, SpectralFactor, factorize
 from fxinvert.linalg.choice import choose
 from fxinvert.rules import Status
 from fxinvert.testing import check_rule
@@ -85,6 +88,45 @@ def test_elementwise_rules_keep_their_promises(case: test_elementwise_rules.Case
     assert report.identity == 0
 
 
+@pytest.mark.parametrize("name", test_scalar.FUNCTIONS)
+@pytest.mark.parametrize("dtype", [F64, torch.float32], ids=["float64", "float32"])
+def test_activations_that_are_written_out(name: str, dtype: torch.dtype) -> None:
+    module, x = test_scalar.Written(test_scalar.FUNCTIONS[name]), torch.randn(6, 5, dtype=dtype)
+    for target in (module(torch.randn_like(x)), torch.randn_like(x)):
+        expected, found = (
+            fxinvert.invert(module, anchor, output_target="regression", reconstruction="nodewise")(
+                anchor, goal
+            )
+            for anchor, goal in ((x, target), moved((x, target)))
+        )
+        outputs = (module(reconstruction.targets["x"]) for reconstruction in (found, expected))
+        assert_close(*outputs, 1e-6 if dtype == F64 else 1e-3)
+
+
+NORMS: dict[str, Any] = {
+    "group": lambda: test_compiled_rules.group_norm(0.5),
+    "layer": lambda: nn.LayerNorm(50),
+    "instance": lambda: nn.InstanceNorm1d(4, affine=True),
+}
+COMPILED = test_compiled_rules.MODULES | NORMS
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_rules_answer_as_others_do(name: str) -> None:
+    """By Triton."""
+    module, x = COMPILED[name]().to(DEVICE), 3 * torch.randn(6, 4 if name in NORMS else 3, 50, device=DEVICE)
+    compiled, plain = test_compiled_rules.inverses(module, x)
+    for target in (module(torch.randn_like(x)).detach(), 5 * torch.randn_like(x)):
+        found, expected = (
+            inverse(x, target).certificates["input"].measured() for inverse in (compiled, plain)
+        )
+        torch.testing.assert_close(found.residual, expected.residual, rtol=1e-3, atol=1e-4)
+        assert found.status is expected.status
+    for rows in (1, 2, 4):
+        some = x[:rows]
+        assert torch.equal(compiled(some, module(some).detach()).targets["input"], some)
+
+
 # --- solvers ------------------------------------------------------------------------------------------------
 
 
@@ -104,11 +146,29 @@ def test_solvers_of_convolutions(dtype: torch.dtype, damping: float) -> None:
         assert_close(found, expected.to(dtype), 1e-6 if dtype == F64 else 1e-3)
 
 
+@pytest.mark.parametrize("method", ["capacitance", "banded", "cholesky", None])
+@pytest.mark.parametrize(("c_out", "padding", "dtype"), [(3, 1, torch.float32), (2, 0, F64), (4, 2, F64)])
+def test_ill_conditioned_convolutions(method: Any, c_out: int, padding: int, dtype: torch.dtype) -> None:
+    weight = test_equilibrated.ill_conditioned(c_out, 3, outputs=c_out <= 3).to(dtype)
+    a = Convolution(weight, test_equilibrated.SHAPE, (1, 1), (padding, padding), (1, 1), 1)
+    r = torch.randn(3, *a.out_shape, dtype=dtype)
+    expected = SpectralFactor(a.to(F64)).solve(r.double(), 0.0).correction
+    factor = factorize(
+        Convolution(weight.to(DEVICE), test_equilibrated.SHAPE, (1, 1), (padding, padding), (1, 1), 1),
+        SolveSettings(method=method),
+    )
+    assert_close(
+        factor.solve(r.to(DEVICE), 0.0).correction, expected.to(dtype), 1e-8 if dtype == F64 else 1e-5
+    )
+
+
 # --- whole networks -----------------------------------------------------------------------------------------
 
 
 #: a region's steps end when they are near enough
 TOLERANCES = {"nodewise": 1e-3, "linearized": 1e-6}
+#: nodes that a maximum is taken of, among zeros: of equal ones each device takes another
+TIED = {"digits_unet": ("down1.5", "down2.5")}
 REACHED = (Status.PASSED_THROUGH, Status.EXACT, Status.NEAREST)
 
 
@@ -134,6 +194,8 @@ def test_targets_are_those_of_the_processor(name: str, reconstruction: Any) -> N
         # where a step misses, the last digit of what it began with decides on where it ends
         if reconstruction == "nodewise" and certificate.status not in REACHED:
             break
+        if node in TIED.get(name, ()):
+            continue
         assert_close(found.targets[node], expected.targets[node], TOLERANCES[reconstruction])
         residual = found.certificates[node].residual.cpu()
         torch.testing.assert_close(residual, certificate.residual, rtol=1e-3, atol=1e-6)
