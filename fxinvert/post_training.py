@@ -37,7 +37,7 @@ from fxinvert.scheduling.journal import Journal
 from fxinvert.training import Method, NormalEquations
 from fxinvert.training.chunks import CHUNK, source_of
 from fxinvert.training.confirm import Gain
-from fxinvert.training.context import MEMORY_LIMIT, Context, State
+from fxinvert.training.context import Context, State
 from fxinvert.training.data import Part
 from fxinvert.training.fingerprint import Fingerprint
 from fxinvert.training.held_out import HeldOutSample
@@ -80,7 +80,7 @@ def post_train(
     threads: int = 1,
     chunk: int = CHUNK,
     retries: int = 2,
-    memory_limit: int = MEMORY_LIMIT,
+    memory_limit: int | None = None,
     solvers: Mapping[str, SolverMethod] | None = None,
     compiled: bool = False,
     run_directory: str | Path | Journal | None = None,
@@ -134,7 +134,8 @@ def post_train(
         retries: how often a task is tried again that failed or whose worker died.
         memory_limit: bytes that every task may take, besides its data and copies of the parameters, see
             `fxinvert.training.budget`: solvers are chosen among those that fit, batches are worked on in parts, and layers
-            whose Gram matrix does not fit are solved from rows. Methods that follow gradients take batches as they are.
+            whose Gram matrix does not fit are solved from rows. By default 2 GiB, or what a sample of the model takes.
+            Methods that follow gradients take batches as they are.
         solvers: of single ops, by node, where they are not to be chosen, see `fxinvert.invert`.
         compiled: whether rules are compiled, see `fxinvert.invert`: it pays where many batches are inverted node by node.
         run_directory: where finished work is written; called again with the same arguments after a crash, the work
@@ -161,7 +162,9 @@ def post_train(
     began = time.perf_counter()
     if isinstance(model, ExportedProgram):
         model = in_evaluation(model.module())
-    _check_counts(sweeps=sweeps, patience=patience, threads=threads, chunk=chunk, memory_limit=memory_limit)
+    _check_counts(sweeps=sweeps, patience=patience, threads=threads, chunk=chunk)
+    if memory_limit is not None:
+        _check_counts(memory_limit=memory_limit)
     _check_counts(least=0, retries=retries)
     _check_named("inputs", inputs, INPUTS)
     if not 0.5 <= confidence < 1:

@@ -17,7 +17,7 @@ from fxinvert.errors import SolveError
 from fxinvert.output_target import output_target
 from fxinvert.training import ClosedForm, NormalEquations
 from fxinvert.training.batch import Batch
-from fxinvert.training.budget import BLOCKS, FEWEST, Budget, Size
+from fxinvert.training.budget import BLOCKS, FEWEST, MEMORY_LIMIT, VALUES, Budget, Size, budget_for
 from fxinvert.training.chunks import source_of
 from fxinvert.training.closed_form import sums
 from fxinvert.training.context import Context
@@ -145,6 +145,14 @@ def test_what_is_said_to_be_needed_is_enough(sizes: list[Size], limit: int) -> N
     assert 2 * sum(held) <= budget.sums
     assert all(rows is None or rows >= FEWEST for rows in found.values())
     assert budget.sums + BLOCKS * budget.block < budget.limit / 2
+
+
+@given(st.integers(0, 2**40))
+def test_by_default_a_sample_of_any_model_fits(each: int) -> None:
+    ((x, y),) = images(1, 3)
+    limit = budget_for(each).limit
+    assert len([*budget_for(each).parts(Batch((x,), y), each)]) <= 3
+    assert (limit == MEMORY_LIMIT) == (each <= VALUES * MEMORY_LIMIT)
 
 
 def test_a_limit_too_small_for_a_sample_says_what_is_needed() -> None:

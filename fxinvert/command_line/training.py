@@ -117,7 +117,7 @@ def post_train(
     threads: Annotated[int, setting("threads", min=1)] = DEFAULT.threads,
     chunk: Chunk = DEFAULT.chunk,
     retries: Annotated[int, setting("retries", min=0)] = DEFAULT.retries,
-    memory_limit: Annotated[int, setting("memory_limit", min=1)] = DEFAULT.memory_limit,
+    memory_limit: Annotated[int | None, setting("memory_limit", min=1)] = DEFAULT.memory_limit,
     solvers: Solvers = None,
     compiled: Annotated[bool, setting("compiled", "--compiled/--no-compiled")] = DEFAULT.compiled,
     device: Device = DEFAULT.device,

@@ -146,10 +146,11 @@ class PostTrainConfig(BaseModel):
     retries: int = Field(
         default=2, ge=0, description="How often a task is tried again that failed or whose worker died."
     )
-    memory_limit: int = Field(
-        default=2**31,
+    memory_limit: int | None = Field(
+        default=None,
         ge=1,
-        description="Bytes that every task may take, besides its data and copies of the parameters.",
+        description="Bytes that every task may take, besides its data and copies of the parameters; by default 2 GiB, or "
+        "what a sample of the model takes.",
     )
     solvers: dict[str, SolverName] | None = Field(
         default=None,

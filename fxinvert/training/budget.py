@@ -21,6 +21,9 @@ from fxinvert.errors import SolveError
 from fxinvert.linalg.memory import human
 from fxinvert.training.batch import Batch
 
+#: bytes that a task may take by default; the same everywhere and at any time, since which solver is taken, and so how its
+#: result is rounded, depends on it
+MEMORY_LIMIT = 2**31
 #: of the limit: for factorizations; for what solves work on; for values and targets
 SOLVERS, WORK, VALUES = 1 / 2, 1 / 16, 1 / 8
 #: of the limit, values that held-out outputs have in common; and the most that is worth it, in bytes
@@ -145,6 +148,11 @@ class Budget:
                 f"memory_limit={self.limit}: at least {needed} bytes ({human(needed)}) are needed"
             )
         return {key: min(found[key], MOST) if key in found else None for key in sizes}
+
+
+def budget_for(each: int) -> Budget:
+    """By default: 2 GiB, or what it takes to work on one sample of a model, whose values and targets take so many bytes."""
+    return Budget(max(MEMORY_LIMIT, math.ceil(each / VALUES)))
 
 
 def _held(sums: list[int]) -> float:

@@ -26,15 +26,11 @@ from fxinvert.passes.outputs import Key
 from fxinvert.passes.trace import is_normalized
 from fxinvert.rules import RuleSet, default_rules
 from fxinvert.training.batch import Batch
-from fxinvert.training.budget import SOLVERS, WORK, Budget, bytes_of_sample
+from fxinvert.training.budget import SOLVERS, WORK, Budget, budget_for, bytes_of_sample
 from fxinvert.training.chunks import Source
 from fxinvert.training.data import Batches
 
 State = dict[str, Tensor]
-
-#: bytes that a task may take; the same everywhere and at any time, since which solver is taken, and so how its result is
-#: rounded, depends on it
-MEMORY_LIMIT = 2**31
 
 #: samples that a model is traced with
 _EXAMPLE = 2
@@ -50,7 +46,7 @@ class Context:
         rules: the rules in force.
         reconstruction: how targets are found, see `fxinvert.invert`; `"auto"`: node by node on chains, linearized
             where the graph branches.
-        memory_limit: bytes that a task may take, see `fxinvert.training.budget`.
+        memory_limit: bytes that a task may take, see `fxinvert.training.budget`; by default what `budget_for` tells.
         solvers: of single ops, by node.
         compiled: whether rules are compiled, see `fxinvert.invert`.
         keep_zeros: whether entries of parameters that are zero stay zero.
@@ -74,16 +70,17 @@ class Context:
         output: Key | tuple[Key, ...] | None = None,
         rules: RuleSet | None = None,
         reconstruction: Reconstructed | Literal["auto"] = "auto",
-        memory_limit: int = MEMORY_LIMIT,
+        memory_limit: int | None = None,
         solvers: Mapping[str, SolverMethod] | None = None,
         compiled: bool = False,
         keep_zeros: bool = False,
     ) -> None:
         self.model, self.sources = model, dict(sources)
         self.output, self.rules, self.reconstruction = output, rules, reconstruction
-        self.budget, self.solvers, self.compiled = Budget(memory_limit), dict(solvers or {}), compiled
+        self.solvers, self.compiled = dict(solvers or {}), compiled
         self.first = self._first()
         self._open()
+        self.budget = Budget(memory_limit) if memory_limit else budget_for(self._each)
         self.masks: State = {}
         if keep_zeros:
             nonzero = {name: (p.detach() != 0).to(p.dtype) for name, p in self.graph.named_parameters()}
