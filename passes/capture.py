@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fxinvert.errors import TraceError
 from fxinvert.passes.inputs import Inputs
@@ -57,20 +58,54 @@ def _is_recurrent(model: nn.Module) -> bool:
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Runs the body, then undoes what it did to the model: attributes that forward() sets, buffers that it updates."""
-    modules = [(module, dict(vars(module))) for module in model.modules()]
-    tables = [(table, dict(table)) for _, saved in modules for table in saved.values() if type(table) is dict]
+    tables = _tables(model)
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
     try:
         yield
     finally:
-        for module, saved in modules:
-            _restore(vars(module), saved)
         for table, entries in tables:
-            _restore(table, entries)
+            table.clear()
+            table.update(entries)
         for buffer, value in buffers:
             if not torch.equal(buffer, value):
                 with torch.no_grad():
                     buffer.copy_(value)
+
+
+def _tables(model: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The tables that hold what modules consist of, and the entries that each has now."""
+    own = [vars(module) for module in model.modules()]
+    return [(t, dict(t)) for t in (*own, *(v for saved in own for v in saved.values() if type(v) is dict))]
+
+
+@contextmanager
+def lengths_followed(model: nn.Module) -> Iterator[None]:
+    """Runs the body with `len(x)` in the modules' code giving a size that varies, as `x.shape[0]` does.
+
+    Python wants a number of `len`, which would be the example's.
+    """
+    scopes = {
+        id(scope): scope
+        for kind in {type(module): None for module in model.modules()}
+        for base in kind.__mro__
+        if "forward" in vars(base)
+        and not base.__module__.startswith("torch.")
+        and (scope := getattr(inspect.unwrap(vars(base)["forward"]), "__globals__", None)) is not None
+        and "len" not in scope
+    }
+    for scope in scopes.values():
+        scope["len"] = _length
+    try:
+        yield
+    finally:
+        for scope in scopes.values():
+            del scope["len"]
+
+
+def _length(value: Any) -> Any:
+    if isinstance(value, fx.Proxy):
+        return value.tracer.create_proxy("call_function", len, (value,), {})
+    return value.shape[0] if isinstance(value, Tensor) and value.dim() else len(value)
 
 
 class _Tracer(fx.Tracer):
@@ -88,7 +123,10 @@ class _Tracer(fx.Tracer):
         self.rules, self.inputs, self.choose = rules, inputs, choose
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return self.rules.keeps_whole(type(m)) or super().is_leaf_module(m, module_qualified_name)
+        # what hooks do with a module's inputs and outputs is part of the graph
+        hooked = m._forward_hooks or m._forward_pre_hooks
+        own = not hooked and super().is_leaf_module(m, module_qualified_name)
+        return own or self.rules.keeps_whole(type(m))
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -117,21 +155,39 @@ def symbolic_graph(
         CaptureError: the model cannot be followed symbolically.
     """
     if rules.keeps_whole(type(model)):
-        model = nn.Sequential(model)
+        return _as_leaf(model, inputs, rules, choose)
     tracer = _Tracer(rules, inputs, choose)
+    tables = _tables(model)
     try:
-        graph = tracer.trace(model)
+        with lengths_followed(model):
+            graph = tracer.trace(model)
     except TraceError:
         raise
     except Exception as error:  # whatever the user's forward raises while it is traced
         if tracer.is_leaf_module(model, ""):  # torch's modules need not be traceable, only runnable
-            return symbolic_graph(nn.Sequential(model), inputs, rules, choose)
+            return _as_leaf(model, inputs, rules, choose)
         raise CaptureError(
             f"{type(model).__name__} cannot be traced symbolically: {error}{raised_at(error)}. Usual causes are Python control flow "
             "on tensor values or shapes in forward(); move it into a function of its own and give that function a "
             "rule with @fxinvert.inverse_rule, which keeps it whole"
         ) from error
+    finally:
+        for (
+            table,
+            entries,
+        ) in tables:  # what forward() has set is symbolic; constants of the graph are new entries
+            table.update(entries)
     return fx.GraphModule(tracer.root, graph, type(model).__name__)
+
+
+def _as_leaf(
+    model: nn.Module, inputs: Inputs, rules: RuleSet, choose: Callable[[Any], Any]
+) -> fx.GraphModule:
+    """The raw graph of a model that stays whole: one call. Its parameters have the names that they have in the model."""
+    raw = symbolic_graph(nn.Sequential(model), inputs, rules, choose)
+    for name in ("_parameters", "_buffers", "_modules"):
+        vars(raw)[name] = {**vars(model)[name], **vars(raw)[name]}
+    return raw
 
 
 def hides_parameters(raw: fx.GraphModule, rules: RuleSet) -> str | None:
@@ -176,11 +232,6 @@ def no_path(graph: fx.GraphModule) -> str:
         if stops
         else text
     )
-
-
-def _restore(table: dict[str, Any], saved: dict[str, Any]) -> None:
-    table.clear()
-    table.update(saved)
 
 
 def _target_name(target: Any) -> str:

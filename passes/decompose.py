@@ -42,16 +42,10 @@ def attend(
     The arguments are that function's; query, key and value are `(L, B, E)`.
 
     Raises:
-        NotImplementedError: for inputs without a batch, or added keys and values.
+        NotImplementedError: for inputs without a batch, or keys and values that are given as they are.
     """
-    if (
-        query.dim() != 3
-        or bias_k is not None
-        or add_zero_attn
-        or static_k is not None
-        or static_v is not None
-    ):
-        raise NotImplementedError("unbatched inputs, or added keys and values")
+    if query.dim() != 3 or static_k is not None or static_v is not None:
+        raise NotImplementedError("unbatched inputs, or keys and values that are given as they are")
     same = key is query and value is query
     query, key, value = (x.transpose(0, 1) for x in (query, key, value))
     if same and not use_separate_proj_weight:
@@ -61,8 +55,16 @@ def attend(
         weights: Any = own if use_separate_proj_weight else in_proj_weight.chunk(3)
         biases: Any = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
         projected = [F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True)]
-    q, k, v = (torch.unflatten(x, -1, (num_heads, -1)).transpose(1, 2) for x in projected)
+    query, key, value = projected
+    if bias_k is not None and bias_v is not None:
+        pairs = ((key, bias_k), (value, bias_v))
+        key, value = (torch.cat([x, torch.zeros_like(x[:, :1]) + own], 1) for x, own in pairs)
+    if add_zero_attn:
+        key, value = (F.pad(x, (0, 0, 0, 1)) for x in (key, value))
+    q, k, v = (torch.unflatten(x, -1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
     mask = _mask(attn_mask, key_padding_mask, num_heads, q.dtype)
+    seen = (bias_k is not None) + add_zero_attn  # what is added to the keys is always seen
+    mask = mask if mask is None or not seen else F.pad(mask, (0, seen))
     mixed = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal and mask is None)
     output = F.linear(mixed.transpose(1, 2).flatten(2), out_proj_weight, out_proj_bias).transpose(0, 1)
     if not need_weights:

@@ -14,7 +14,7 @@ from torch.fx.proxy import GraphAppendingTracer
 from torch.utils import _pytree as pytree
 
 from fxinvert.errors import TraceError
-from fxinvert.passes.capture import attribute, raised_at
+from fxinvert.passes.capture import attribute, lengths_followed, raised_at
 from fxinvert.passes.checks import KEEP_FIRST, WITH_BATCH_SIZE
 from fxinvert.passes.inputs import Flat, Inputs
 from fxinvert.passes.leaves import mapped
@@ -52,7 +52,7 @@ def export_graph(
         values = tuple(torch.cat([v, v]) if own else v for v, own in zip(values, shared, strict=True))
     batch = Dim("batch")
     try:
-        with quiet():
+        with quiet(), lengths_followed(model):
             program = export(
                 Flat(model, inputs, choose),
                 values,

@@ -102,7 +102,13 @@ def _names(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
         _argument_names(forward, len(args), kwargs), (*args, *kwargs.values()), strict=True
     ):
         for path, _ in pytree.tree_flatten_with_path(value)[0]:
-            yield "_".join((name, *(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)))
+            yield "_".join((name, *(_key(key) for key in path)))
+
+
+def _key(key: Any) -> str:
+    """The key of a mapping, the index in a sequence or the field of a named tuple."""
+    kind = next(kind for kind in ("key", "idx", "name") if hasattr(key, kind))
+    return str(getattr(key, kind))
 
 
 def _argument_names(forward: Callable[..., Any], count: int, kwargs: dict[str, Any]) -> list[str]:

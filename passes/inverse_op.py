@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fxinvert.errors import FxInvertError, RuleError
 from fxinvert.linalg import Factor, SolveSettings
+from fxinvert.linalg.memory import waits
 from fxinvert.rules import FactorCache, Inverse, Kind, Op, Rule
 from fxinvert.rules.certificate import Status, certified, keep_failed_at_anchor
 from fxinvert.rules.keys import is_torch, op_named
@@ -71,7 +72,13 @@ class InverseOp(nn.Module):
             RuleError: the rule raised, or returned something that is not an inverse.
         """
         op = self.op(output, args, kwargs)
-        target = _folded(target, self.rows[1])
+        inverse = self._answer(op, _folded(target, self.rows[1]))
+        if not self._stateless:  # its state may be another when somebody looks
+            inverse.certificate.measured()
+        return Inverse(_unfolded(inverse.target, self.rows[0]), inverse.certificate)
+
+    def _answer(self, op: Op, target: Tensor) -> Inverse:
+        """What the rule answers, checked; failed samples are at their anchors."""
         try:
             answer = self.rule.invert(op, target)
         except FxInvertError:
@@ -97,10 +104,12 @@ class InverseOp(nn.Module):
             if got != wanted:
                 raise RuleError(f"{self._who()} returned {what} {got}; its input has {wanted}")
         inverse = answer if isinstance(answer, Inverse) else certified(op, target, value, Status.EXACT)
-        inverse = keep_failed_at_anchor(inverse, anchor, target, lambda: f"the answer of {self._who()}")
-        if not self._stateless:  # its state may be another when somebody looks
-            inverse.certificate.measured()
-        return Inverse(_unfolded(inverse.target, self.rows[0]), inverse.certificate)
+        kept = keep_failed_at_anchor(inverse, anchor, target, lambda: f"the answer of {self._who()}")
+        if kept is not inverse and not waits(target):
+            hidden = torch.isinf(op.output) & (target == op.output)
+            if bool(hidden.any()):
+                return self._answer(op.finite(), target.masked_fill(hidden, 0))
+        return kept
 
     def op(self, output: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Op:
         """The op as rules see it, for one batch."""

@@ -94,7 +94,8 @@ def _entrywise(stretch: Stretch, rules: RuleSet) -> bool:
     def own_way(node: fx.Node) -> bool:
         rule = rules.lookup(node.meta["op"])
         known = rule is not None and (rule.kind is Kind.ELEMENTWISE or rule.key in ARITHMETIC)
-        return known and node.meta["tensor_meta"].shape == shape
+        # what gives several tensors, as a maximum and its place, has no shape
+        return known and getattr(node.meta["tensor_meta"], "shape", None) == shape
 
     return all(map(own_way, (*stretch.inside, stretch.exit)))
 

@@ -15,6 +15,7 @@ from fxinvert.export.annotate import SCOPES
 from fxinvert.export.called import BATCH, Call, Half
 from fxinvert.export.inputs import Case, like
 from fxinvert.export.projected import ProjectedSteps, show_lstms
+from fxinvert.passes.capture import lengths_followed
 from fxinvert.quiet import quiet
 
 FIRST_OPSET = 18
@@ -44,7 +45,7 @@ def translate(
     flat, prefix = _flat(model, call, cases, half)
     inputs = _tracing_inputs(call, cases)
     # attention is taken apart for ONNX: its other kernels lay their results out in ways that no view of the parts has
-    with quiet() as said, sdpa_kernel(SDPBackend.MATH), ProjectedSteps():
+    with quiet() as said, sdpa_kernel(SDPBackend.MATH), ProjectedSteps(), lengths_followed(model):
         try:
             program = torch.onnx.export(
                 flat,

@@ -180,9 +180,17 @@ def row_norms(value: Tensor) -> Tensor:
     return norms
 
 
+def apart(value: Tensor, other: Tensor) -> Tensor:
+    """value − other, 0 where they are the same: infinite values, as of scores that a mask hides, have no difference."""
+    return torch.where(value == other, 0, value - other)
+
+
 def relative(error: Tensor, reference: Tensor) -> Tensor:
-    """‖error‖ / ‖reference‖ per sample, ‖error‖ where the reference is zero; `(B, …)` → `(B,)`."""
-    scale = row_norms(reference)
+    """‖error‖ / ‖reference‖ per sample, ‖error‖ where the reference is zero; `(B, …)` → `(B,)`.
+
+    Infinite values of the reference do not count.
+    """
+    scale = row_norms(torch.where(torch.isinf(reference), 0, reference))
     return row_norms(error) / torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
@@ -211,7 +219,7 @@ def certified(
 
     def measure() -> Certificate:
         found = op(value)
-        residual = relative(found - target, target)
+        residual = relative(apart(found, target), target)
         if isinstance(facts, Status):
             told: dict[str, Any] = {
                 "status": facts if reached(residual, target.dtype) else Status.LEAST_SQUARES
@@ -219,7 +227,7 @@ def certified(
         else:
             told = facts(found)
         told = {"residual": residual, "failed": torch.zeros_like(residual, dtype=torch.bool)} | told
-        return Certificate(distance=row_norms(value - op.anchor), **told)
+        return Certificate(distance=row_norms(apart(value, op.anchor)), **told)
 
     certificate = Certificate.later(measure, *_read(op, target, value))
     if total is not None:
@@ -233,7 +241,7 @@ def passed_through(target: Tensor, anchor: Tensor) -> Inverse:
     def measure() -> Certificate:
         zeros = torch.zeros_like(row_norms(target))
         none = torch.zeros_like(zeros, dtype=torch.bool)
-        return Certificate(Status.PASSED_THROUGH, zeros, row_norms(target - anchor), none)
+        return Certificate(Status.PASSED_THROUGH, zeros, row_norms(apart(target, anchor)), none)
 
     return Inverse(target, Certificate.later(measure, target, anchor))
 
@@ -242,6 +250,8 @@ def keep_failed_at_anchor(
     inverse: Inverse, anchor: Tensor, target: Tensor, who: Callable[[], str] = lambda: "the rule"
 ) -> Inverse:
     """Leaves every sample with a non-finite target or answer at its anchor; the certificate says so, and why.
+
+    Answers that are infinite where the anchor is, as the scores that a mask hides, are no failure.
 
     Args:
         inverse: the answer.
@@ -256,7 +266,8 @@ def keep_failed_at_anchor(
         total = float(value.sum() if value.data_ptr() == target.data_ptr() else value.sum() + target.sum())
     if total is not None and math.isfinite(total) and not (told and bool(certificate.failed.any())):
         return inverse
-    failed = ~(flat(torch.isfinite(value)).all(1) & flat(torch.isfinite(target)).all(1))
+    answered = torch.isfinite(value) | torch.isinf(anchor) & (value == anchor)
+    failed = ~(flat(answered).all(1) & flat(torch.isfinite(target)).all(1))
     failed = failed | certificate.failed if told else failed
     if not waits(value) and not bool(failed.any()):
         return inverse

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fxinvert.errors import NoRuleError
 from fxinvert.linalg.vectors import per_sample
-from fxinvert.rules.certificate import Inverse, Status, certified, reached, relative
+from fxinvert.rules.certificate import Inverse, Status, apart, certified, reached, relative
 from fxinvert.rules.op import Op
 from fxinvert.rules.registry import Kind, Rule
 
@@ -114,8 +114,7 @@ def copied(op: Op, target: Tensor, value: Tensor, best: Status) -> Inverse:
     """The answer with its certificate: the status is `best` where the target is reached."""
 
     def facts(found: Tensor) -> dict[str, Any]:
-        # an infinite value that has been moved is reached
-        residual = relative(torch.where(found == target, 0, found - target), target)
+        residual = relative(apart(found, target), target)
         widest = max((target.dtype, value.dtype), key=lambda dtype: torch.finfo(dtype).eps)
         return {
             "residual": residual,

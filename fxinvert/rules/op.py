@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fxinvert.linalg import FactorCache, SolveSettings
@@ -59,6 +60,19 @@ class Op:
             self,
             anchors={name: value[rows] for name, value in self.anchors.items()},
             output=self.output[rows],
+        )
+
+    def finite(self) -> Op:
+        """The op with 0 in place of what is infinite in its output, as scores that a mask hides are: constants."""
+
+        def shown(value: Tensor) -> Tensor:
+            return value.masked_fill(torch.isinf(value), 0)
+
+        return replace(
+            self,
+            output=shown(self.output),
+            evaluate=lambda *inputs: shown(self.evaluate(*inputs)),
+            cache=FactorCache(),
         )
 
     def __call__(self, *inputs: Tensor) -> Tensor:

@@ -24,14 +24,15 @@ def softmax(op: Op, target: Tensor) -> Inverse:
     """y = eˣ / Σeˣ: the pre-images of a point p inside the simplex are log p + c, and c = mean(x0 − log p) is nearest.
 
     Any other target is first moved to the nearest point of the simplex. A coordinate that is zero there is reached only
-    at infinity: it becomes MARGIN times the largest, or stays at its anchor if that is lower.
+    at infinity: it becomes MARGIN times the largest, or stays at its anchor if that is lower. What a mask has set to −∞
+    stays there, and the simplex is that of the other coordinates.
     """
     group = along(axes(op, op.attributes["dim"]))
     working = torch.promote_types(target.dtype, torch.float32)
     wanted, anchor = group.split(target).to(working), group.split(op.anchor).to(working)
     rounding = 8 * torch.finfo(target.dtype).eps
     # a point of the simplex is taken as it is: small coordinates have digits that a projection would round away
-    on = (wanted.amin(-1) > 0) & ((wanted.sum(-1) - 1).abs() <= rounding)
+    on = (wanted.amin(-1) > 0) & ((wanted.sum(-1) - 1).abs() <= rounding) & (anchor.amin(-1) > -torch.inf)
     logs = wanted.log()
     value = logs.add_((anchor - logs).mean(-1, keepdim=True))
     if not bool(on.all()):
@@ -41,7 +42,7 @@ def softmax(op: Op, target: Tensor) -> Inverse:
 
 def _onto_softmax(wanted: Tensor, anchor: Tensor) -> Tensor:
     """The same for targets that are off the simplex, `(…, n)`."""
-    p = onto_simplex(wanted)
+    p = onto_simplex(torch.where(anchor == -torch.inf, -torch.inf, wanted))
     lowest = MARGIN * p.amax(-1, keepdim=True)
     inside = p > lowest
     logs = torch.where(inside, p, 1).log()

@@ -1,0 +1,156 @@
+"""Ways in which people write models: each is followed, and inverted, as the same model written plainly would be."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from small_models import Model
+from torch import Tensor, fx, nn
+
+import fxinvert
+
+
+def follows(model: nn.Module, example: Any, other: Any) -> fx.GraphModule:
+    """The graph, which computes what the model does for another batch as well."""
+    graph = fxinvert.trace(model.eval(), example)
+    with torch.no_grad():
+        got = graph(*graph.meta["inputs"].tensors(other))
+        wanted = model(*other) if isinstance(other, tuple) else model(other)
+    torch.testing.assert_close(got, wanted)
+    return graph
+
+
+def test_a_model_that_stays_whole_is_known_by_its_own_names() -> None:
+    # symbolic tracing cannot go into this layer, so that it is one call
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
+    graph = follows(model, torch.randn(2, 3, 8), torch.randn(5, 3, 8))
+    read = {str(n.target) for n in graph.graph.find_nodes(op="get_attr")}
+    assert read == set(dict(model.named_parameters()))
+
+
+def test_added_keys_and_values_of_attention() -> None:
+    attention = nn.MultiheadAttention(8, 2, add_bias_kv=True, add_zero_attn=True, batch_first=True)
+
+    def forward(s: Any, x: Tensor) -> Any:
+        return s.attend(x, x, x, key_padding_mask=s.pad.expand(x.shape[0], -1))[0]
+
+    graph = follows(
+        Model(forward, attend=attention, pad=torch.tensor([[False, False, True]])),
+        torch.randn(2, 3, 8),
+        torch.randn(5, 3, 8),
+    )
+    trained = [name for segment in fxinvert.partition(graph).segments for name in segment.trained]
+    assert len(trained) == 2  # of query, key and value together, and of the output
+
+
+class Halves(nn.Module):
+    def __init__(self, traceable: bool) -> None:
+        super().__init__()
+        self.part, self.traceable = nn.Linear(3, 4), traceable
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.traceable and len(x[0].unbind(0)) != 6:
+            raise ValueError
+        rows: Tensor = self.part(x.view(len(x) * 2, 3)).view(len(x), -1)
+        return rows
+
+
+@pytest.mark.parametrize("traceable", [True, False])
+def test_a_batch_size_that_is_read_by_len(traceable: bool) -> None:
+    graph = follows(Halves(traceable), torch.randn(2, 6), torch.randn(5, 6))
+    assert ("captured" in graph.meta) != traceable
+    assert "len" not in globals()
+
+
+def test_buffers_that_forward_replaces_are_read_as_they_were() -> None:
+    class Counting(nn.Module):
+        mean: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = nn.Linear(3, 2)
+            self.register_buffer("mean", torch.zeros(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.part(x - self.mean)
+            if self.training:
+                return y
+            self.seen = self.mean * 0.9 + 0.1
+            self.mean = self.mean * 1.0
+            return y
+
+    follows(Counting(), torch.randn(2, 3), torch.randn(5, 3))
+
+
+class Pair(NamedTuple):
+    left: Tensor
+    right: Tensor
+
+
+def test_inputs_in_a_named_tuple() -> None:
+    model = Model(lambda s, pair: s.part(pair.left) + pair.right, part=nn.Linear(3, 2))
+    graph = follows(
+        model, (Pair(torch.randn(2, 3), torch.randn(2, 2)),), (Pair(torch.randn(5, 3), torch.randn(5, 2)),)
+    )
+    assert [n.name for n in graph.graph.find_nodes(op="placeholder")] == ["x_left", "x_right"]
+
+
+def test_what_hooks_collect_follows_the_input() -> None:
+    kept: dict[str, Tensor] = {}
+    first = nn.Linear(3, 4)
+    first.register_forward_hook(lambda module, inputs, output: kept.update(first=output))
+    model = Model(
+        lambda s, x: s.last(torch.cat([torch.relu(s.first(x)), kept["first"]], 1)),
+        first=first,
+        last=nn.Linear(8, 2),
+    )
+    graph = follows(model, torch.randn(2, 3), torch.randn(2, 3))
+    torch.testing.assert_close(graph(torch.ones(2, 3)), model(torch.ones(2, 3)))
+
+
+def test_half_precision_is_compared_by_its_own_rounding() -> None:
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).bfloat16()
+    fxinvert.trace(model, torch.randn(4, 5, 16).bfloat16())
+
+
+def test_a_largest_value_and_its_place_in_a_region() -> None:
+    model = Model(
+        lambda s, x: s.last(torch.relu(s.first(x)).max(-1)[0]), first=nn.Conv1d(3, 4, 1), last=nn.Linear(4, 2)
+    )
+    x = torch.randn(2, 3, 5)
+    fxinvert.invert(fxinvert.trace(model, x), output_target="regression")(x, torch.randn(2, 2))
+
+
+@pytest.mark.parametrize("way", ["filled", "added"])
+def test_scores_that_a_mask_hides_stay_hidden_and_the_others_get_targets(way: str) -> None:
+    later = torch.ones(4, 4).triu(1).bool()
+    masks = {"filled": later, "added": torch.zeros(4, 4).masked_fill(later, -torch.inf)}
+
+    def forward(s: Any, x: Tensor) -> Tensor:
+        scores = s.query(x) @ s.key(x).mT
+        scores = scores.masked_fill(s.mask, -torch.inf) if way == "filled" else scores + s.mask
+        mixed: Tensor = scores.softmax(-1) @ s.value(x)
+        return mixed
+
+    torch.manual_seed(0)
+    parts = {name: nn.Linear(6, 6) for name in ("query", "key", "value")}
+    model, x = Model(forward, **parts, mask=masks[way]), torch.randn(3, 4, 6)
+    graph = fxinvert.trace(model, x)
+    found = fxinvert.invert(graph, output_target="regression")(x, model(x).detach() + 0.1)
+    assert not any(bool(c.failed.any()) for c in found.certificates.values())
+    assert all(bool(torch.isfinite(c.distance).all()) for c in found.certificates.values())
+    hidden = found.targets["masked_fill" if way == "filled" else "add"]
+    assert bool((hidden[:, later] == -torch.inf).all())
+    assert bool(torch.isfinite(hidden[:, ~later]).all())
+    assert not torch.equal(found.targets["query"], found.anchors["query"])
+
+
+def test_a_target_that_is_infinite_where_the_output_is_not_fails() -> None:
+    model, x = nn.Sequential(nn.Linear(3, 2), nn.ReLU()), torch.randn(2, 3)
+    found = fxinvert.invert(fxinvert.trace(model, x), output_target=lambda outputs, labels: labels)(
+        x, torch.tensor([[torch.inf, 0.0], [0.0, 0.0]])
+    )
+    assert found.certificates["0"].failed.tolist() == [True, False]
