@@ -57,6 +57,31 @@ CASES: list[tuple[nn.Module, float | None]] = [
     (nn.AvgPool2d(2), 6),
 ]
 
+
+def _uneven(module: nn.Module) -> nn.Module:
+    """A norm with scales from 1/2 to 2, and offsets, as if trained."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(False)
+        if name == "weight":
+            parameter.uniform_(0.5, 2, generator=generator)
+        else:
+            parameter.normal_(generator=generator)
+    return module
+
+
+#: norms with uneven scales
+UNEVEN = [
+    _uneven(norm)
+    for norm in (
+        nn.LayerNorm(32),
+        nn.LayerNorm((16, 32, 32)),
+        nn.RMSNorm(32),
+        nn.GroupNorm(4, 16),
+        nn.InstanceNorm2d(16, affine=True),
+    )
+]
+
 #: what can be compiled, and its aim
 COMPILED = [(module, aim) for module, aim in CASES if aim == 4 or "Norm" in type(module).__name__]
 
@@ -85,6 +110,15 @@ def run(rows: int = 64) -> Iterator[Ratio]:
             yield ratio_in_turn(
                 f"{_name(module)}: invert", inverted, "forward", functools.partial(module, x), aim
             )
+    for module in UNEVEN:
+        forward = functools.partial(module, x)
+        reached, off = module(other), module(other) + torch.randn_like(other) / 2
+        for target, what in ((reached, ""), (off, ", targets off the range")):
+            inverted = _inversion(module, x, target)
+            with torch.no_grad():
+                yield ratio_in_turn(
+                    f"{_name(module)}, uneven scales: invert{what}", inverted, "forward", forward, 6
+                )
     # a view moves nothing and takes no time: what can be asked of its inverse is a copy's
     flattened = _inversion(nn.Flatten(), x, other.flatten(1))
     yield ratio_in_turn("Flatten: invert", flattened, "a copy of the values", x.clone, 4)

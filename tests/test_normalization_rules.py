@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxinvert.rules import Status
+from fxinvert.rules.trust import Nodes, nearest_in_ball
 from fxinvert.testing import check_rule
 
 F64, F32 = torch.float64, torch.float32
@@ -175,6 +176,35 @@ def test_no_input_is_nearer_and_as_close(eps: float, centered: bool) -> None:
             nearer = (tried - x).norm(dim=2) < distance - slack
             assert not (closer & nearer).any()
             assert ((op(tried) - target).norm(dim=2) >= residual - 1e-5).all()
+
+
+@pytest.mark.parametrize("centered", [True, False])
+@pytest.mark.parametrize(
+    "groups", ["a few scales each", "many scales", "many scales in each group"], ids=lambda name: str(name)
+)
+@pytest.mark.parametrize("dtype", [F64, F32], ids=["float64", "float32"])
+def test_uneven_scales_take_a_step_or_two(groups: str, centered: bool, dtype: torch.dtype) -> None:
+    """Off the range the point is the root of a scalar function; sums at few nodes give it to some digits."""
+    size, limit = 96, math.sqrt(96)
+    scales = torch.rand(1, 3 if "group" in groups or "few" in groups else 1, size, dtype=F64) * 1.5 + 0.5
+    if "few" in groups:
+        scales = scales[..., ::16].repeat_interleave(16, -1)
+    wanted, weight = (2.5 * torch.randn(7, 3, size, dtype=F64)).to(dtype), scales.to(dtype)
+    nodes, curvature = Nodes.of(scales.square()).to(dtype), weight.square()
+    sums = nodes.sums(wanted * curvature)
+    eta = nodes.multiplier(sums, limit, centered=centered)
+    z, eta, steps = nearest_in_ball(
+        wanted * curvature, curvature, limit, torch.zeros_like(eta), eta, centered=centered
+    )
+    assert steps <= (0 if "few" in groups and dtype == F32 else 2)
+    digits = 1e-12 if dtype == F64 else 1e-5
+    assert float((z.norm(dim=-1) / limit - 1).abs().max()) < digits
+    # the gradient of the error is one multiple of z, and of the sum, in every group
+    gradient = curvature * (wanted - z) - eta * z
+    gradient = gradient - gradient.mean(-1, keepdim=True) if centered else gradient
+    assert float(gradient.abs().max()) < 100 * digits
+    misfit = (weight * (wanted - z)).norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(nodes.misfit(sums, eta, centered=centered), misfit, rtol=1e-3, atol=0)
 
 
 def test_a_target_on_the_sphere_keeps_the_anchors_spread() -> None:

@@ -4,9 +4,8 @@ The normalized values z = (x − μ) / √(σ² + ε) of n entries range over a 
 pre-images differ by their mean alone, for ε ties the spread to the norm: σ² + ε = ε n / (n − ‖z‖²). The one equation,
 residual first, then nearest, is solved in that order:
 
-1. z* = argmin ‖w ⊙ z + b − t‖² over the closed ball: the trust-region problem of Moré & Sorensen (SIAM J. Sci. Stat.
-   Comput. 4, 1983) with a diagonal matrix, one unknown per group. (t − b) / w itself if that lies in the ball, and
-   its projection if all scales are of one size;
+1. z* = argmin ‖w ⊙ z + b − t‖² over the closed ball (`trust.py`). (t − b) / w itself if that lies in the ball, and its
+   projection if all scales are of one size;
 2. x* = μ₀ + ρ z*/‖z*‖: the mean is the anchor's, ρ = ‖z*‖ √(ε n / (n − ‖z*‖²)) is what the norm of z* demands. A norm
    is only known to its rounding, which leaves an interval for ρ; the one nearest to the anchor's, ρ₀ = ⟨x0 − μ₀, z*/‖z*‖⟩,
    is taken. On the sphere itself, where ρ = ∞, any norm within MARGIN of it will do; less if the target
@@ -26,49 +25,65 @@ import torch
 from torch import Tensor
 
 from fxinvert.rules.branches import MARGIN
-
-#: limit of Newton's steps on the sphere's multiplier; equal weights take none, weights of 1e-6 and 1 about ten
-STEPS = 60
+from fxinvert.rules.trust import Nodes, amplified, nearest_in_ball, nearest_value, norm
 
 
 @dataclass(frozen=True)
 class Scales:
-    """The weights w.
+    """The weights w and offsets b.
 
     Attributes:
-        weight: `(1, …, n)`.
+        weight: `(1, …, n)`, or `(1, …, 1, n)` where all groups have the same.
+        bias: `(1, …, n)`; None where all are zero.
         largest: `(1, …, 1)`, the largest size in a group.
         tame: whether no scale is so small beside the others that it would blow corrections up.
         even: whether all scales of a group are of one size, and not zero.
         ones: whether all scales are 1.
+        nodes: for tame scales that are not even.
     """
 
     weight: Tensor
+    bias: Tensor | None
     largest: Tensor
     tame: bool
     even: bool
     ones: bool
+    nodes: Nodes | None
 
     @classmethod
-    def of(cls, weight: Tensor, kappa: float) -> Scales:
+    def of(cls, weight: Tensor, bias: Tensor | None, kappa: float) -> Scales:
         """The scales, looked at; `kappa` is the largest amplification."""
+        rows = weight.flatten(0, -2)
+        if bool((rows == rows[:1]).all()):
+            weight = rows[:1].reshape(*[1] * (weight.dim() - 1), -1)
+        if bias is not None and not bool(bias.any()):
+            bias = None
         size = weight.abs()
         largest, smallest = size.amax(-1, keepdim=True), size.amin(-1, keepdim=True)
         tame = bool(((smallest > 0) & (largest <= kappa * smallest)).all())
         even = tame and bool((smallest == largest).all())
-        return cls(weight, largest, tame, even, bool((weight == 1).all()))
+        nodes = Nodes.of(weight.square()) if tame and not even else None
+        return cls(weight, bias, largest, tame, even, bool((weight == 1).all()), nodes)
 
     @property
     def nbytes(self) -> int:
-        return self.weight.nbytes + self.largest.nbytes
+        nodes = () if self.nodes is None else (self.nodes.share, self.nodes.value, self.nodes.count)
+        held = (self.weight, self.largest, *nodes, *(() if self.bias is None else (self.bias,)))
+        return sum(value.nbytes for value in held)
 
     def to(self, dtype: torch.dtype) -> Scales:
-        return replace(self, weight=self.weight.to(dtype))
+        bias = None if self.bias is None else self.bias.to(dtype)
+        nodes = None if self.nodes is None else self.nodes.to(dtype)
+        return replace(self, weight=self.weight.to(dtype), bias=bias, nodes=nodes)
+
+    def wanted(self, target: Tensor, out: Tensor | None = None) -> Tensor:
+        """(t − b) / w, for tame scales; `out` may be written to, in a kernel there is none."""
+        found = target if self.bias is None else torch.sub(target, self.bias, out=out)
+        return found if self.ones else torch.div(found, self.weight, out=out)
 
 
 class Sums(NamedTuple):
-    """Of every group, `(…, 1)`: μ; ‖r‖; ‖x − μ‖; 1 / √(σ² + ε); ‖z‖ and mean of z, of which that is to be taken away;
-    ⟨x − μ, z⟩."""
+    """Of every group, `(…, 1)`: μ; ‖t − y‖; ‖x − μ‖; 1 / √(σ² + ε); ‖z‖ and mean of z, of which that is to be taken away."""
 
     mean: Tensor
     asked: Tensor
@@ -76,14 +91,14 @@ class Sums(NamedTuple):
     inverse: Tensor
     size: Tensor
     shift: Tensor
-    inner: Tensor
 
 
 class Direction(NamedTuple):
-    """Of every group, `(…, 1)`: ‖z*‖; whether z* lies on the sphere; how far w ⊙ z* is from what is wanted; whether
-    corrections are amplified."""
+    """Of every group, `(…, 1)`: ‖z*‖; ⟨x − μ, z*⟩; whether z* lies on the sphere; how far w ⊙ z* is from what is wanted;
+    whether corrections are amplified."""
 
     size: Tensor
+    inner: Tensor
     outside: Tensor
     misfit: Tensor
     amplified: Tensor
@@ -91,12 +106,13 @@ class Direction(NamedTuple):
 
 class Lengths(NamedTuple):
     """Of every group, `(…, 1)`: the nearest pre-images are factor · z + offset; whether nothing is missing; whether the
-    target is off the range; λ, 0 where not damped."""
+    target is off the range; whether they may not be closer to it; λ, 0 where not damped."""
 
     factor: Tensor
     offset: Tensor
     same: Tensor
     outside: Tensor
+    doubtful: Tensor
     damping: Tensor
 
 
@@ -118,27 +134,37 @@ class Ball:
     kappa: float
     rounding: float
 
-    def direction(self, x: Tensor, r: Tensor) -> tuple[Tensor, Sums, Direction | None, int]:
-        """z*, of any length if it lies on the sphere, for anchors and what is missing from their outputs, `(…, n)`.
+    def direction(
+        self, x: Tensor, y: Tensor, t: Tensor, out: tuple[Tensor | None, Tensor | None] = (None, None)
+    ) -> tuple[Tensor, Sums, Direction | None, int]:
+        """z*, of any length if it lies on the sphere, for anchors, outputs and targets, `(…, n)`.
+
+        Args:
+            x, y, t: anchors, outputs and targets.
+            out: two tensors that may be written to; in a kernel there are none.
 
         Returns:
-            z* plus the shift that the sums tell, as a rule in the place of r; the sums; what else is known of z*, None for
-            scales of one size, where it follows from the sums; the number of iterations.
+            z* plus the shift that the sums tell; the sums; what else is known of z*, None for scales of one size, where it
+            follows from the sums; the number of iterations.
         """
-        none = torch.zeros_like(x[..., :1])
+        own, spare = out
+        missing = torch.sub(t, y, out=own)
+        asked, none = norm(missing), torch.zeros_like(x[..., :1])
         mean = x.mean(-1, keepdim=True) if self.centered else none
-        moved = x - mean if self.centered else x
-        asked, own_size = _norm(r), _norm(moved)
+        even = self.scales.even
+        # nothing else of the deviations is wanted for even scales, and what is missing only for wild ones
+        moved = torch.sub(x, mean, out=own if even else spare) if self.centered else x
+        own_size = norm(moved)
         inverse = (own_size.double().square() / x.shape[-1] + self.eps).rsqrt().to(x.dtype)
-        found, steps = None, 0
-        if self.scales.even:
-            z = self._wanted(moved, r, inverse)
+        found, steps, size, shift = None, 0, none, none
+        if even:
+            z = self.scales.wanted(t, own)
+            size, shift = norm(z), z.mean(-1, keepdim=True) if self.centered else none
+        elif self.scales.tame:
+            z, found, steps = self._direct(moved, self.scales.wanted(t, own))
         else:
-            z, found, steps = (self._direct if self.scales.tame else self._solved)(moved, r, inverse)
-        size = none if found else _norm(z)
-        shift = z.mean(-1, keepdim=True) if self.centered and not found else none
-        inner = torch.linalg.vecdot(moved, z)[..., None]
-        return z, Sums(mean, asked, own_size, inverse, size, shift, inner), found, steps
+            z, found, steps = self._solved(moved, missing, inverse)
+        return z, Sums(mean, asked, own_size, inverse, size, shift), found, steps
 
     def lengths(self, n: int, of: Sums, found: Direction | None = None) -> Lengths:
         """What becomes of the directions of groups of n entries.
@@ -149,162 +175,91 @@ class Ball:
             found: what else is known of the directions.
         """
         limit, rounding, largest = math.sqrt(n), self.rounding, self.scales.largest
-        asked, own_size = of.asked, of.own_size
-        amplified: Tensor | bool = False
+        # what a change of z of the ball's size makes of the output
+        unit = torch.where(largest > 0, largest, 1) * limit
+        asked, own_size, spread = of.asked / unit, of.own_size, 1 / of.inverse
+        amplified: Tensor | None = None
         if found is None:
-            off = of.shift.square() * n
-            size = (of.size.square() - off).clamp(min=0).sqrt()
-            over = size - limit
-            outside = over > rounding * limit
-            misfit = (over.clamp(min=0).square() + off).sqrt() * largest
+            whole, off = (of.size / limit).square(), of.shift.square()
+            size = (whole - off).clamp(min=0).sqrt()
+            # z = z₀ + (t − y) / w, z₀ = (x − μ) · inverse, and the norms of all three are known
+            begin = own_size * of.inverse / limit
+            if self.eps == 0:
+                begin = torch.where(own_size > 0, begin, 0)
+            inner = (whole + begin.square() - asked.square()) * (spread * limit / 2)
+            outside = size > 1 + rounding
+            misfit = ((size - 1).clamp(min=0).square() + off).sqrt()
+            known = size.square() >= 100 * rounding * whole
         else:
-            size, outside, misfit, amplified = found
-        spread = 1 / of.inverse
-        flat = size == 0
-        own = torch.where(flat, 0, of.inner / size)
+            size, inner, misfit = found.size / limit, found.inner / limit, found.misfit / unit
+            outside, amplified = found.outside, found.amplified
+            known = size > 0
+        own = torch.minimum(torch.maximum(inner / size, -own_size), own_size)
         unreached = misfit > rounding * asked
         # as near to the sphere as the target is far from the range
-        margin = torch.where(outside, misfit / (largest * limit), 0).clamp(rounding, max(MARGIN, rounding))
-        demanded = torch.where(outside, limit, size)
+        margin = torch.where(outside, misfit, 0).clamp(rounding, max(MARGIN, rounding))
+        demanded = torch.where(outside, 1, size)
         if self.eps == 0:
-            unreached, demanded = unreached | (size < limit * (1 - rounding)), torch.full_like(size, limit)
-        reach = margin * limit
-        least, most = _radius(torch.stack([demanded - reach, demanded + reach]), limit, self.eps)
+            unreached, demanded = unreached | (size < 1 - rounding), torch.ones_like(size)
+            misfit = misfit + (1 - size).clamp(min=0)
+        least, most = _radius(torch.stack([demanded - margin, demanded + margin]), limit, self.eps)
         # the entries must be told apart beside their mean: to half of the digits, where there are digits to spare
         if self.centered:
             apart = 4 * max(rounding, min(math.sqrt(rounding), 1e-3))
-            least = torch.maximum(least, torch.minimum(most, apart * limit * of.mean.abs()))
+            least = torch.maximum(least, torch.minimum(most, of.mean.abs() * (apart * limit)))
         radius = torch.minimum(torch.maximum(own, least), most)
         # no correction is blown up more than κ times
-        allowed = self.kappa * asked * spread / torch.where(largest > 0, largest, 1)
-        room = (allowed.square() - (own_size.square() - own.square()).clamp(min=0)).clamp(min=0).sqrt()
+        allowed = asked * spread * (self.kappa * limit)
+        room = (allowed.square() - (own_size - own) * (own_size + own)).clamp(min=0).sqrt()
         bounded = torch.minimum(torch.maximum(radius, own - room), own + room).clamp(min=0)
         far = (radius - bounded).abs() > 1e-9 * (1 + radius)
-        damping = torch.where(far | amplified, (largest / self.kappa / torch.where(far, spread, 1)) ** 2, 0)
-        factor = torch.where(flat, 0, bounded / size)
-        return Lengths(factor, of.mean - factor * of.shift, asked == 0, unreached, damping)
+        damped = far if amplified is None else far | amplified
+        damping = torch.where(damped, (largest / self.kappa / torch.where(far, spread, 1)).square(), 0)
+        factor = torch.where(size > 0, bounded / (size * limit), 0)
+        # a norm is met to the margin, entries are rounded, and little is known of those that hardly differ or nearly vanish
+        closer = (misfit + (0.01 + 4 * rounding) < asked) & (bounded > rounding * own_size) & known
+        doubtful = (unreached & ~closer) | damped
+        return Lengths(factor, of.mean - factor * of.shift, of.asked == 0, unreached, doubtful, damping)
 
-    def _wanted(self, moved: Tensor, r: Tensor, inverse: Tensor) -> Tensor:
-        """(t − b) / w, in the place of r; `inverse` is 1 / √(σ² + ε)."""
-        missing = r if self.scales.ones else r.div_(self.scales.weight)
-        return missing.addcmul_(moved, inverse)
-
-    def _direct(self, moved: Tensor, r: Tensor, inverse: Tensor) -> tuple[Tensor, Direction, int]:
-        """For tame scales: what is wanted, if that lies in the ball."""
-        limit, scales = math.sqrt(moved.shape[-1]), self.scales
-        wanted = self._wanted(moved, r, inverse)
-        whole = _norm(wanted).double()
-        nothing, none = torch.zeros_like(whole), torch.zeros_like(whole, dtype=torch.bool)
-        there = whole <= (1 + self.rounding) * limit
+    def _direct(self, moved: Tensor, wanted: Tensor) -> tuple[Tensor, Direction, int]:
+        """For tame scales: what is wanted, if that lies in the ball. It may be written to."""
+        limit, scales, nodes = math.sqrt(moved.shape[-1]), self.scales, self.scales.nodes
+        assert nodes is not None
+        size = norm(wanted)
+        nothing, none = torch.zeros_like(size).double(), torch.zeros_like(size, dtype=torch.bool)
+        there = size <= (1 + self.rounding) * limit
         if self.centered:
             there &= wanted.mean(-1, keepdim=True).abs() <= 4 * self.rounding
-        if bool(there.all()):
-            return wanted, Direction(whole, none, nothing, none), 0
-        rest = ~there[..., 0]
-        weight, begin = scales.weight.expand_as(moved)[rest], (moved * inverse)[rest]
-        asked = (wanted[rest] - begin) * weight
-        bounds = torch.full_like(begin[..., :1], limit)
-        damping = torch.finfo(begin.dtype).eps * weight.square().amax(-1, keepdim=True)
-        z, eta, steps = nearest_in_ball(
-            begin, asked, weight, damping, bounds, torch.zeros_like(bounds), centered=self.centered
-        )
-        outside, misfit = none.clone(), nothing.clone()
-        wanted[rest], outside[rest] = z, eta > 0
-        misfit[rest] = _norm(weight * (z - begin) - asked).double()
-        return wanted, Direction(_norm(wanted).double(), outside, misfit, none), steps
+        z, misfit, outside, steps = wanted, nothing, none, 0
+        if not bool(there.all()):
+            curvature = scales.weight.square()
+            pull = wanted * curvature
+            sums = nodes.sums(pull)
+            eta = nodes.multiplier(sums, limit, centered=self.centered)
+            least = torch.zeros_like(eta)
+            z, eta, steps = nearest_in_ball(pull, curvature, limit, least, eta, centered=self.centered)
+            missed = nodes.misfit(sums, eta, centered=self.centered)
+            if bool(there.any()):
+                z = torch.where(there, wanted, z)
+            outside, misfit = ~there & (eta > 0), torch.where(there, 0, missed).double()
+            size = norm(z)
+        inner = torch.linalg.vecdot(moved, z)[..., None].double()
+        return z, Direction(size.double(), inner, outside, misfit, none), steps
 
     def _solved(self, moved: Tensor, r: Tensor, inverse: Tensor) -> tuple[Tensor, Direction, int]:
-        """The same for scales of any size."""
+        """The same for scales of any size, of what is missing."""
         start = moved * inverse
         weight, largest = self.scales.weight, self.scales.largest
-        amplified = _amplified(r, weight, self.kappa)
-        damping = torch.where(
-            amplified, (largest / self.kappa) ** 2, torch.finfo(start.dtype).eps * largest**2
-        )
-        z, outside, iterations = _nearest_value(start, r, weight, damping, amplified, centered=self.centered)
-        misfit, size = _norm(weight * (z - start) - r).double(), _norm(z).double()
-        return z, Direction(size, outside, misfit, amplified), iterations
-
-
-def _nearest_value(
-    start: Tensor, r: Tensor, weight: Tensor, damping: Tensor, amplified: Tensor, *, centered: bool
-) -> tuple[Tensor, Tensor, int]:
-    """z*; `(…, 1)`, whether it lies on the sphere; iterations.
-
-    Entries without a scale take up what the others leave of the anchor's norm, if that is enough for the others.
-    """
-    limit, none = (
-        torch.full_like(start[..., :1], math.sqrt(start.shape[-1])),
-        torch.zeros_like(start[..., :1]),
-    )
-    free = (weight == 0).any(-1, keepdim=True)
-    ball = torch.where(free, _norm(start), limit)
-    eta = torch.where(free & ~amplified, -0.999 * damping, none)
-    z, eta, steps = nearest_in_ball(start, r, weight, damping, ball, eta, centered=centered)
-    short = free & (eta > 1e-9 * weight.square().amax(-1, keepdim=True))
-    if bool(short.any()):
-        again, more, further = nearest_in_ball(start, r, weight, damping, limit, none, centered=centered)
-        z, eta, steps = torch.where(short, again, z), torch.where(short, more, eta), steps + further
-    return z, (eta > 0) & (short | ~free), steps
-
-
-def nearest_in_ball(
-    start: Tensor,
-    r: Tensor,
-    weight: Tensor,
-    damping: Tensor,
-    limit: Tensor,
-    eta: Tensor,
-    *,
-    centered: bool,
-) -> tuple[Tensor, Tensor, int]:
-    """z = argmin ‖w ⊙ (z − z₀) − r‖² + δ‖z − z₀‖² over ‖z‖ ≤ limit, and Σz = 0 if centered.
-
-    With the multipliers η of the ball and ν of the sum: z = (d z₀ + w r − ν) / (d + η), d = w² + δ. Newton's method on
-    1/‖z(η)‖ = 1/limit, which is nearly linear in η, climbs to the solution from the η that it is given; with equal
-    weights it is there at once. From η = 0 the constraint is an inequality; a start just above −δ makes it an equality,
-    to be met by the entries without weight.
-
-    Returns:
-        z; η `(…, 1)`, positive where the closest point lies on the sphere; the number of iterations.
-    """
-    curvature = weight.square() + damping
-    curvature = torch.where(curvature > 0, curvature, 1)
-    pull = curvature * start + weight * r
-    done, steps = 4 * torch.finfo(start.dtype).eps, 0
-    while True:
-        inverse = 1 / (curvature + eta)
-        z = pull * inverse
-        bend = z * inverse
-        if centered:
-            share = inverse / inverse.sum(-1, keepdim=True)
-            z = z - z.sum(-1, keepdim=True) * share
-            bend = z * inverse - (z * inverse).sum(-1, keepdim=True) * share
-        size, slope = _norm(z), (z * bend).sum(-1, keepdim=True)
-        over = size > limit * (1 + done)
-        if steps == STEPS or not bool(over.any()):
-            return z, eta, steps
-        steps += 1
-        eta = torch.where(over, eta + size.square() / slope * (size / limit - 1), eta)
-
-
-def _amplified(r: Tensor, weight: Tensor, kappa: float) -> Tensor:
-    """`(…, 1)`: where near-zero scales blow the correction up; zeros say nothing of their entries."""
-    size = weight.abs()
-    largest = size.amax(-1, keepdim=True)
-    if not bool((largest > kappa * torch.where(size > 0, size, torch.inf)).any()):
-        return torch.zeros_like(r[..., :1], dtype=torch.bool)
-    return largest * _norm(torch.where(size > 0, r / weight, 0)) > kappa * _norm(r)
+        blown = amplified(r, weight, self.kappa)
+        damping = torch.where(blown, (largest / self.kappa) ** 2, torch.finfo(start.dtype).eps * largest**2)
+        z, outside, iterations = nearest_value(start, r, weight, damping, blown, centered=self.centered)
+        misfit, size = norm(weight * (z - start) - r).double(), norm(z).double()
+        inner = torch.linalg.vecdot(moved, z)[..., None].double()
+        return z, Direction(size, inner, outside, misfit, blown), iterations
 
 
 def _radius(size: Tensor, limit: float, eps: float) -> Tensor:
-    """‖x − μ‖ for ‖z‖ = size: size √(ε n / (n − size²)), infinite from the sphere on."""
-    size = size.clamp(min=0)
-    inside = size < limit
-    gap = torch.where(inside, (limit - size) * (limit + size), 1)
-    return torch.where(inside, size * (eps / gap).sqrt() * limit, torch.inf)
-
-
-def _norm(value: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(value, dim=-1, keepdim=True)
-    return norm
+    """‖x − μ‖ for ‖z‖ = size · limit: it is limit · size · √(ε / (1 − size²)), infinite from the sphere on."""
+    size = size.clamp(0, 1)
+    # without ε all but the sphere belongs to no spread at all
+    return size * (limit * math.sqrt(max(eps, 1e-300))) / ((1 - size) * (1 + size)).sqrt()

@@ -62,6 +62,7 @@ def settled(
     *,
     stay: Tensor | None = None,
     outside: Tensor | None = None,
+    doubtful: Tensor | None = None,
     damped: Tensor | None = None,
     damping: float = 0.0,
     iterations: int = 0,
@@ -80,6 +81,7 @@ def settled(
         inputs, outputs: how input and output are laid out as groups; they agree but for the last axis.
         stay: `(B, …, 1)`, groups whose target is their output, if they are known.
         outside: `(B, …, 1)`, groups whose target was moved onto the op's range.
+        doubtful: `(B, …, 1)`, those of them that may have come no closer; by default all that are outside.
         damped: `(B, …, 1)`, groups whose correction was damped.
         damping, iterations: for the certificate.
         total: a number that is finite only if all entries of target and answer are, if one is known.
@@ -89,10 +91,11 @@ def settled(
     value = inputs.join(value, anchor).to(anchor.dtype)
     if stay is None:
         stay = torch.linalg.vector_norm(wanted - before, math.inf, dim=-1, keepdim=True) == 0
-    for doubtful in (outside, damped):
-        if doubtful is not None and bool(doubtful.any()):
-            reached = outputs.split(op(value))
-            stay = stay | doubtful & ~(_size(reached - wanted) <= _size(before - wanted))
+    if doubtful is None:
+        doubtful = outside
+    if doubtful is not None and bool(doubtful.any()):
+        reached = outputs.split(op(value))
+        stay = stay | doubtful & ~(_size(reached - wanted) <= _size(before - wanted))
     if bool(stay.any()):
         value = inputs.join(torch.where(stay, inputs.split(anchor), inputs.split(value)), anchor)
 

@@ -9,7 +9,9 @@ and z ranges over a ball; `ball.py` finds the nearest pre-image.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,11 +83,16 @@ def invert_normalized(
         channels: whether the weight has an entry per channel; else one per entry of a group.
     """
     kappa = op.settings.limit(torch.float32)  # a small scale passes noise on, whatever the digits
-    weights = (op.parameters["weight"],) if "weight" in op.parameters else ()
+    weight, bias = (op.parameters.get(name) for name in ("weight", "bias"))
+    layout = functools.partial(_in_groups, op, groups, channels=channels)
     scales: Scales = op.cache.get(
         (kappa, op.anchor.shape[1:], op.anchor.dtype),
-        weights,
-        lambda: Scales.of(_weight(op, groups, channels=channels), kappa),
+        tuple(value for value in (weight, bias) if value is not None),
+        lambda: Scales.of(
+            layout(op.anchor.new_ones(()) if weight is None else weight),
+            None if bias is None else layout(bias),
+            kappa,
+        ),
     )
     # near-zero scales need all digits
     working = torch.promote_types(target.dtype, torch.float32) if scales.tame else torch.float64
@@ -103,6 +110,7 @@ def invert_normalized(
         groups,
         stay=lengths.same,
         outside=lengths.outside,
+        doubtful=lengths.doubtful,
         damped=lengths.damping > 0,
         damping=float(lengths.damping.max()) if lengths.damping.numel() else 0.0,
         iterations=iterations,
@@ -117,12 +125,12 @@ def _by_chunks(
     # a few samples at a time, so that they stay in the processor's cache
     count = max(1, CHUNK // max(1, anchor.shape[1:].numel()))
     value = torch.empty_like(anchor, dtype=working, memory_format=torch.contiguous_format)
-    sums, directions, iterations = [], [], 0
-    for own, x, y, t in zip(*(torch.split(v, count) for v in (value, anchor, output, target)), strict=True):
-        missing = torch.sub(t.to(working), y.to(working), out=own)
-        z, of, found, steps = ball.direction(x.to(working), missing)
-        if z is not own:
-            own.copy_(z)
+    parts, sums, directions, iterations = [], [], [], 0
+    spare = torch.empty_like(value[:count])
+    for own, *given in zip(*(torch.split(v, count) for v in (value, anchor, output, target)), strict=True):
+        x, y, t = (v.to(working) for v in given)
+        z, of, found, steps = ball.direction(x, y, t, (own, spare[: len(own)]))
+        parts.append(z)
         sums.append(torch.stack(of))
         directions.append(found)
         iterations = max(iterations, steps)
@@ -131,8 +139,9 @@ def _by_chunks(
     found = None if ball.scales.even else Direction(*map(torch.cat, zip(*directions, strict=True)))
     lengths = ball.lengths(anchor.shape[-1], of, found)
     factor, offset = lengths.factor.to(working), lengths.offset.to(working)
-    for own, times, plus in zip(*(torch.split(v, count) for v in (value, factor, offset)), strict=True):
-        own.mul_(times)
+    split = (torch.split(v, count) for v in (value, factor, offset))
+    for z, own, times, plus in zip(parts, *split, strict=True):
+        torch.mul(z, times, out=own)
         if ball.centered:
             own.add_(plus)
     return value, lengths, _total(of, lengths), iterations
@@ -142,30 +151,30 @@ def _fused(op: Op, ball: Ball, working: torch.dtype, *rows: Tensor) -> tuple[Ten
     """The same by a kernel, for scales of one size: for others the nearest direction takes iterations."""
     scales = ball.scales
     given = tuple(value.contiguous() for value in rows)
-    held = (scales.largest,) if scales.ones else (scales.largest, scales.weight)
+    # weights of one size are used only where they are not 1
+    held = {"largest": scales.largest} | ({} if scales.ones else {"weight": scales.weight})
+    held |= {} if scales.bias is None else {"bias": scales.bias}
 
-    def function(
-        x: Tensor, y: Tensor, t: Tensor, largest: Tensor, weight: Tensor | None = None
-    ) -> tuple[Tensor, ...]:
-        own = replace(
-            ball, scales=replace(scales, largest=largest, weight=largest if weight is None else weight)
-        )
-        z, of, _, _ = own.direction(x.to(working), t.to(working) - y.to(working))
+    def function(x: Tensor, y: Tensor, t: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        own_scales: dict[str, Any] = dict(zip(held, others, strict=True))
+        own = replace(ball, scales=replace(scales, **own_scales))
+        z, of, _, _ = own.direction(x.to(working), y.to(working), t.to(working))
         lengths = own.lengths(x.shape[-1], Sums(*(value.double() for value in of)))
         factor, offset = lengths.factor.to(working), lengths.offset.to(working)
         value = (z * factor + offset).to(x.dtype)
         # what is returned is computed once, not wherever it is used
         return value, _total(of, lengths), factor, offset, *of, *lengths
 
-    key = (kernel, given[0].shape[1:], given[0].dtype, given[0].device, scales.ones)
-    made: Kernel = op.cache.get(key, (), lambda: kernel(op, function, given, held, exact=True))
-    value, total, *rest = made(*given, *held)
+    key = (kernel, given[0].shape[1:], given[0].dtype, given[0].device, *held)
+    others = tuple(held.values())
+    made: Kernel = op.cache.get(key, (), lambda: kernel(op, function, given, others, exact=True))
+    value, total, *rest = made(*given, *others)
     return value, Lengths(*rest[-len(Lengths._fields) :]), total, 0
 
 
 def _total(of: Sums, lengths: Lengths) -> Tensor:
     """A number that is finite only if all targets and answers are."""
-    return (of.asked + of.own_size + lengths.factor + lengths.offset).sum()
+    return (of.asked + of.own_size + of.size + lengths.factor + lengths.offset).sum()
 
 
 def _trailing(op: Op) -> Rows:
@@ -173,14 +182,10 @@ def _trailing(op: Op) -> Rows:
     return Rows(lambda value: value.flatten(-last), torch.Tensor.reshape_as)
 
 
-def _weight(op: Op, groups: Rows, *, channels: bool) -> Tensor:
-    """w in the layout of the groups, one sample: `(1, …, n)`."""
-    weight = op.parameters.get("weight")
-    if weight is None:
-        weight = op.anchor.new_ones(())
-    elif channels:
-        weight = _per_channel(op, weight)
-    return groups.split(weight.double().expand(1, *op.anchor.shape[1:]))
+def _in_groups(op: Op, groups: Rows, value: Tensor, *, channels: bool) -> Tensor:
+    """A weight or bias in the layout of the groups, one sample: `(1, …, n)`."""
+    value = _per_channel(op, value) if channels and value.dim() else value
+    return groups.split(value.double().expand(1, *op.anchor.shape[1:]))
 
 
 def _per_channel(op: Op, value: Tensor) -> Tensor:
