@@ -201,7 +201,6 @@ class Ball:
         demanded = torch.where(outside, 1, size)
         if self.eps == 0:
             unreached, demanded = unreached | (size < 1 - rounding), torch.ones_like(size)
-            misfit = misfit + (1 - size).clamp(min=0)
         least, most = _radius(torch.stack([demanded - margin, demanded + margin]), limit, self.eps)
         # the entries must be told apart beside their mean: to half of the digits, where there are digits to spare
         if self.centered:
@@ -216,9 +215,11 @@ class Ball:
         damped = far if amplified is None else far | amplified
         damping = torch.where(damped, (largest / self.kappa / torch.where(far, spread, 1)).square(), 0)
         factor = torch.where(size > 0, bounded / (size * limit), 0)
-        # a norm is met to the margin, entries are rounded, and little is known of those that hardly differ or nearly vanish
-        closer = (misfit + (0.01 + 4 * rounding) < asked) & (bounded > rounding * own_size) & known
-        doubtful = (unreached & ~closer) | damped
+        doubtful = unreached | damped
+        if self.eps > 0:  # else there are spreads of which no values come at all
+            # a norm is met to the margin, entries are rounded, and little is known of those that hardly differ or nearly vanish
+            closer = (misfit + (0.01 + 4 * rounding) < asked) & (bounded > rounding * own_size) & known
+            doubtful = (unreached & ~closer) | damped
         return Lengths(factor, of.mean - factor * of.shift, of.asked == 0, unreached, doubtful, damping)
 
     def _direct(self, moved: Tensor, wanted: Tensor) -> tuple[Tensor, Direction, int]:

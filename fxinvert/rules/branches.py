@@ -44,6 +44,7 @@ class Branch:
         rounded: whether the op computes the constant of a constant branch with rounding.
         plain: whether the function is y = x on it.
         keeps: whether the inverse of a value of the image lies in the interval, and is finite, whatever rounding does.
+        line: writes the inverse of all values to a tensor in one pass, if the function is made of straight lines without ends.
     """
 
     low: Number
@@ -59,6 +60,7 @@ class Branch:
     rounded: bool = False
     plain: bool = False
     keeps: bool = False
+    line: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @property
     def flat(self) -> bool:

@@ -252,10 +252,13 @@ class _Direct:
             torch.clamp(x, max=self.floor, out=out)
             return torch.maximum(out, torch.threshold(t, self.floor, -math.inf), out=out)
         wanted, value = self._attainable(t, y)
+        moves = holds(torch.ne, wanted, y, out)
+        if main.line and not bounded and not waits(x) and bool(moves.all()):
+            return main.line(value, out)
         found = main.input(value, x, dtype, bounded)
         if self.other is not None:
             found = self._nearer(self.other, found, value, x, dtype, bounded)
-        return chosen(x, found, holds(torch.ne, wanted, y, out), out)
+        return chosen(x, found, moves, out)
 
     def _attainable(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """What is wanted, an entry staying at its anchor where that is the output; and the value to invert.
