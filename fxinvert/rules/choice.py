@@ -55,17 +55,28 @@ def invert_branches(op: Op, target: Tensor, branches: tuple[Branch, ...]) -> Inv
     # that nothing overflows is looked at afterwards, which costs less than to prevent it; not so where digits are cut
     # off, or where looking waits for a device
     bounded = value.dtype != working or waits(value)
-    sums = _fill(value, op, target, choose, working, bounded)
+    fill = functools.partial(_fill, value, op, target, choose, working, lines=branches[0].line is not None)
+    sums = fill(bounded)
     total = None if waits(value) else float(sums)
     if total is not None and not math.isfinite(total) and not bounded:
-        total = float(_fill(value, op, target, choose, working, bounded=True))
+        total = float(fill(bounded=True))
     return certified(op, target, value, facts, total=total)
 
 
 def _fill(
-    value: Tensor, op: Op, target: Tensor, choose: Choice, working: torch.dtype, bounded: bool
+    value: Tensor,
+    op: Op,
+    target: Tensor,
+    choose: Choice,
+    working: torch.dtype,
+    bounded: bool,
+    *,
+    lines: bool,
 ) -> Tensor:
-    """Writes the answer, block by block; returns a sum over products of answers and targets, finite only if all are."""
+    """Writes the answer, block by block; returns a sum over products of answers and targets, finite only if all are.
+
+    Of lines the answers alone are summed: they are as infinite as their targets.
+    """
     totals = [torch.zeros((), dtype=working, device=value.device)]
     for own, x, t, y in _blocks(op, value, op.anchor, target, op.output):
         if own.dtype != working:
@@ -74,7 +85,7 @@ def _fill(
         if found is not own:
             own.copy_(found)
         # while they are in the cache
-        totals.append(torch.dot(found.reshape(-1), t.reshape(-1)))
+        totals.append(found.sum() if lines else torch.dot(found.reshape(-1), t.reshape(-1)))
     return torch.stack(totals).sum()
 
 
@@ -168,6 +179,16 @@ def _outside(op: Op, target: Tensor, branches: tuple[Branch, ...]) -> int:
 
 def _choice(branches: tuple[Branch, ...]) -> Choice:
     """The least work that finds the nearest pre-image."""
+    ends = (end for b in branches for end in (b.low, b.high, b.least, b.most))
+    return (_chosen if any(isinstance(end, Tensor) for end in ends) else _known)(branches)
+
+
+@functools.lru_cache(maxsize=128)
+def _known(branches: tuple[Branch, ...]) -> Choice:
+    return _chosen(branches)
+
+
+def _chosen(branches: tuple[Branch, ...]) -> Choice:
     needed = [b for b in branches if not (b.flat and _continues(b, branches))]
     for main in needed:
         others = [b for b in needed if b is not main]
@@ -253,7 +274,7 @@ class _Direct:
             return torch.maximum(out, torch.threshold(t, self.floor, -math.inf), out=out)
         wanted, value = self._attainable(t, y)
         moves = holds(torch.ne, wanted, y, out)
-        if main.line and not bounded and not waits(x) and bool(moves.all()):
+        if main.line and not bounded and not waits(x) and float(moves.amin()):
             return main.line(value, out)
         found = main.input(value, x, dtype, bounded)
         if self.other is not None:

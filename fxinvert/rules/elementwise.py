@@ -169,7 +169,9 @@ def hardswish() -> Branches:
     def nearest(y: Tensor, anchor: Tensor) -> Tensor:
         root = y.clamp(max=3).mul_(6).add_(2.25).clamp_(min=0).sqrt_()
         # −1 or 1: ONNX has no copysign, and a choice by masks takes longer than all else
-        side = y.clamp(min=0).mul_(STEEP).add_(anchor).add_(1.5).add_(1 / STEEP).mul_(STEEP**1.2).clamp_(-1, 1)
+        side = (
+            y.clamp(min=0).mul_(STEEP).add_(anchor).add_(1.5).add_(1 / STEEP).mul_(STEEP**1.2).clamp_(-1, 1)
+        )
         return root.mul_(side).add_(y.clamp(min=3)).sub_(4.5)
 
     return (Branch(-INF, INF, -0.375, INF, nearest, rises=True),)
@@ -226,13 +228,24 @@ def prelu(op: Op) -> Branches:
     """The slope is one number, or one for every channel, on the second axis."""
     slope = op.parameters["weight"]
     if slope.numel() == 1:
-        return hinge(float(slope))
+        return hinge(slope.item())
     return per_channel(slope.reshape(-1, *[1] * (op.anchor.dim() - 2)))
 
 
 def elementwise(key: str, branches: Callable[[Mapping[str, Any]], Branches]) -> Rule:
     """A rule from the branches of a scalar function, given as a function of the op's attributes and parameters."""
-    return with_op(key, lambda op: branches({**op.attributes, **op.parameters}))
+
+    @functools.lru_cache(maxsize=64)
+    def known(attributes: tuple[tuple[str, Any], ...]) -> Branches:
+        return branches(dict(attributes))
+
+    def of(op: Op) -> Branches:
+        plain = all(isinstance(value, int | float | str | None) for value in op.attributes.values())
+        if plain and not op.parameters:
+            return known(tuple(op.attributes.items()))
+        return branches({**op.attributes, **op.parameters})
+
+    return with_op(key, of)
 
 
 def with_op(key: str, branches: Callable[[Op], Branches]) -> Rule:
