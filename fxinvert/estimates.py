@@ -181,9 +181,8 @@ class Estimate:
             before = tuple(range(begun + 1, number + 1))
             if stage.solve_seconds:
                 spent = count * stage.add_seconds + stage.solve_seconds
-                yield row(
-                    "  add up and solve", 1, self.forward, 0, stage, memory=4 * stage.sent, seconds=spent
-                )
+                cost = Cost(stage.solve_operations, spent)
+                yield row("  add up and solve", 1, cost, 1, stage, memory=4 * stage.sent)
                 before = (number,)
             tried = self._candidates(stage)
             yield row(f"  judge {tried} candidates", 1, self._search(wave, stage), 1, stage)

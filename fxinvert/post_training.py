@@ -38,9 +38,11 @@ from fxinvert.training import Method, NormalEquations
 from fxinvert.training.chunks import CHUNK, source_of
 from fxinvert.training.confirm import Gain
 from fxinvert.training.context import Context, State
+from fxinvert.training.curvature import Curvature
 from fxinvert.training.data import Part
 from fxinvert.training.fingerprint import Fingerprint
 from fxinvert.training.held_out import HeldOutSample
+from fxinvert.training.jacobian_rows import JacobianRows
 from fxinvert.training.joint import Course
 from fxinvert.training.judge import Share, check_share
 from fxinvert.training.metrics import Tally
@@ -52,7 +54,18 @@ from fxinvert.training.wide import WideEquations
 from fxinvert.workshop import Workshop
 
 #: what results of tasks are made of
-KNOWN: list[type] = [NormalEquations, WideEquations, Tally, Gain, Moments, Fingerprint, Quadratic, Course]
+KNOWN: list[type] = [
+    NormalEquations,
+    WideEquations,
+    Curvature,
+    JacobianRows,
+    Tally,
+    Gain,
+    Moments,
+    Fingerprint,
+    Quadratic,
+    Course,
+]
 
 INPUTS = ("updated", "original")
 
@@ -105,11 +118,12 @@ def post_train(
             more than once, as a `DataLoader`; a factory of such batches, which every process calls for itself; or a list
             of factories, one for each shard of the data.
         plan: from `fxinvert.partition`; by default one segment per trainable op.
-        method: how segments are trained: `"auto"` (closed form where no batch norm is, then gradients of everything at once), `"closed_form"`, `"gradient"`, `"joint"`, or an object of `fxinvert.training`
-            with settings of its own, such as `Joint(alpha=0.3)`.
+        method: how segments are trained: `"auto"` (a solve where no batch norm is, then gradients of everything at once),
+            `"closed_form"`, `"gauss_newton"` (all ops from one linear system), `"gradient"`, `"joint"`, or an object of
+            `fxinvert.training` with settings of its own, such as `Joint(alpha=0.3)`.
         schedule: `"sequential"` (each segment sees what the updated earlier ones produce), `"parallel"` (all from one
             snapshot), `"waves"` (those that do not feed one another together) or `"single"` (one segment); `"auto"`:
-            parallel for the method of that name, else sequential.
+            the method's own, which is parallel for auto and gauss_newton, else sequential.
         only: the names of the segments to train; by default all.
         output_target: what the output should have been, by name or a callable of outputs and labels; `"auto"` chooses
             by held-out loss, after training the last segment with each.

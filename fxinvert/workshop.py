@@ -75,6 +75,11 @@ class Workshop:
         self.context.load(now, digest)
 
     @property
+    def samples(self) -> int:
+        feed = self.feeds["train"]
+        return sum(map(feed.samples, range(len(feed.counts))))
+
+    @property
     def sampled(self) -> bool:
         return not self.feeds["held_out"].sample.is_whole
 

@@ -21,6 +21,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "closed_form": {"schedule": "parallel"},
     "recursive": {"method": ClosedForm(every=100)},
     "gradient": {"method": Gradient(Optimizer(epochs=1)), "schedule": "parallel"},
+    "gauss_newton": {"method": "gauss_newton"},
     "auto": {"method": "auto", "sweeps": 1},
     "joint": {"method": Joint(optimizer=Optimizer(epochs=1)), "schedule": "single", "only": "2"},
 }

@@ -19,6 +19,7 @@ from fxinvert.scheduling import waves
 from fxinvert.training import (
     Auto,
     ClosedForm,
+    GaussNewton,
     Gradient,
     Joint,
     NormalEquations,
@@ -42,6 +43,7 @@ EVERY_METHOD = [
     ClosedForm(every=80),
     ClosedForm(error="weighted"),
     ClosedForm(ops="in_turn"),
+    GaussNewton(),
     Gradient(QUICK),
     Gradient(Optimizer("SGD", 0.1, {"momentum": 0.9}, epochs=1), loss="weighted"),
     Joint(alpha=0.3, optimizer=QUICK),
@@ -497,7 +499,7 @@ def test_waves_hold_segments_that_do_not_feed_one_another() -> None:
         ({"sweeps": "3"}, DataError, "sweeps='3' is str; a whole number is needed"),
         ({"sweeps": True}, DataError, "sweeps=True is bool"),
         ({"patience": 0}, DataError, "at least 1"),
-        ({"method": "magic"}, DataError, "known are auto, closed_form, gradient, joint"),
+        ({"method": "magic"}, DataError, "known are auto, closed_form, gauss_newton, gradient, joint"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fxinvert.errors import DataError
 
-MethodName = Literal["closed_form", "gradient", "joint", "auto"]
+MethodName = Literal["closed_form", "gauss_newton", "gradient", "joint", "auto"]
 Schedule = Literal["auto", "sequential", "parallel", "waves", "single"]
 ExecutorName = Literal["serial", "processes", "ray"]
 SolverName = Literal[
@@ -61,13 +61,13 @@ class PostTrainConfig(BaseModel):
     )
     method: MethodName = Field(
         default="closed_form",
-        description="How segments are trained: closed_form, gradient (each alone), joint (everything up to a cut), or auto "
-        "(closed form, then gradients of everything at once).",
+        description="How segments are trained: closed_form, gauss_newton (all ops at once), gradient (each alone), joint (everything "
+        "up to a cut), or auto (a solve, then gradients of everything at once).",
     )
     schedule: Schedule = Field(
         default="auto",
         description="Train segments one after the other, all from one snapshot (parallel), those that do not feed one "
-        "another together (waves), or one (single); auto: parallel for the method of that name, else one after the other.",
+        "another together (waves), or one (single); auto: parallel for auto and gauss_newton, else one after the other.",
     )
     output_target: str = Field(
         default="auto",

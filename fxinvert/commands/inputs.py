@@ -21,7 +21,7 @@ from fxinvert.sources import (
     open_model,
 )
 from fxinvert.sources.data import Data, Loader
-from fxinvert.training import Auto, ClosedForm, Gradient, Joint, Method
+from fxinvert.training import Auto, ClosedForm, GaussNewton, Gradient, Joint, Method
 from fxinvert.training.chunks import Shards
 from fxinvert.training.data import Begun
 
@@ -92,6 +92,8 @@ def method_of(config: PostTrainConfig) -> Method:
             config.ops,
             position_fraction=config.position_fraction,
         )
+    if config.method == "gauss_newton":
+        return GaussNewton()
     if config.method == "auto":
         return Auto(optimizer=replace(Auto().optimizer, kind=config.optimizer, seed=config.seed))
     own = (Gradient() if config.method == "gradient" else Joint()).optimizer

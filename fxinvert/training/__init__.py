@@ -5,6 +5,7 @@ from fxinvert.training.batch import Batch
 from fxinvert.training.closed_form import ClosedForm
 from fxinvert.training.costs import Cost, Estimated, Probe, Stage
 from fxinvert.training.data import Batches
+from fxinvert.training.gauss_newton import GaussNewton
 from fxinvert.training.gradient import Gradient, Optimizer
 from fxinvert.training.joint import Joint
 from fxinvert.training.metrics import Metrics, evaluate
@@ -18,6 +19,7 @@ __all__ = [
     "ClosedForm",
     "Cost",
     "Estimated",
+    "GaussNewton",
     "Gradient",
     "Joint",
     "Method",

@@ -58,6 +58,7 @@ class Stage:
         sent: bytes that a task gives back.
         passes: over the samples.
         add_seconds, solve_seconds: of adding a result to others, and of what follows from the sum.
+        solve_operations: multiply-adds of the latter, where they count.
         proposals, updates: alternatives that are judged, and the updates of each.
         times: how often all of this is done, at most, one after the other.
     """
@@ -70,6 +71,7 @@ class Stage:
     passes: int = 1
     add_seconds: float = 0.0
     solve_seconds: float = 0.0
+    solve_operations: float = 0.0
     proposals: int = 1
     updates: int = 1
     times: int = 1

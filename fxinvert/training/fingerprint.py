@@ -62,9 +62,9 @@ def fingerprint(batch: Batch, number: int) -> tuple[Fingerprint, Tensor]:
     """
     first, *others = map(bits_hash, tensors_of(batch.inputs))
     inputs, labels = _combined([first, *others]), _combined(map(bits_hash, tensors_of(batch.labels)))
-    pairs = _mixed(inputs * 3 + _mixed(labels))
+    pairs = mixed(inputs * 3 + mixed(labels))
     places = torch.arange(len(batch), device=pairs.device) + (number + 1) * 2**32
-    sums = torch.stack([inputs, labels, pairs, _mixed(pairs + places * _ODD)]).sum(1).tolist()
+    sums = torch.stack([inputs, labels, pairs, mixed(pairs + places * _ODD)]).sum(1).tolist()
     return Fingerprint(len(batch), *(value & _MASK for value in sums)), _kept_aside(first)
 
 
@@ -93,13 +93,13 @@ def _kept_aside(hashes: Tensor) -> Tensor:
 
 def _combined(hashes: Iterable[Tensor]) -> Tensor:
     """One hash of several, which tells their order."""
-    first, *others = map(_mixed, hashes)
+    first, *others = map(mixed, hashes)
     for other in others:
-        first = _mixed(first * 5 + other)
+        first = mixed(first * 5 + other)
     return first
 
 
-def _mixed(values: Tensor) -> Tensor:
+def mixed(values: Tensor) -> Tensor:
     """Scrambles 64-bit integers, one to one, so that sums of them are not sums of what went in."""
     for shift in (29, 31):
         values = (values ^ (values >> shift)) * _ODD

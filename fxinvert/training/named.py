@@ -7,6 +7,7 @@ from collections.abc import Callable
 from fxinvert.errors import DataError
 from fxinvert.training.auto import Auto
 from fxinvert.training.closed_form import ClosedForm
+from fxinvert.training.gauss_newton import GaussNewton
 from fxinvert.training.gradient import Gradient
 from fxinvert.training.joint import Joint
 from fxinvert.training.work import Method
@@ -14,6 +15,7 @@ from fxinvert.training.work import Method
 METHODS: dict[str, Callable[..., Method]] = {
     "auto": Auto,
     "closed_form": ClosedForm,
+    "gauss_newton": GaussNewton,
     "gradient": Gradient,
     "joint": Joint,
 }

@@ -37,6 +37,13 @@ def modules_of(context: Context, tensors: Mapping[str, Tensor]) -> dict[fx.Node,
     return found
 
 
+def runner_with(context: Context, tensors: Mapping[str, Tensor], inputs: Any) -> Evaluator:
+    """Ready to run a context's graph on one batch, with other values for some parameters or buffers."""
+    runner = _Runner(context.graph, _placeholders(context, inputs) | given_by(context, tensors))
+    runner.held = modules_of(context, tensors)
+    return runner
+
+
 class Variants:
     """Runs a context's graph with other values for some of its parameters.
 
@@ -70,9 +77,7 @@ class Variants:
 
     def common(self, inputs: Any) -> Values:
         """What no variant changes and some need, for one batch: the values of the nodes `shared`."""
-        placeholders = self.context.graph.graph.find_nodes(op="placeholder")
-        given = self.context.graph.meta["inputs"].tensors(inputs)
-        runner = _Runner(self.context.graph, dict(zip(placeholders, given, strict=True)))
+        runner = _Runner(self.context.graph, _placeholders(self.context, inputs))
         _run(runner, self._common, self._common_uses)
         return runner.env
 
@@ -84,6 +89,11 @@ class Variants:
             runner.held = self.modules[i]
             _run(runner, nodes, uses)
             yield runner.env[self._output]
+
+
+def _placeholders(context: Context, inputs: Any) -> dict[fx.Node, Any]:
+    nodes = context.graph.graph.find_nodes(op="placeholder")
+    return dict(zip(nodes, context.graph.meta["inputs"].tensors(inputs), strict=True))
 
 
 def reached(graph: fx.Graph, given: Iterable[fx.Node]) -> dict[fx.Node, None]:

@@ -28,6 +28,7 @@ class Work(Protocol):
         taken: which of the alternatives proposed last was taken; None: none was.
         sweep: its number, from 1; 0 while output targets are told apart by the last segment.
         begun: the parameters and buffers of the model as given.
+        samples: how many there are to train on.
     """
 
     context: Context
@@ -37,6 +38,9 @@ class Work(Protocol):
     taken: int | None
     sweep: int
     begun: State
+
+    @property
+    def samples(self) -> int: ...
 
     def blocks(self, job: Job, arguments: Mapping[str, Any], every: int | None) -> Iterator[Iterator[Any]]:
         """Does a job with every chunk of the training data; the results of each block of chunks, in their order.
