@@ -59,6 +59,17 @@ def synthesize(graph: fx.GraphModule, rules: RuleSet, settings: SolveSettings) -
     return printable(fx.GraphModule(inverse.root, inverse.graph, "Inverse"))
 
 
+def solved_ops(graph: fx.GraphModule, rules: RuleSet) -> int:
+    """How many ops with a matrix or kernel of their own a graph has that are inverted by a linear solve."""
+
+    def solved(node: fx.Node) -> bool:
+        rule = rules.lookup(node.meta["op"])
+        weights = [n.meta["tensor_meta"].shape for n in node.all_input_nodes if n.op == "get_attr"]
+        return rule is not None and rule.kind is Kind.AFFINE and max(map(len, weights), default=0) > 1
+
+    return sum(solved(stretch.exit) for stretch in Flow(graph).stretches if not stretch.is_region)
+
+
 def inverse_op(node: fx.Node, source: fx.Node, rules: RuleSet, settings: SolveSettings) -> InverseOp:
     """What inverts an op for one of its inputs, the others held.
 

@@ -113,6 +113,29 @@ def test_a_memory_limit_is_kept() -> None:
         factorize(a, SolveSettings(memory_limit=needed["iterative"] - 1))
 
 
+def test_among_many_ops_a_smaller_factorization_is_taken() -> None:
+    a, limit = square(64, 8), 2**31
+    few, many = (choose(a, SolveSettings(memory_limit=limit, sharing=ops)) for ops in (2, 50))
+    assert (few.chosen.method, many.chosen.method) == ("banded", "capacitance")
+    made = many.chosen.make()
+    assert 0 < made.nbytes <= limit / 50
+    assert made.nbytes < few.chosen.make().nbytes / 2
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_where_memory_is_short_answers_are_the_same(seed: int) -> None:
+    # the capacitance matrices of these two lose most digits of those of a dozen kernels
+    torch.manual_seed(seed)
+    a = square(64, 8) if seed == 0 else square(32, 16)
+    x, found = torch.randn(3, *a.in_shape), []
+    for ops in (2, 200):
+        settings = SolveSettings(memory_limit=2**31, sharing=ops)
+        solved = solve_anchored(factorize(a, settings), a.apply(x), settings)
+        assert not solved.damped.any()
+        found.append(solved.value)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_batch_is_solved_in_parts_where_memory_is_short(method: Method) -> None:
     a = square(2, 6)
@@ -148,6 +171,7 @@ def test_every_op_of_a_graph_tells_its_solver_and_takes_another_one() -> None:
     )
     x, y = torch.randn(4, 2, 8, 8), torch.tensor([0, 1, 2, 0])
     chosen = fxinvert.invert(model, x)
+    assert chosen.inverse_op(chosen.output_node).settings.sharing == 3
     asked = fxinvert.invert(model, x, solvers={"2": "circulant", "4": "cholesky"})
     assert chosen.explain() == ""  # nothing has been solved yet
     expected, found = chosen(x, y), asked(x, y)

@@ -30,7 +30,7 @@ from fxinvert.output_target import OutputTarget
 from fxinvert.passes.capture import evaluating
 from fxinvert.passes.flow import Flow, Stretch, by_sample, has_target
 from fxinvert.passes.inverse_op import InverseOp
-from fxinvert.passes.synthesize import TARGET_OF, arguments_of, inverse_op, synthesize
+from fxinvert.passes.synthesize import TARGET_OF, arguments_of, inverse_op, solved_ops, synthesize
 from fxinvert.rules import Certificate, Op, RuleSet
 
 Reconstructed = Literal["nodewise", "linearized"]
@@ -63,6 +63,7 @@ class InverseGraph:
         self.graph, self.refine, self._source = graph, refine, Source(source, graph)
         self.output_target = Heads.of(graph).target(output_target)
         self.reconstruction: Reconstructed = reconstruction
+        settings = replace(settings, sharing=max(1, solved_ops(graph, rules)))
         self.graph_module = synthesize(graph, rules, settings)
         self._inverses: dict[str, str] = {
             n.meta[TARGET_OF]: str(n.target) for n in self.graph_module.graph.find_nodes(op="call_module")

@@ -39,6 +39,7 @@ class SolveSettings:
         method: the solver; by default the one that costs least.
         methods: the solvers of single ops, by the path of their nodes.
         expected: right-hand sides that are expected for one factorization.
+        sharing: ops whose factorizations share the memory of those that are kept.
         compiled: whether elementwise rules and norms are compiled.
     """
 
@@ -51,6 +52,7 @@ class SolveSettings:
     method: Method | None = None
     methods: Mapping[str, Method] = field(default_factory=dict)
     expected: int = 20_000
+    sharing: int = 1
     compiled: bool = False
 
     def at(self, path: str) -> SolveSettings:

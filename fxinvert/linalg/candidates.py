@@ -29,6 +29,8 @@ DOUBLE, DECOMPOSITION, PRODUCT, ENTRY = 2.0, 40.0, 2.0, 40.0
 ORTHOGONAL, TRIANGULAR = 24.0, 2.0
 #: operations of a factorization that nobody waits for; and what is counted for squaring the condition
 PATIENCE, SQUARED = 5e9, 1.5
+#: right-hand sides that a factorization serves that has to go before the next
+BATCH = 64
 #: iterations that conjugate gradients are reckoned with, and with a preconditioner; and the ridge of that
 ITERATIONS, PRECONDITIONED, SHIFT, FLOOR = 60, 30, 0.1, 1e-6
 #: vectors of either side that an iteration passes over, and of the smaller side for two Fourier transforms
@@ -44,6 +46,7 @@ class Candidate:
         factor: operations of the factorization.
         solve: operations for one right-hand side.
         memory: bytes.
+        lost: for what part of the batches it has to be made again, because those of the other ops do not fit beside it.
         make: makes it.
         why_not: why it cannot be taken, empty where it can.
     """
@@ -52,12 +55,13 @@ class Candidate:
     factor: float
     solve: float
     memory: int
+    lost: float
     make: Callable[[], Factor]
     why_not: str = ""
 
     def total(self, expected: int) -> float:
-        """Operations for a number of right-hand sides, a factorization that nobody waits for not counted."""
-        return max(self.factor - PATIENCE, 0) + expected * self.solve
+        """Operations for a number of right-hand sides, a factorization that nobody waits for not counted but where it is lost."""
+        return max(self.factor - PATIENCE, 0) + expected * (self.solve + self.lost * self.factor / BATCH)
 
 
 def candidates(operator: LinearOperator, settings: SolveSettings, limit: int) -> Iterator[Candidate]:
@@ -95,10 +99,13 @@ class _Case:
         factor: float,
         solve: float,
         memory: int,
+        kept: int,
         why_not: str = "",
     ) -> Candidate:
         over = f"needs {human(memory)} of {human(self.limit)}" if memory > self.limit else ""
-        return Candidate(method, factor, solve, memory, make, why_not or over)
+        # as if all were as large as this one, in two dampings where these are factorized
+        lost = max(0.0, 1 - self.limit / (self.settings.sharing * kept)) if kept else 0.0
+        return Candidate(method, factor, solve, memory, lost, make, why_not or over)
 
 
 def _diagonal(case: _Case) -> Candidate:
@@ -108,12 +115,14 @@ def _diagonal(case: _Case) -> Candidate:
         factor=0.0,
         solve=case.product + ENTRY * case.n,
         memory=case.vectors,
+        kept=8 * case.n,
     )
 
 
 def _decompositions(case: _Case) -> Iterator[Candidate]:
     m, n, side, other, most = case.m, case.n, case.side, case.other, case.settings.direct_limit
-    memory = 8 * (2 * m * n + side * (side + other))
+    kept = 8 * side * (side + other)
+    memory = 16 * m * n + kept
     large = f"smaller side {side} exceeds direct_limit={most}" if side > most else ""
     yield case.candidate(
         "qr",
@@ -121,6 +130,7 @@ def _decompositions(case: _Case) -> Iterator[Candidate]:
         factor=ORTHOGONAL * side**2 * other,
         solve=2 * DOUBLE * (m * n + TRIANGULAR * side**2),
         memory=memory,
+        kept=kept,
         why_not=large,
     )
     yield case.candidate(
@@ -129,6 +139,7 @@ def _decompositions(case: _Case) -> Iterator[Candidate]:
         factor=DECOMPOSITION * side**2 * other,
         solve=2 * DOUBLE * m * n,
         memory=memory,
+        kept=kept,
         why_not=large,
     )
 
@@ -141,6 +152,7 @@ def _cholesky(case: _Case) -> Candidate:
         factor=2 * DOUBLE * (side**2 * case.other + side**3),
         solve=SQUARED * (2 * DOUBLE * side**2 + case.product),
         memory=8 * (case.m * case.n + 4 * side**2),
+        kept=16 * side**2,
     )
 
 
@@ -159,6 +171,7 @@ def _banded(case: _Case, operator: Convolution) -> Candidate:
         solve=SQUARED * (DOUBLE * plan.solve_cost() + case.product),
         # two dampings, and the rows from which blocks are put together
         memory=8 * 2 * plan.entries() + 8 * operator.weight.shape[2] ** 2 * plan.groups * plan.row**2,
+        kept=16 * plan.entries(),
     )
 
 
@@ -177,6 +190,7 @@ def _capacitance(case: _Case, operator: Convolution) -> Candidate:
         factor=DOUBLE * cut.factor_cost(),
         solve=SQUARED * (DOUBLE * (PRODUCT * cut.solve_cost() + transforms) + case.product),
         memory=cut.nbytes(BLOCK) + case.vectors,
+        kept=2 * cut.kept,
     )
 
 
@@ -194,6 +208,7 @@ def _circulant(case: _Case, around: Convolution) -> Candidate:
         factor=DOUBLE * 8 * turned.entries * turned.channels,
         solve=PRECONDITIONED * (2 * case.product + vectors + PRODUCT * 8 * turned.entries),
         memory=3 * 16 * turned.entries + case.vectors,
+        kept=16 * turned.entries,
     )
 
 
@@ -204,4 +219,5 @@ def _iterative(case: _Case) -> Candidate:
         factor=0.0,
         solve=ITERATIONS * (2 * case.product + ENTRY * VECTORS * (case.m + case.n)),
         memory=case.vectors,
+        kept=0,
     )

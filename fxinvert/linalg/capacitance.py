@@ -58,18 +58,20 @@ class Capacitance:
         if not bool((_norms(half) * _norms(r)).amax() * LEAST < 1):
             raise NotDefiniteError
         self._inverse = half.mH @ half
-        self._lift = torch.cat([unit.expand(r.shape), b], -1)[..., plan.channels]
+        #: how many of the channels that do not fill the torus are unknowns', and B for the others
+        self._own = count - plan.channels.start
+        self._around = b[..., : plan.channels.stop - count].resolve_conj().contiguous()
         lifted = torch.cat([half, q[..., : b.shape[-1], :].mH], -1)[..., plan.channels]
         self._cuts = cuts(plan, lifted.mH @ lifted)
 
     @property
     def nbytes(self) -> int:
-        return int(self._inverse.nbytes + self._lift.nbytes + sum(cut.nbytes for cut in self._cuts))
+        return int(self._inverse.nbytes + self._around.nbytes + sum(cut.nbytes for cut in self._cuts))
 
     def to(self, dtype: torch.dtype) -> None:
         """Solves in another dtype from now on."""
         self.dtype = dtype
-        self._inverse, self._lift = (v.to(dtype.to_complex()) for v in (self._inverse, self._lift))
+        self._inverse, self._around = (v.to(dtype.to_complex()) for v in (self._inverse, self._around))
         for cut in self._cuts:
             cut.to(dtype)
 
@@ -93,8 +95,21 @@ class Capacitance:
             plain: Tensor = self._inverse @ spectrum
             return plain
         cut, found = self._cuts[count - 1], self._applied(spectrum, count - 1)
-        y = cut.solve(cut.taken(self._lift.mH @ found))
-        return found + self._applied(self._lift @ cut.put(y), count - 1)
+        y = cut.solve(cut.taken(self._lowered(found)))
+        return found + self._applied(self._lifted(cut.put(y)), count - 1)
+
+    def _lowered(self, found: Tensor) -> Tensor:
+        """[1, B]ᴴ of a spectrum, for the channels that do not fill the torus."""
+        # conjugates are written out for a product; those of the values are smaller than those of B
+        seen = (self._around.mT @ found.conj_physical()).conj()
+        return torch.cat([found[..., : self._own, :], seen], -2)
+
+    def _lifted(self, spectrum: Tensor) -> Tensor:
+        """[1, B] of a spectrum of these channels."""
+        found = self._around @ spectrum[..., self._own :, :]
+        if self._own:
+            found += spectrum[..., : self._own, :]
+        return found
 
 
 def cuts(plan: Embedding, kernel: Tensor) -> list[Cut]:
@@ -132,7 +147,9 @@ def cuts(plan: Embedding, kernel: Tensor) -> list[Cut]:
             edge.add(part[..., None, :], part[..., :0], part[..., :0, :], first)
     for cut, kept in zip(earlier, factors, strict=True):
         matrices, pivots = zip(*kept, strict=True)
-        cut.matrix, cut.pivots = torch.cat(matrices, -3), torch.cat(pivots, -2)
+        # by columns, as they are solved with
+        cut.matrix = torch.cat([matrix.mT for matrix in matrices], -3).mT
+        cut.pivots = torch.cat(pivots, -2)
     last.matrix, last.pivots = edge.factorized()
     return [cut for cut in made if cut.reach]
 

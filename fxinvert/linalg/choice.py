@@ -112,7 +112,9 @@ def _better(factor: GramFactor, choice: Choice) -> tuple[Factor, str]:
     """Another factorization that rounding does less to, the first that it does little to, if one fits beside; and what was tried."""
     operator, settings, told = choice.operator, choice.settings, ""
     left = settings.memory(operator.device) - factor.nbytes
-    able = {c.method: c for c in choice.candidates if not c.why_not and c.memory <= left}
+    # one that would have to be made again and again is worth it only where refining may lead nowhere
+    lost = 1.0 if factor.rounding >= 1 else 0.0
+    able = {c.method: c for c in choice.candidates if not c.why_not and c.memory <= left and c.lost <= lost}
     for method in (m for m in _BETTER if m in able and m != choice.chosen.method):
         try:
             better = _made(able[method], operator, settings, factor.nbytes)

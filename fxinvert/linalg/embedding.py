@@ -57,19 +57,26 @@ class Embedding(NamedTuple):
         """Entries at one position along the last axis."""
         return sum(self.inside(len(self.sizes) - 1))
 
-    def nbytes(self, block: int) -> int:
-        """Bytes of two factorizations, and of making one of them in blocks of so many complex numbers."""
-        groups, channels, n = self.own.groups, len(self.counts[0]), len(self.sizes)
-        spectra = 16 * self.frequencies * self.own.channels * (self.own.channels + channels)
+    @property
+    def kept(self) -> int:
+        """Bytes of a factorization."""
+        n, around = len(self.sizes), self.channels.stop - self.own.channels
+        spectra = 16 * self.frequencies * self.own.channels * (self.own.channels + around)
         later = [math.prod(self.sizes[axis + 1 : -1]) * (self.sizes[-1] // 2 + 1) for axis in range(n - 1)]
         near = [self.beyond(axis) for axis in range(n - 1)]
         earlier = sum(16 * many * side**2 for many, side in zip(later, near, strict=True))
-        kept, dense = groups * (spectra + earlier), groups * 8 * self.side**2
+        kept: int = self.own.groups * (spectra + earlier + 8 * self.side**2)
+        return kept
+
+    def nbytes(self, block: int) -> int:
+        """Bytes of two factorizations, and of making one of them in blocks of so many complex numbers."""
+        groups, channels, n = self.own.groups, len(self.counts[0]), len(self.sizes)
+        near = [self.beyond(axis) for axis in range(n - 1)]
         made = groups * 16 * self.frequencies * (channels**2 + 4 * self.own.channels**2)
         lags = groups * 8 * self.reach(n - 1) * self.edge**2
         whole = groups * 8 * (sum(self.inside(n - 2)) * self.sizes[-2]) ** 2 if n > 1 else 0
         blocks = 5 * 16 * max(block, groups * self.edge * max(near, default=0))
-        return 2 * (kept + dense + made) + lags + 4 * whole + blocks
+        return 2 * (self.kept + made) + lags + 4 * whole + blocks
 
     def factor_cost(self) -> float:
         """Operations of a factorization: of the dense matrix, and of putting it together."""

@@ -101,12 +101,13 @@ class GramFactor(Factor):
     ) -> tuple[Tensor, int, Tensor]:
         """Refines the rows that need it, until they do not, or are no better for it.
 
-        A small residual does not tell how far an answer is from the exact one. Every step leaves so much of that as rounding
-        does of an answer, which is how often all rows are refined.
+        A small residual does not tell how far an answer is from the exact one. Every step leaves so much of that, at most, as
+        rounding does of an answer, so that the last step tells how far it still is.
         """
         a, steps = self._operators[torch.float64], 0
-        least = math.ceil(math.log(UNREFINED[dtype]) / math.log(level.error)) - 1 if level.error < 1 else 0
+        share = level.error / (1 - level.error) if level.error < 1 else 0.0
         active = torch.arange(len(r), device=r.device)
+        far = torch.full_like(active, level.error < 1, dtype=torch.bool)
         best = torch.full((len(r),), torch.inf, dtype=r.dtype, device=r.device)
         converged = torch.zeros(len(r), dtype=torch.bool, device=r.device)
         while True:
@@ -118,9 +119,7 @@ class GramFactor(Factor):
                 error = norm(rho)
                 done = self._reached(rho, r[active], x[active], dtype)
             converged[active] = done | self._arrived(rho, slope, r[active], dtype)
-            going = ~done & (error < 0.9 * best[active])
-            if steps < least:
-                going = torch.isfinite(error)
+            going = (~done & (error < 0.9 * best[active])) | (far & torch.isfinite(error))
             best[active] = error
             active, rho, slope = active[going], rho[going], slope[going]
             if not len(active) or steps == REFINEMENTS:
@@ -128,6 +127,7 @@ class GramFactor(Factor):
             steps += 1
             more, beside = level.change(rho, slope, None if y is None else y[active])
             x[active] += more
+            far = share * norm(more) > UNREFINED[dtype] * norm(x[active])
             if y is not None and beside is not None:
                 y[active] += beside
 
