@@ -11,11 +11,11 @@ from torch import Tensor
 
 from fxinvert.errors import DataError
 from fxinvert.scheduling.executor import Executor, Shared
-from fxinvert.training.batch import Batch
+from fxinvert.training.batch import Batch, tensors_of
 from fxinvert.training.chunks import Chunk, Source
 from fxinvert.training.context import Context
 from fxinvert.training.data import Batches, Part
-from fxinvert.training.fingerprint import HELD_OUT, Fingerprint
+from fxinvert.training.fingerprint import HELD_OUT, Fingerprint, fold_of
 from fxinvert.training.held_out import HeldOutSample, bound
 
 
@@ -79,6 +79,11 @@ class Feed:
         return {"train": count.train, "held_out": count.held_out, "all": count.train + count.held_out}[
             self.part
         ]
+
+    @property
+    def size(self) -> int:
+        """How many samples this part has."""
+        return sum(map(self.samples, range(len(self.counts))))
 
     def of(self, part: Part) -> Feed:
         """The same data, another part."""
@@ -164,25 +169,39 @@ def survey(
     Raises:
         DataError: there are no batches, or one is not what it should be.
     """
-    source, counts, sent = context.sources[name], list[Count](), list[Sent]()
-    sample = _sample(judged)
+    source = context.sources[name]
     if source.local:
-        for chunk in source.chunks():
-            counts.append(count(context, chunk, judged, sample))
-            if executor.remote:
-                items = executor.share(list(chunk.read()))
-                sent.append(Sent(chunk.index, chunk.first, chunk.what, items))
-    else:
-        indices = [chunk.index for chunk in source.chunks()]
-        found: list[Counted] = list(ask(count_chunk, [(name, index, judged) for index in indices]))
-        counts = [own.count for own in found]
-        _gather(name, found, judged, sample, ask)
+        return survey_here(name, source, context, executor, ordered, judged)
+    sample = _sample(judged)
+    indices = [chunk.index for chunk in source.chunks()]
+    found: list[Counted] = list(ask(count_chunk, [(name, index, judged) for index in indices]))
+    if not found:
+        raise _no_batches(name)
+    _gather(name, found, judged, sample, ask)
+    return Feed(name, source, "all", [own.count for own in found], None, True, sample)
+
+
+def survey_here(
+    name: str, source: Source, context: Context, executor: Executor, ordered: bool, judged: Part | None
+) -> Feed:
+    """`survey`, of data that only this process can read.
+
+    Raises:
+        DataError: as there.
+    """
+    sample, counts, sent = _sample(judged), list[Count](), list[Sent]()
+    for chunk in source.chunks():
+        counts.append(count(context, chunk, judged, sample))
+        if executor.remote:
+            items = executor.share(list(chunk.read()))
+            sent.append(Sent(chunk.index, chunk.first, chunk.what, items))
     if not counts:
-        raise DataError(f"{name}_data has no batches; it is empty, or it can be iterated only once")
-    remote_local = source.local and executor.remote
-    return Feed(
-        name, source, "all", counts, sent if remote_local else None, ordered or not source.local, sample
-    )
+        raise _no_batches(name)
+    return Feed(name, source, "all", counts, sent if executor.remote else None, ordered, sample)
+
+
+def _no_batches(name: str) -> DataError:
+    return DataError(f"{name}_data has no batches; it is empty, or it can be iterated only once")
 
 
 def count(context: Context, chunk: Chunk, judged: Part | None, sample: HeldOutSample) -> Count:
@@ -286,6 +305,22 @@ class _Reading:
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.chunk.read())
+
+
+def folds_of(feed: Feed, context: Context, count: int) -> Iterator[tuple[list[Batch], list[Batch]]]:
+    """For each fold of a feed's samples, held in memory, the batches without it and those of it, if neither is empty.
+
+    A sample's fold depends on its content alone, so that copies of it are never on both sides.
+    """
+    batches = list(Stream(context, feed.wheres(), feed.part, feed.name))
+    numbers = [fold_of(tensors_of(batch.inputs)[0], count) for batch in batches]
+    for fold in range(count):
+        outside, inside = (
+            [own for own in map(Batch.select, batches, rows) if len(own)]
+            for rows in ([number != fold for number in numbers], [number == fold for number in numbers])
+        )
+        if outside and inside:
+            yield outside, inside
 
 
 class All:

@@ -34,7 +34,7 @@ from fxinvert.scheduling import Executor, executor_named, waves
 from fxinvert.scheduling.crew import Crew, Task
 from fxinvert.scheduling.executor import torch_threads
 from fxinvert.scheduling.journal import Journal
-from fxinvert.training import Method, NormalEquations
+from fxinvert.training import Auto, Method, NormalEquations
 from fxinvert.training.chunks import CHUNK, source_of
 from fxinvert.training.confirm import Gain
 from fxinvert.training.context import Context, State
@@ -48,6 +48,7 @@ from fxinvert.training.judge import Share, check_share
 from fxinvert.training.metrics import Tally
 from fxinvert.training.named import method_named
 from fxinvert.training.recalibrate import Moments
+from fxinvert.training.repeat import FEW
 from fxinvert.training.sizes import Quadratic
 from fxinvert.training.sweeps import Best, Settings, Wave, run_sweeps
 from fxinvert.training.wide import WideEquations
@@ -223,8 +224,10 @@ def post_train(
         feeds, notes = _parts(surveyed)
         if journal is not None:
             journal.is_about(identity(context, plan, feeds, (trainer, settings, ordered, targets, threads)))
+        if isinstance(trainer, Auto) and feeds["train"].size in FEW:
+            settings = replace(settings, folds=trainer.folds)
         total = len(ordered) * sweeps + (len(targets) if len(targets) > 1 else 0)
-        with progress_display(total, progress) as display:
+        with progress_display(total * (settings.folds + (settings.folds > 1)), progress) as display:
             shop = Workshop(crew, shared, feeds, targets[0], display)
             shown = None if watch is None else _showing(watch, model)
             best, records = run_sweeps(shop, trainer, ordered, targets, settings, display.advance, shown)
@@ -288,11 +291,12 @@ def _showing(watch: Callable[[Record, nn.Module], None], model: nn.Module) -> Ca
 
 
 def _unconfirmed(best: Best, confidence: float) -> list[str]:
-    gain = best.gain
-    if gain is None or gain.confirmed(confidence):
+    gain, unseen = best.gain, best.unseen
+    if gain is None or best.metrics is not best.baseline:
         return []
+    others = f" and {unseen.loss.samples} that training was repeated without" if unseen else ""
     note = (
-        f"the model is returned as it was: {gain}, which {gain.loss.samples} samples do not confirm with "
+        f"the model is returned as it was: {gain}, which {gain.loss.samples} samples{others} do not confirm with "
         f"confidence {confidence:g}; more held-out samples may, and confidence=0.5 takes any gain"
     )
     return [note]

@@ -7,13 +7,15 @@ from functools import reduce
 from itertools import chain
 from typing import Any
 
-from fxinvert.feed import All, Feed, Stream, Where
+from fxinvert.feed import All, Feed, Stream, Where, folds_of, survey_here
 from fxinvert.output_target import OutputTarget
 from fxinvert.progress import Display
 from fxinvert.scheduling.crew import Crew, Task
 from fxinvert.scheduling.executor import Shared
 from fxinvert.scheduling.keys import content_key
 from fxinvert.scheduling.store import Damaged
+from fxinvert.training.batch import Batch
+from fxinvert.training.chunks import source_of
 from fxinvert.training.confirm import Gain, gain
 from fxinvert.training.context import Context, State, digest_of
 from fxinvert.training.data import Part
@@ -113,6 +115,16 @@ class Workshop:
 
     def gain(self, state: State) -> Gain:
         return sum(self._held_out(gain, {"state": state}, "gain"), Gain())
+
+    def folds(self, count: int) -> Iterator[tuple[Workshop, list[Batch]]]:
+        begun, ordered = self.state(), self.crew.store is not None
+        for number, (outside, inside) in enumerate(folds_of(self.feeds["train"], self.context, count), 1):
+            name = f"train without fold {number}"
+            source = source_of([tuple(batch) for batch in outside], name)
+            feed = survey_here(name, source, self.context, self.crew.executor, ordered, None)
+            self.use(begun)
+            feeds = {**self.feeds, "train": feed}
+            yield Workshop(self.crew, self._shared, feeds, self.output_target, self.display), inside
 
     def blocks(self, job: Job, arguments: Mapping[str, Any], every: int | None) -> Iterator[Iterator[Any]]:
         feed = self.feeds["train"]

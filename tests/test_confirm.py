@@ -48,6 +48,15 @@ def test_a_single_sample_confirms_nothing_but_any_gain() -> None:
     assert not gain_of([-1.0]).confirmed(0.5)
 
 
+def test_two_sets_of_samples_confirm_together_what_neither_does() -> None:
+    one, other = [0.0] * 18 + [1.0] * 2, [0.0] * 18 + [0.01] * 2
+    assert not gain_of(one).confirmed(0.95)
+    assert gain_of(one).confirmed(0.95, gain_of(other))
+    assert not gain_of(one).confirmed(0.95, gain_of([-d for d in other]))
+    assert not gain_of(one).confirmed(0.95, gain_of([]))
+    assert not gain_of(one).confirmed(0.95, gain_of([0.0] * 9))
+
+
 def changed(turned_right: int, turned_wrong: int) -> Gain:
     """A clear fall of the loss of 200 samples, of which some answers change."""
     changes = torch.tensor([1.0] * turned_right + [-1.0] * turned_wrong)

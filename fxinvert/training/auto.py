@@ -23,6 +23,7 @@ running statistics as they are, which is what the network computes later. Both a
 weights is proposed, too: means of networks that were fine-tuned from the same one do better than each (Wortsman et al.,
 Model soups, ICML 2022). Nothing is solved in closed form there: what an early layer of a deep network should have computed
 explains little, and a last layer that is solved for few samples fits these alone.
+All of this is repeated on parts of few training samples, for the mean of the weights (`fxinvert.training.repeat`).
 """
 
 from __future__ import annotations
@@ -96,6 +97,8 @@ class Auto:
             but more often the next rate is what helps.
         steps: of a run, at least, so that few samples are passed over more often; runs side by side share them.
         average: how much of the moving average of the weights is kept in a step.
+        folds: of few training samples (32 to 256), without each of which all of this is repeated, for the mean of the weights
+            (see `fxinvert.training.repeat`); 1: it is not.
         optimizer: of a run, with its passes over the data.
     """
 
@@ -106,15 +109,16 @@ class Auto:
     patience: int = 0
     steps: int = 64
     average: float = 0.98
+    folds: int = 3
     optimizer: Optimizer = field(default_factory=lambda: Optimizer(epochs=4))
     name: str = "auto"
     schedule: str = "parallel"
 
     def __post_init__(self) -> None:
-        if self.runs < 1 or self.steps < 1 or not 0 <= self.average < 1:
+        if min(self.runs, self.steps, self.folds) < 1 or not 0 <= self.average < 1:
             raise DataError(
-                f"runs={self.runs}, steps={self.steps}, average={self.average}: needed are a run and a step at least, "
-                "and an average from 0 to below 1"
+                f"runs={self.runs}, steps={self.steps}, folds={self.folds}, average={self.average}: needed are a run, a "
+                "step and a fold at least, and an average from 0 to below 1"
             )
 
     def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal]]:

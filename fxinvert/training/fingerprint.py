@@ -73,6 +73,11 @@ def kept_aside(samples: Tensor) -> Tensor:
     return _kept_aside(bits_hash(samples))
 
 
+def fold_of(samples: Tensor, folds: int) -> Tensor:
+    """The number of each sample's fold, by its content, on both sides alike: `(B, …)` → `(B,)`."""
+    return _number(bits_hash(samples)) // HELD_OUT % folds
+
+
 def bits_hash(samples: Tensor) -> Tensor:
     """The sum of each sample's bits, as integers, times odd pseudo-random numbers, modulo 2⁶⁴: `(B, …)` → `(B,)`."""
     words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[samples.element_size()]
@@ -87,8 +92,12 @@ def bits_hash(samples: Tensor) -> Tensor:
 
 
 def _kept_aside(hashes: Tensor) -> Tensor:
-    # the highest bits depend on all of the words
-    return ((hashes >> 40) & 0xFFFFFF) % HELD_OUT == 0
+    return _number(hashes) % HELD_OUT == 0
+
+
+def _number(hashes: Tensor) -> Tensor:
+    """What samples are told apart by: the highest bits, which depend on all of the words."""
+    return (hashes >> 40) & 0xFFFFFF
 
 
 def _combined(hashes: Iterable[Tensor]) -> Tensor:

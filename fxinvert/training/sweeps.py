@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from fxinvert.output_target import OutputTarget
 from fxinvert.passes.plan import Segment
 from fxinvert.result import Record
+from fxinvert.training.batch import Batch
 from fxinvert.training.confirm import Gain
 from fxinvert.training.context import State
 from fxinvert.training.judge import Candidate, HeldOut, Judged, Share, judge
 from fxinvert.training.metrics import Metrics
 from fxinvert.training.recalibrate import recalibrated
+from fxinvert.training.repeat import MEAN, mean, repeated
 from fxinvert.training.work import Method, Proposal, Work, moved
 
 Wave = tuple[Segment, ...]
@@ -38,6 +40,10 @@ class Place(Work, HeldOut, Protocol):
         """Jobs that begin from now on are done with these parameters and buffers."""
         ...
 
+    def folds(self, count: int) -> Iterator[tuple[Place, list[Batch]]]:
+        """The same without each fold of the training samples, and the samples of the fold."""
+        ...
+
     def gain(self, state: State) -> Gain:
         """What held-out samples gain from another state."""
         ...
@@ -53,11 +59,13 @@ class Best:
 
     Attributes:
         gain: what held-out samples gain from it.
+        unseen: what training samples gain from repeated sweeps without them, if any were.
     """
 
     metrics: Metrics
     state: State = field(repr=False)
     gain: Gain | None = None
+    unseen: Gain | None = None
 
     def __post_init__(self) -> None:
         self.baseline = self.latest = self.metrics
@@ -78,7 +86,7 @@ class Best:
             place.use(self._begun)
             self.gain = place.gain(self.state)
             place.use(now)
-        return self.gain.confirmed(confidence)
+        return self.gain.confirmed(confidence) or self.gain.confirmed(confidence, self.unseen)
 
     def kept(self, place: Place, confidence: float) -> State:
         """The state that is returned if nothing follows."""
@@ -98,6 +106,8 @@ class Settings:
         patience: after how many sweeps in a row that bring too little to stop.
         least_gain: what a sweep must at least bring, as a share of the held-out loss.
         confidence: with which held-out samples must confirm the gain of all sweeps.
+        folds: of the training samples, without each of which sweeps are repeated (see `fxinvert.training.repeat`); 1: they
+            are not.
     """
 
     sweeps: int = 3
@@ -107,6 +117,7 @@ class Settings:
     patience: int = 1
     least_gain: float = 0.0
     confidence: float = 0.95
+    folds: int = 1
 
 
 def run_sweeps(
@@ -170,9 +181,48 @@ def run_sweeps(
         idle = idle + 1 if number > 1 and gained <= settings.least_gain * before else 0
         if idle >= settings.patience or gained == 0:
             break
+    if settings.folds > 1:
+        once = replace(settings, folds=1, confidence=0.5)
+        records.append(
+            _repeat(
+                place,
+                best,
+                settings.folds,
+                waves,
+                lambda own: run_sweeps(own, method, waves, targets, once, advance)[0].state,
+            )
+        )
+        if watch is not None:
+            watch(records[-1], best.kept(place, settings.confidence))
     if not best.confirmed(place, settings.confidence):
         best.metrics, best.state = baseline, begun
     return best, records
+
+
+def _repeat(
+    place: Place, best: Best, folds: int, waves: Sequence[Wave], sweep: Callable[[Place], State]
+) -> Record:
+    """Sees the mean of the best state and those of repeated sweeps, and what samples gain that these have not seen."""
+    began, before = time.perf_counter(), best.metrics
+    place.use(place.begun)
+    best.unseen, states = repeated(place.begun, place.folds(folds), sweep)
+    state = mean([best.state, *states])
+    place.use(state)
+    (metrics,) = place.measure([[]], [Candidate(0, ())])
+    best.see(metrics, state)
+    step = float(best.state is state)
+    return Record(
+        sweep=place.sweep,
+        segments=tuple(segment.name for wave in waves for segment in wave),
+        output_target=place.output_target.name,
+        step=step,
+        before=before,
+        after=best.metrics,
+        explained={MEAN: 0.0},
+        damping={MEAN: 0.0},
+        sizes={MEAN: step},
+        seconds=time.perf_counter() - began,
+    )
 
 
 def _wave(
