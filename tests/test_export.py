@@ -399,3 +399,26 @@ def test_importing_the_room_is_cheap() -> None:
     code = "import sys, fxinvert.export; print([m for m in sys.modules if m.split('.')[0] in ('onnx', 'onnxruntime')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_large_graph_is_folded_without_looking_for_patterns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(translate, "REWRITTEN", 0)
+    monkeypatch.setattr(
+        torch.onnx.ONNXProgram, "optimize", lambda self: pytest.fail("patterns are looked for")
+    )
+
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.part(x + torch.arange(4).float().cos() * 2)
+            return y
+
+    export_onnx(Positions().eval(), torch.randn(2, 4), tmp_path / "model.onnx")
+    ops = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert "Cos" not in ops
+    assert "Constant" not in ops

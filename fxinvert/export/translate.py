@@ -21,6 +21,9 @@ from fxinvert.quiet import quiet
 FIRST_OPSET = 18
 """The exporter's own operator set; it cannot convert below."""
 
+REWRITTEN = 2000
+"""The most nodes among which patterns are looked for."""
+
 
 def translate(
     model: nn.Module, call: Call, cases: Sequence[Case], opset: int, *, half: bool, destination: Path
@@ -55,9 +58,12 @@ def translate(
                 external_data=False,
                 dynamic_shapes=_dynamic_shapes(call),
                 opset_version=opset,
+                optimize=False,
                 input_names=list(call.inputs.names),
                 output_names=list(cases[0].expected),
             )
+            if program is not None:
+                _optimize(program)
         except Exception as error:
             own = _innermost(error)
             if isinstance(own, FxInvertError):
@@ -79,6 +85,27 @@ def translate(
     _check_axes(program.model, call, destination)
     _use_own_names(program.model, prefix)
     return program
+
+
+def _optimize(program: torch.onnx.ONNXProgram) -> None:
+    """Folds what is constant, and drops what is not used; in graphs that are not too large patterns are rewritten, too.
+
+    Each of the optimizer's patterns is tried on every node: minutes for thousands of them, for few nodes less.
+    """
+    from onnx_ir.passes import Sequential, common
+    from onnxscript.optimizer import fold_constants_ir
+
+    if sum(1 for _ in program.model.graph) <= REWRITTEN:
+        program.optimize()
+        return
+    fold_constants_ir(program.model)
+    Sequential(
+        common.RemoveUnusedNodesPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.NameFixPass(),
+    )(program.model)
 
 
 def _flat(model: nn.Module, call: Call, cases: Sequence[Case], half: bool) -> tuple[nn.Module, str]:
