@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import rnn
 
 from fxinvert.errors import TraceError
 from fxinvert.passes.inputs import Inputs
@@ -167,7 +168,7 @@ def symbolic_graph(
         if tracer.is_leaf_module(model, ""):  # torch's modules need not be traceable, only runnable
             return _as_leaf(model, inputs, rules, choose)
         raise CaptureError(
-            f"{type(model).__name__} cannot be traced symbolically: {error}{raised_at(error)}. Usual causes are Python control flow "
+            f"{type(model).__name__} cannot be traced symbolically: {_cause(error)}{raised_at(error)}. Usual causes are Python control flow "
             "on tensor values or shapes in forward(); move it into a function of its own and give that function a "
             "rule with @fxinvert.inverse_rule, which keeps it whole"
         ) from error
@@ -178,6 +179,16 @@ def symbolic_graph(
         ) in tables:  # what forward() has set is symbolic; constants of the graph are new entries
             table.update(entries)
     return fx.GraphModule(tracer.root, graph, type(model).__name__)
+
+
+def _cause(error: BaseException) -> str:
+    """What an error says, in our words where torch's tell nothing."""
+    if any(frame.filename == rnn.__file__ for frame in traceback.extract_tb(error.__traceback__)):
+        return (
+            "it packs sequences, whose lengths torch reads as numbers; give the layer the padded sequences, and take "
+            "of its result what belongs to each length, as in y[torch.arange(y.shape[0]), lengths - 1]"
+        )
+    return str(error)
 
 
 def _as_leaf(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from small_models import Model
 from torch import Tensor, fx, nn
+from torch.nn.utils import rnn
 
 import fxinvert
 
@@ -154,3 +155,18 @@ def test_a_target_that_is_infinite_where_the_output_is_not_fails() -> None:
         x, torch.tensor([[torch.inf, 0.0], [0.0, 0.0]])
     )
     assert found.certificates["0"].failed.tolist() == [True, False]
+
+
+def test_packed_sequences_are_refused_with_what_to_do() -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.GRU(3, 4, batch_first=True)
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            packed = rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+            last: Tensor = self.layer(packed)[1][-1]
+            return last
+
+    with pytest.raises(fxinvert.TraceError, match=r"packs sequences.*padded sequences.*test_idioms\.py"):
+        fxinvert.trace(Packed(), (torch.randn(2, 5, 3), torch.tensor([5, 3])))
