@@ -77,8 +77,10 @@ class _Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not any_tensor((args, kwargs)) or func.__name__ == "__get__":  # a property, as a rule the shape
+        if func.__name__ == "__get__":  # a property, as a rule the shape
             return func(*args, **kwargs)
+        if not any_tensor((args, kwargs)) and not any_tensor(value := func(*args, **kwargs)):
+            return value
         if func in DECOMPOSED and self.complete:
             with self:
                 return self.run(func, args, kwargs)

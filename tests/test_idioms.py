@@ -125,6 +125,16 @@ def test_a_largest_value_and_its_place_in_a_region() -> None:
     fxinvert.invert(fxinvert.trace(model, x), output_target="regression")(x, torch.randn(2, 2))
 
 
+def test_a_transformer_that_compares_its_mask_with_one_of_its_own_shows_its_layers() -> None:
+    def forward(s: Any, x: Tensor) -> Any:
+        return s.layers(x, mask=nn.Transformer.generate_square_subsequent_mask(x.shape[1]))
+
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = Model(forward, layers=nn.TransformerEncoder(layer, 1, enable_nested_tensor=False))
+    graph = follows(model, torch.randn(2, 3, 8), torch.randn(5, 3, 8))
+    assert not graph.graph.find_nodes(op="call_module")
+
+
 @pytest.mark.parametrize("way", ["filled", "added"])
 def test_scores_that_a_mask_hides_stay_hidden_and_the_others_get_targets(way: str) -> None:
     later = torch.ones(4, 4).triu(1).bool()
