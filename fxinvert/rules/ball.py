@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fxinvert.linalg.memory import waits
 from fxinvert.rules.branches import MARGIN
 from fxinvert.rules.trust import Nodes, amplified, nearest_in_ball, nearest_value, norm
 
@@ -83,12 +84,11 @@ class Scales:
 
 
 class Sums(NamedTuple):
-    """Of every group, `(…, 1)`: μ; ‖t − y‖; ‖x − μ‖; 1 / √(σ² + ε); ‖z‖ and mean of z, of which that is to be taken away."""
+    """Of every group, `(…, 1)`: μ; ‖t − y‖; ‖x − μ‖; ‖z‖ and mean of z, of which that is to be taken away."""
 
     mean: Tensor
     asked: Tensor
     own_size: Tensor
-    inverse: Tensor
     size: Tensor
     shift: Tensor
 
@@ -149,22 +149,26 @@ class Ball:
         """
         own, spare = out
         missing = torch.sub(t, y, out=own)
-        asked, none = norm(missing), torch.zeros_like(x[..., :1])
-        mean = x.mean(-1, keepdim=True) if self.centered else none
-        even = self.scales.even
+        asked, even = norm(missing), self.scales.even
+        mean = x.mean(-1, keepdim=True) if self.centered else torch.zeros_like(asked)
         # nothing else of the deviations is wanted for even scales, and what is missing only for wild ones
         moved = torch.sub(x, mean, out=own if even else spare) if self.centered else x
         own_size = norm(moved)
-        inverse = (own_size.double().square() / x.shape[-1] + self.eps).rsqrt().to(x.dtype)
-        found, steps, size, shift = None, 0, none, none
         if even:
             z = self.scales.wanted(t, own)
-            size, shift = norm(z), z.mean(-1, keepdim=True) if self.centered else none
-        elif self.scales.tame:
+            shift = z.mean(-1, keepdim=True) if self.centered else torch.zeros_like(asked)
+            return z, Sums(mean, asked, own_size, norm(z), shift), None, 0
+        if self.scales.tame:
             z, found, steps = self._direct(moved, self.scales.wanted(t, own))
         else:
+            inverse = 1 / self._spread(own_size.double(), x.shape[-1]).to(x.dtype)
             z, found, steps = self._solved(moved, missing, inverse)
-        return z, Sums(mean, asked, own_size, inverse, size, shift), found, steps
+        none = torch.zeros_like(asked)
+        return z, Sums(mean, asked, own_size, none, none), found, steps
+
+    def _spread(self, size: Tensor, n: int) -> Tensor:
+        """√(σ² + ε), for ‖x − μ‖."""
+        return (size.square() / n + self.eps).sqrt()
 
     def lengths(self, n: int, of: Sums, found: Direction | None = None) -> Lengths:
         """What becomes of the directions of groups of n entries.
@@ -177,13 +181,13 @@ class Ball:
         limit, rounding, largest = math.sqrt(n), self.rounding, self.scales.largest
         # what a change of z of the ball's size makes of the output
         unit = torch.where(largest > 0, largest, 1) * limit
-        asked, own_size, spread = of.asked / unit, of.own_size, 1 / of.inverse
+        asked, own_size, spread = of.asked / unit, of.own_size, self._spread(of.own_size, n)
         amplified: Tensor | None = None
         if found is None:
             whole, off = (of.size / limit).square(), of.shift.square()
             size = (whole - off).clamp(min=0).sqrt()
-            # z = z₀ + (t − y) / w, z₀ = (x − μ) · inverse, and the norms of all three are known
-            begin = own_size * of.inverse / limit
+            # z = z₀ + (t − y) / w, z₀ = (x − μ) / spread, and the norms of all three are known
+            begin = own_size / spread / limit
             if self.eps == 0:
                 begin = torch.where(own_size > 0, begin, 0)
             inner = (whole + begin.square() - asked.square()) * (spread * limit / 2)
@@ -210,10 +214,12 @@ class Ball:
         # no correction is blown up more than κ times
         allowed = asked * spread * (self.kappa * limit)
         room = (allowed.square() - (own_size - own) * (own_size + own)).clamp(min=0).sqrt()
-        bounded = torch.minimum(torch.maximum(radius, own - room), own + room).clamp(min=0)
-        far = (radius - bounded).abs() > 1e-9 * (1 + radius)
+        far, bounded = (radius - own).abs() > room + 1e-9 * (1 + radius), radius
         damped = far if amplified is None else far | amplified
-        damping = torch.where(damped, (largest / self.kappa / torch.where(far, spread, 1)).square(), 0)
+        damping = torch.zeros_like(radius)
+        if waits(far) or bool(damped.any()):
+            bounded = torch.minimum(torch.maximum(radius, own - room), own + room).clamp(min=0)
+            damping = torch.where(damped, (largest / self.kappa / torch.where(far, spread, 1)).square(), 0)
         factor = torch.where(size > 0, bounded / (size * limit), 0)
         doubtful = unreached | damped
         if self.eps > 0:  # else there are spreads of which no values come at all
