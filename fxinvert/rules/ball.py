@@ -141,7 +141,7 @@ class Ball:
 
         Args:
             x, y, t: anchors, outputs and targets.
-            out: two tensors that may be written to; in a kernel there are none.
+            out: two tensors that may be written to, for even scales one is enough; in a kernel there are none.
 
         Returns:
             z* plus the shift that the sums tell; the sums; what else is known of z*, None for scales of one size, where it
@@ -151,8 +151,7 @@ class Ball:
         missing = torch.sub(t, y, out=own)
         asked, even = norm(missing), self.scales.even
         mean = x.mean(-1, keepdim=True) if self.centered else torch.zeros_like(asked)
-        # nothing else of the deviations is wanted for even scales, and what is missing only for wild ones
-        moved = torch.sub(x, mean, out=own if even else spare) if self.centered else x
+        moved = torch.sub(x, mean, out=spare) if self.centered else x
         own_size = norm(moved)
         if even:
             z = self.scales.wanted(t, own)

@@ -126,10 +126,12 @@ def _by_chunks(
     count = max(1, CHUNK // max(1, anchor.shape[1:].numel()))
     value = torch.empty_like(anchor, dtype=working, memory_format=torch.contiguous_format)
     parts, sums, directions, iterations = [], [], [], 0
-    spare = torch.empty_like(value[:count])
+    # the less is taken and given back, the less often the system clears memory for it, which takes longer than all else
+    spare = value if ball.scales.even else torch.empty_like(value[:count])
     for own, *given in zip(*(torch.split(v, count) for v in (value, anchor, output, target)), strict=True):
         x, y, t = (v.to(working) for v in given)
-        z, of, found, steps = ball.direction(x, y, t, (own, spare[: len(own)]))
+        out = own, (own if spare is value else spare[: len(own)])
+        z, of, found, steps = ball.direction(x, y, t, out)
         parts.append(z)
         sums.append(torch.stack(of))
         directions.append(found)
