@@ -18,7 +18,8 @@ from fxinvert.errors import FxInvertError, RuleError
 from fxinvert.linalg import Factor, SolveSettings
 from fxinvert.linalg.memory import waits
 from fxinvert.rules import FactorCache, Inverse, Kind, Op, Rule
-from fxinvert.rules.certificate import Status, certified, keep_failed_at_anchor
+from fxinvert.rules.certificate import Status, certified
+from fxinvert.rules.failed import keep_failed_at_anchor
 from fxinvert.rules.keys import is_torch, op_named
 
 #: stands for the unknown argument while the others are named

@@ -132,7 +132,7 @@ class Search:
             self.written = self.written | hard
             known, renewed = self._known(jacobian)
             again = self._solved(known, missing, size, reached, self.done | ~hard)
-            tried, stale = _merged(hard, again, tried), torch.where(hard, renewed, stale)
+            tried, stale = tried.replaced(hard, again), torch.where(hard, renewed, stale)
         self.sigma = tried.largest
         self._judge(drift, drifted, tried, size, reached, stale)
 
@@ -179,7 +179,7 @@ class Search:
         if bool((damped & ~skip).any()):
             again = cgls(jacobian, missing, self.damping, largest=self.sigma, skip=skip | ~damped, **known)
             self.products += torch.where(damped & ~skip & ~self.written, again.iterations + 1, 0)
-            found = _merged(damped, again, found)
+            found = found.replaced(damped, again)
         return found
 
     def _drift(self, jacobian: Jacobian, reached: Tensor) -> tuple[Tensor, Tensor]:
@@ -241,13 +241,12 @@ class Search:
             output = self.function(trial)
             error = norm(self.target - output)
         # with a matrix, what is in the null space is known but for the products that have not been asked for
-        less = drifted < torch.where(self.written, LEARNT, 0.5) * self.drifted
-        less = less | (self.written & ~stale)
+        less = (drifted < torch.where(self.written, LEARNT, 0.5) * self.drifted) | (self.written & ~stale)
         # from where curvature has taken it the target is soon reached again
         allowed = torch.where(self.written, torch.maximum(STALE * size, self.goal), self.goal)
         better = torch.where(reached, (error <= allowed) & less, error < self.error)
-        amplified = ~reached & (sigma * norm(tried.correction) > self.settings.condition_limit * size)
-        amplified = amplified & (error > self.goal)
+        amplified = sigma * norm(tried.correction) > self.settings.condition_limit * size
+        amplified &= ~reached & (error > self.goal)
         self.least_damping = torch.where(
             amplified & ~stale, (sigma / self.settings.condition_limit).square(), self.least_damping
         )
@@ -272,8 +271,7 @@ class Search:
             self.explicit.learn(torch.where(per_sample(taken & ~reached, moved), moved, 0), change)
             self.renewed = stale & (~taken | (~reached & (ratio > STALE)))
             self.exact = self.exact & ~taken
-        largest = torch.maximum(self.largest_damping, self.damping)
-        self.largest_damping = torch.where(taken, largest, self.largest_damping)
+        self.largest_damping = self.largest_damping.maximum(torch.where(taken, self.damping, 0))
         dual = self.multipliers + per_sample(part, tried.dual) * tried.dual
         self.multipliers = torch.where(per_sample(taken, dual), dual, self.multipliers)
         self.x = torch.where(per_sample(taken, trial), trial, self.x)
@@ -301,8 +299,3 @@ class Search:
         settled = self.written & (self.error <= self.goal)
         again = torch.where(taken | amplified, 0, self.refused + (~excused).long())
         self.refused = torch.where(settled, self.refused + (~taken).long(), again)
-
-
-def _merged(rows: Tensor, some: Gradients, others: Gradients) -> Gradients:
-    """Those of some rows, `(B,)`, and of the others."""
-    return Gradients(*(torch.where(per_sample(rows, a), a, b) for a, b in zip(some, others, strict=True)))

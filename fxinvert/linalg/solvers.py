@@ -195,6 +195,10 @@ class Gradients(NamedTuple):
     slope: Tensor
     largest: Tensor
 
+    def replaced(self, rows: Tensor, others: Gradients) -> Gradients:
+        """These, but for some rows, `(B,)`, those of others."""
+        return Gradients(*(torch.where(per_sample(rows, a), a, b) for a, b in zip(others, self, strict=True)))
+
 
 def cgls(
     operator: LinearOperator,
