@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from fxinvert.passes.decompose import DECOMPOSED
@@ -32,7 +32,8 @@ def record(
     Returns:
         The result, with nodes in place of its tensors.
     """
-    recorder = _Recorder(builder, path)
+    # recurrent layers make their first states, of as many rows as there are samples: these are no constants
+    recorder = _Recorder(builder, path, isinstance(called, nn.RNNBase | nn.RNNCellBase))
     # copies, one for each: code that is not followed may change its inputs in place
     own: dict[fx.Node, Any] = {}
     values, named = mapped((args, kwargs), lambda n: own.setdefault(n, copied(builder.values[n])))
@@ -57,9 +58,9 @@ def record(
 class _Recorder(TorchFunctionMode):
     """Follows a call by the torch functions that it calls, and emits them."""
 
-    def __init__(self, builder: Builder, path: str) -> None:
+    def __init__(self, builder: Builder, path: str, sized_by_batch: bool) -> None:
         super().__init__()
-        self.builder, self.path = builder, path
+        self.builder, self.path, self.sized_by_batch = builder, path, sized_by_batch
         self.known: dict[int, Any] = {}
         self.kept: list[Tensor] = []  # ids are only good while their tensors live
         self.emitted: list[fx.Node] = []
@@ -79,8 +80,10 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if func.__name__ == "__get__":  # a property, as a rule the shape
             return func(*args, **kwargs)
-        if not any_tensor((args, kwargs)) and not any_tensor(value := func(*args, **kwargs)):
-            return value
+        if not any_tensor((args, kwargs)):
+            value = func(*args, **kwargs)
+            if self.sized_by_batch or not any_tensor(value):
+                return value
         if func in DECOMPOSED and self.complete:
             with self:
                 return self.run(func, args, kwargs)

@@ -135,6 +135,13 @@ def test_a_transformer_that_compares_its_mask_with_one_of_its_own_shows_its_laye
     assert not graph.graph.find_nodes(op="call_module")
 
 
+@pytest.mark.parametrize("layer", [nn.LSTM(3, 4, batch_first=True), nn.GRU(3, 4, batch_first=True)])
+def test_first_states_that_a_layer_makes_are_no_constants(layer: nn.Module) -> None:
+    model = Model(lambda s, x: s.layer(x)[0][:, -1], layer=layer)
+    graph = follows(model, torch.randn(2, 5, 3), torch.randn(7, 5, 3))
+    assert "captured" not in graph.meta
+
+
 @pytest.mark.parametrize("way", ["filled", "added"])
 def test_scores_that_a_mask_hides_stay_hidden_and_the_others_get_targets(way: str) -> None:
     later = torch.ones(4, 4).triu(1).bool()
