@@ -14,7 +14,7 @@ from torch.fx.proxy import GraphAppendingTracer
 from torch.utils import _pytree as pytree
 
 from fxinvert.errors import TraceError
-from fxinvert.passes.capture import attribute, lengths_followed, raised_at
+from fxinvert.passes.capture import attribute, describe, lengths_followed, raised_at
 from fxinvert.passes.checks import KEEP_FIRST, WITH_BATCH_SIZE
 from fxinvert.passes.inputs import Flat, Inputs
 from fxinvert.passes.leaves import mapped
@@ -159,6 +159,11 @@ class _Rebuilt:
                 self.nodes[node] = self._attribute(module, str(node.target))
             elif node.target in _WRAPPERS:
                 self.nodes[node] = self._inlined(node)
+            elif isinstance(node.target, torch._ops.HigherOrderOperator):
+                raise TraceError(
+                    f"{describe(node)} runs sub-graphs, which no inverse goes through; compute all of them and choose with "
+                    "torch.where, or write the loop in Python"
+                )
             elif node.op == "call_function":
                 copy = self.graph.node_copy(node, self.nodes.__getitem__)
                 copy.meta["path"] = self.owners.get(node)

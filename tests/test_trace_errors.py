@@ -121,13 +121,23 @@ def test_a_whole_module_that_changes_its_input_is_refused() -> None:
         fxinvert.trace(nn.Sequential(nn.ReLU(), MutatesItsInput()), torch.randn(2, 3), rules=rules)
 
 
+def test_an_op_on_sub_graphs_is_refused() -> None:
+    def forward(self: Any, x: Tensor) -> Any:
+        return torch.cond(x.sum() > 0, lambda v: self.a(v), lambda v: self.b(v), (x,))
+
+    model = Model(forward, a=nn.Linear(3, 2), b=nn.Linear(3, 2))
+    with pytest.raises(TraceError, match=r"node 'cond'.*sub-graphs.*torch\.where"):
+        fxinvert.trace(model, torch.randn(2, 3))
+
+
 class Untracked(nn.Module):
     """Computes with a tensor that is none of its parameters, and changes its input; passes for one of torch's own."""
 
     __module__ = "torch.nn.modules.untracked"
+    offset = torch.ones(3)
 
     def forward(self, x: Tensor) -> Tensor:
-        shifted = x + torch.ones(3)
+        shifted = x + self.offset
         x.relu_()
         return shifted + x
 
