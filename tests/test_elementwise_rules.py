@@ -13,7 +13,7 @@ from rule_samples import Inverted, WithBuffer
 from torch import Tensor, nn
 
 import fxinvert
-from fxinvert.rules import Status, choice, kernels
+from fxinvert.rules import Status, entrywise, kernels
 from fxinvert.rules.registry import Kind
 from fxinvert.testing import check_rule
 
@@ -285,7 +285,7 @@ def test_the_answer_is_the_same_however_it_is_worked_through(
         inverted = Inverted(op, x)
         value, certificate = inverted(x, target)
         for block in (1, 7, 31):
-            monkeypatch.setattr(choice, "BLOCK", block)
+            monkeypatch.setattr(entrywise, "BLOCK", block)
             for layout in (torch.contiguous_format, torch.channels_last):
                 one, other = (v[..., None].contiguous(memory_format=layout)[..., 0] for v in (x, target))
                 again, told = inverted(one, other)
@@ -297,7 +297,7 @@ def test_the_answer_is_the_same_however_it_is_worked_through(
 def test_large_batches_are_worked_through_in_blocks() -> None:
     x, target = torch.randn(2, 6, 30000, dtype=F64)
     c = torch.randn(30000, dtype=F64)
-    assert x.numel() > choice.BLOCK
+    assert x.numel() > entrywise.BLOCK
     value, certificate = Inverted(WithBuffer(torch.maximum, c), x)(x, target)
     expected = torch.where(target > c, target, torch.minimum(x, c))
     assert torch.equal(value, torch.where(torch.maximum(x, c) == target, x, expected))

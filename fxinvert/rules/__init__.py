@@ -4,7 +4,7 @@ from fxinvert.linalg import FactorCache
 from fxinvert.rules.affine import invert_affine, invert_by_autograd, invert_diagonal
 from fxinvert.rules.branches import Branch, falling, flat, rising
 from fxinvert.rules.certificate import Certificate, Inverse, Status
-from fxinvert.rules.choice import invert_branches
+from fxinvert.rules.entrywise import invert_branches
 from fxinvert.rules.keys import key_of
 from fxinvert.rules.op import Op
 from fxinvert.rules.registry import Kind, Rule, RuleSet, default_rules, inverse_rule

@@ -13,8 +13,8 @@ from fxinvert.errors import NoRuleError
 from fxinvert.rules import arithmetic, simplex
 from fxinvert.rules.branches import MARGIN, Branch
 from fxinvert.rules.certificate import Certificate, Inverse, Status, relative, row_norms
-from fxinvert.rules.choice import invert_branches
 from fxinvert.rules.elementwise import INF, Branches, clipped, elementwise, even
+from fxinvert.rules.entrywise import invert_branches
 from fxinvert.rules.fallback import invert_matrix_free
 from fxinvert.rules.functions import operand, power
 from fxinvert.rules.groups import along, settled

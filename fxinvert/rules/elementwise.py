@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from fxinvert.rules.branches import Branch, Number, Scalar, falling, flat, rising, same
 from fxinvert.rules.certificate import Inverse
-from fxinvert.rules.choice import invert_branches
+from fxinvert.rules.entrywise import invert_branches
 from fxinvert.rules.fallback import invert_matrix_free
 from fxinvert.rules.op import Op
 from fxinvert.rules.rational import Rational
