@@ -145,7 +145,7 @@ class Auto:
                     break
 
     def stages(self, probe: Probe, segments: Sequence[Segment]) -> Iterator[Stage]:
-        """Yields what `train` does in the first sweep, with as many runs as there may be."""
+        """Yields what `train` does in the first sweep, with as many runs as there may be; once, of few samples, too."""
         recipe = self._recipe(probe.context)
         arguments = self._arguments(probe.context, probe.output_target, segments)
         short = arguments | {"optimizer": replace(self.optimizer, epochs=1)}
