@@ -414,9 +414,9 @@ def test_a_large_graph_is_folded_without_looking_for_patterns(
             super().__init__()
             self.part = nn.Linear(4, 3)
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             y: Tensor = self.part(x + torch.arange(4).float().cos() * 2)
-            return y
+            return y, y
 
     export_onnx(Positions().eval(), torch.randn(2, 4), tmp_path / "model.onnx")
     ops = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]

@@ -60,10 +60,12 @@ def translate(
                 opset_version=opset,
                 optimize=False,
                 input_names=list(call.inputs.names),
-                output_names=list(cases[0].expected),
             )
             if program is not None:
                 _optimize(program)
+                # not before: of a value that is given twice, optimizing makes two
+                for output, given in zip(program.model.graph.outputs, cases[0].expected, strict=True):
+                    output.name = given
         except Exception as error:
             own = _innermost(error)
             if isinstance(own, FxInvertError):
@@ -104,6 +106,7 @@ def _optimize(program: torch.onnx.ONNXProgram) -> None:
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.DeduplicateInitializersPass(),
         common.CommonSubexpressionEliminationPass(),
+        common.OutputFixPass(),
         common.NameFixPass(),
     )(program.model)
 
