@@ -21,6 +21,8 @@ from fxinvert.training import ClosedForm, Method
 REVISIONS = {"closed_form": 5, "recursive": 5, "gradient": 5, "auto": 6}
 #: of what does otherwise in networks with batch norm
 NORMALIZED_REVISIONS = REVISIONS | {"auto": 4}
+#: the same, of what does otherwise with few training samples
+FEW_REVISIONS, NORMALIZED_FEW_REVISIONS = REVISIONS | {"auto": 7}, NORMALIZED_REVISIONS | {"auto": 5}
 SWEEPS = 3
 
 

@@ -11,7 +11,9 @@ from torch import nn
 from benchmarks.studies import baselines, ours, repair_page
 from benchmarks.studies.curve import Curve, Timed, follow
 from benchmarks.studies.frame import Run, Study
-from benchmarks.studies.tasks import Task, task
+from benchmarks.studies.tasks import HELD_OUT, Task, task
+from fxinvert.training import Auto
+from fxinvert.training.repeat import FEW
 
 #: network, repair, samples to repair with, whether it belongs to the quick form
 TASKS = [
@@ -33,7 +35,8 @@ TASKS = [
 
 #: networks that branch have batch norms, too
 RESIDUAL = ("digits_resnet", "resnet20")
-#: processor seconds that each learning rate of AdamW gets, at least and for every sample: as many as `auto` takes
+#: processor seconds that each learning rate of AdamW gets, at least and for every sample: as many as `auto` takes, which
+#: repeats what it does with few
 SECONDS = {
     "digits_cnn": (3.0, 0.0),
     "digits_resnet": (6.0, 0.002),
@@ -50,7 +53,11 @@ def runs(seeds: int) -> Iterator[Run]:
     for seed in range(seeds):
         for network, repair, samples, quick in TASKS:
             own = "recursive" if network in RESIDUAL else "closed_form"
-            revisions = ours.NORMALIZED_REVISIONS if network in RESIDUAL else ours.REVISIONS
+            few = round((1 - HELD_OUT) * samples) in FEW
+            if network in RESIDUAL:
+                revisions = ours.NORMALIZED_FEW_REVISIONS if few else ours.NORMALIZED_REVISIONS
+            else:
+                revisions = ours.FEW_REVISIONS if few else ours.REVISIONS
             others = ["last_layer", "batch_norm"] if network in RESIDUAL else ["last_layer"]
             least, each = SECONDS[network]
             for method in (own, "auto", repair_page.ADAMW, *others):
@@ -65,7 +72,8 @@ def runs(seeds: int) -> Iterator[Run]:
                     if method == "closed_form" and repair == "under_trained":
                         settings["by_steps"] = True
                 elif method == repair_page.ADAMW:
-                    settings["seconds"] = LONGER.get((network, samples), least + each * samples)
+                    times = 1 + Auto().folds if few else 1
+                    settings["seconds"] = times * LONGER.get((network, samples), least + each * samples)
                 else:
                     settings["held_out"] = 0.2
                 yield Run(f"{network}-{repair}-{samples}-{method}", settings, seed, quick)
