@@ -173,10 +173,8 @@ def symbolic_graph(
             "rule with @fxinvert.inverse_rule, which keeps it whole"
         ) from error
     finally:
-        for (
-            table,
-            entries,
-        ) in tables:  # what forward() has set is symbolic; constants of the graph are new entries
+        # what forward() has set is symbolic; constants of the graph are new entries
+        for table, entries in tables:
             table.update(entries)
     return fx.GraphModule(tracer.root, graph, type(model).__name__)
 
