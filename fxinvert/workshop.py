@@ -78,8 +78,7 @@ class Workshop:
 
     @property
     def samples(self) -> int:
-        feed = self.feeds["train"]
-        return sum(map(feed.samples, range(len(feed.counts))))
+        return self.feeds["train"].size
 
     @property
     def sampled(self) -> bool:

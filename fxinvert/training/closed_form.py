@@ -209,7 +209,7 @@ def sums(
                     targets = inverse.targets(values, part.labels, [*nodes, last])
                     weights = sample_weights(values[last], targets[last], satisfied_weight)
                     for i, node in enumerate(nodes):
-                        op, trainable = inverse.op(node, values), _trainable(inverse, node)
+                        op, trainable = inverse.op(node, values), trainable_of(inverse, node)
                         at = None
                         if isinstance(trainable, ByPosition):
                             # the place in the piece of data, so that the same are drawn wherever it is worked on
@@ -236,7 +236,7 @@ def _sizes(inverse: InverseGraph, nodes: Sequence[fx.Node], values: Values) -> d
     """Of the equations of some ops, whatever the samples whose values are given."""
     found = dict[str, Size]()
     for node in nodes:
-        op, trainable = inverse.op(node, values), _trainable(inverse, node)
+        op, trainable = inverse.op(node, values), trainable_of(inverse, node)
         op = op if op.by_sample else op.samples(slice(0, 1))
         if isinstance(trainable, ByPosition):
             at = torch.zeros(len(op.output), 1, dtype=torch.long, device=op.output.device)
@@ -247,7 +247,8 @@ def _sizes(inverse: InverseGraph, nodes: Sequence[fx.Node], values: Values) -> d
     return found
 
 
-def _trainable(inverse: InverseGraph, node: fx.Node) -> Trainable:
+def trainable_of(inverse: InverseGraph, node: fx.Node) -> Trainable:
+    """The parameter side of an op that is trained."""
     trainable = inverse.inverse_op(node).rule.trainable
     assert trainable is not None, f"{node.name} cannot be trained. {REPORT}"
     return trainable
@@ -323,7 +324,7 @@ def _solve(inverse: InverseGraph, node: fx.Node, known: Equations, damping: floa
     if not known.is_finite:
         raise SolveError(f"the statistics of {path!r} are not finite: its inputs or targets overflow")
     solved = known.solve(damping)
-    trainable, names = _trainable(inverse, node), parameters_of(node)
+    trainable, names = trainable_of(inverse, node), parameters_of(node)
     parameters: dict[str, Any] = {
         argument: attribute(inverse.graph, name) for argument, name in names.items()
     }

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import vmap
 
-from fxinvert.errors import REPORT
 from fxinvert.heads import Heads
 from fxinvert.inversion.inverse_graph import InverseGraph
 from fxinvert.inversion.replay import Values
@@ -28,6 +27,7 @@ from fxinvert.passes.capture import evaluating
 from fxinvert.passes.synthesize import parameters_of
 from fxinvert.rules import Op, Trainable
 from fxinvert.training.batch import Batch, tensors_of
+from fxinvert.training.closed_form import trainable_of
 from fxinvert.training.context import Context
 from fxinvert.training.fingerprint import bits_hash, mixed
 from fxinvert.training.jacobian_rows import JacobianRows
@@ -170,8 +170,7 @@ def _rows(
     with torch.no_grad():
         for node, felt in zip(nodes, map(list, zip(*found, strict=True)), strict=True):
             op, names = inverse.op(node, values), parameters_of(node)
-            trainable = inverse.inverse_op(node).rule.trainable
-            assert trainable is not None, f"{node.name} cannot be trained. {REPORT}"
+            trainable = trainable_of(inverse, node)
             own = tuple(names[argument] for argument in ("weight", "bias") if argument in names)
             alone = not shared & set(own) and not context.masks.keys() & set(own)
             if alone and node.meta["op"] == "linear" and op.output.dim() == 2:

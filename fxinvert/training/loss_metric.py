@@ -48,7 +48,6 @@ def answers(output: Tensor, labels: Tensor) -> Answers:
         probable = logits.detach().softmax(1)
         share = shares(classes, len(output)).to(probable)[:, None]
         wanted = F.one_hot(classes.masked_fill(classes == IGNORED, 0), logits.shape[1])
-
         half = probable.sqrt()
 
         def root(vector: Tensor) -> Tensor:
