@@ -16,6 +16,7 @@ from torch.nn.utils import rnn
 
 from fxinvert.errors import TraceError
 from fxinvert.passes.inputs import Inputs
+from fxinvert.passes.interpreted import Interpreted
 from fxinvert.rules import RuleSet
 
 #: packages whose functions are ops
@@ -176,7 +177,7 @@ def symbolic_graph(
         # what forward() has set is symbolic; constants of the graph are new entries
         for table, entries in tables:
             table.update(entries)
-    return fx.GraphModule(tracer.root, graph, type(model).__name__)
+    return Interpreted(tracer.root, graph, type(model).__name__)
 
 
 def _cause(error: BaseException) -> str:

@@ -32,6 +32,7 @@ from fxinvert.passes.checks import said
 from fxinvert.passes.decompose import DECOMPOSED
 from fxinvert.passes.forms import arranged, by_position
 from fxinvert.passes.inline import record
+from fxinvert.passes.interpreted import Interpreted
 from fxinvert.passes.inverse_op import call_arguments
 from fxinvert.passes.leaves import any_tensor, evaluation_copy, identifier, leaves, mapped, printable
 from fxinvert.passes.meanings import Meanings
@@ -58,10 +59,9 @@ def normalize(
     builder = Builder(raw, rules)
     with torch.no_grad():
         builder.run(inputs)
-    graph = fx.GraphModule(raw, builder.graph, raw.__class__.__name__)
+    graph = Interpreted(raw, builder.graph, raw.__class__.__name__)
     graph.training = False
-    if graph.graph.eliminate_dead_code():
-        graph.recompile()
+    graph.graph.eliminate_dead_code()
     start_later(graph, rules)
     # modules that stay whole share their parameters with the user's, but not the mode: the graph always evaluates
     for target in sorted({str(n.target) for n in graph.graph.find_nodes(op="call_module")}):

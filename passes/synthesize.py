@@ -21,6 +21,7 @@ from fxinvert.linalg import SolveSettings
 from fxinvert.passes.capture import attribute, describe
 from fxinvert.passes.copies import padded_arguments
 from fxinvert.passes.flow import Flow, Stretch, has_target
+from fxinvert.passes.interpreted import Interpreted
 from fxinvert.passes.inverse_op import InverseOp, call_arguments
 from fxinvert.passes.leaves import printable
 from fxinvert.passes.region import Region, held, owner_of
@@ -56,7 +57,7 @@ def synthesize(graph: fx.GraphModule, rules: RuleSet, settings: SolveSettings) -
         targets[path] = inverse.item(inverted, 0, f"{node.name}_target")
         certificates[path] = inverse.item(inverted, 1, f"{node.name}_certificate")
     inverse.graph.output((targets, certificates))
-    return printable(fx.GraphModule(inverse.root, inverse.graph, "Inverse"))
+    return printable(Interpreted(inverse.root, inverse.graph, "Inverse"))
 
 
 def solved_ops(graph: fx.GraphModule, rules: RuleSet) -> int:

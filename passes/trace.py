@@ -50,6 +50,20 @@ def trace(
         TraceError: the model cannot be captured, does not run, has several outputs and none is named, computes with
             the batch size of the example or across its samples, or is random.
     """
+    graph = interpreted(model, example_inputs, output=output, rules=rules)
+    if graph is not model:
+        graph.recompile()
+    return graph
+
+
+def interpreted(
+    model: nn.Module | ExportedProgram,
+    example_inputs: Any,
+    *,
+    output: Key | tuple[Key, ...] | None = None,
+    rules: RuleSet | None = None,
+) -> fx.GraphModule:
+    """As `trace`, for what runs the graph node by node: without code."""
     if isinstance(model, ExportedProgram):
         model = model.module()
     if not isinstance(model, nn.Module):

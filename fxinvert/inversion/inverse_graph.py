@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -64,11 +65,11 @@ class InverseGraph:
         self.output_target = Heads.of(graph).target(output_target)
         self.reconstruction: Reconstructed = reconstruction
         settings = replace(settings, sharing=max(1, solved_ops(graph, rules)))
-        self.graph_module = synthesize(graph, rules, settings)
+        self._inverse = synthesize(graph, rules, settings)
         self._inverses: dict[str, str] = {
-            n.meta[TARGET_OF]: str(n.target) for n in self.graph_module.graph.find_nodes(op="call_module")
+            n.meta[TARGET_OF]: str(n.target) for n in self._inverse.graph.find_nodes(op="call_module")
         }
-        self._walk = Walk(self.graph_module, graph)
+        self._walk = Walk(self._inverse, graph)
         self._ops: dict[str, InverseOp] = {}
         self._rules, self._settings = rules, settings
 
@@ -99,6 +100,12 @@ class InverseGraph:
                 )
         paths = {node.meta["path"]: value for node, value in refined.items()}
         return Reconstruction(self.graph, values, paths, certificates, goal)
+
+    @cached_property
+    def graph_module(self) -> fx.GraphModule:
+        """The inverse graph, with its code; where single targets are wanted it is only walked."""
+        self._inverse.recompile()
+        return self._inverse
 
     def towards(self, output_target: OutputTarget) -> InverseGraph:
         """The same inverse for another output target; graphs and factorizations are shared."""
@@ -156,7 +163,7 @@ class InverseGraph:
 
     def inverse_of(self, stretch: Stretch) -> InverseOp:
         """What finds the target of a stretch's entry in the inverse graph."""
-        return self.graph_module.get_submodule(self._inverses[stretch.entry.name])  # type: ignore[return-value]
+        return self._inverse.get_submodule(self._inverses[stretch.entry.name])  # type: ignore[return-value]
 
     def op_of(self, stretch: Stretch, values: Mapping[fx.Node, Any]) -> Op:
         """A stretch as its rule sees it, with the values of one forward pass."""
@@ -182,7 +189,7 @@ class InverseGraph:
 
     def explain(self) -> str:
         """How the linear systems of every op are solved, and why; as far as any have been solved yet."""
-        ops = [op for op in self.graph_module.modules() if isinstance(op, InverseOp)]
+        ops = [op for op in self._inverse.modules() if isinstance(op, InverseOp)]
         return "\n".join(f"{op.name}: {told}" for op in ops for told in op.explain())
 
     def __repr__(self) -> str:

@@ -20,10 +20,9 @@ from fxinvert.inversion.inverse_graph import InverseGraph, Reconstructed
 from fxinvert.linalg import SolveSettings
 from fxinvert.linalg.anchored import Method as SolverMethod
 from fxinvert.output_target import OutputTarget
-from fxinvert.passes import trace
 from fxinvert.passes.flow import Flow
 from fxinvert.passes.outputs import Key
-from fxinvert.passes.trace import is_normalized
+from fxinvert.passes.trace import interpreted, is_normalized
 from fxinvert.rules import RuleSet, default_rules
 from fxinvert.training.batch import Batch
 from fxinvert.training.budget import SOLVERS, WORK, Budget, budget_for, bytes_of_sample
@@ -94,7 +93,7 @@ class Context:
 
     def _open(self) -> None:
         example = self.first.inputs
-        self.graph: fx.GraphModule = trace(self.model, example, output=self.output, rules=self.rules)
+        self.graph: fx.GraphModule = interpreted(self.model, example, output=self.output, rules=self.rules)
         self.nodes = {n.meta["path"]: n for n in self.graph.graph.nodes if n.op != "output"}
         self.tensors: State = {
             name: value
