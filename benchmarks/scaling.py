@@ -30,8 +30,8 @@ from fxinvert.scheduling.crew import Crew
 from fxinvert.scheduling.processes import ProcessExecutor
 from fxinvert.training.batch import Batch
 from fxinvert.training.chunks import source_of
-from fxinvert.training.closed_form import sums
 from fxinvert.training.context import Context
+from fxinvert.training.op_sums import sums
 from fxinvert.workshop import Workshop
 
 #: batches per task

@@ -46,6 +46,7 @@ def estimate(
     output: Key | tuple[Key, ...] | None = None,
     reconstruction: Reconstructed | Literal["auto"] = "auto",
     rules: RuleSet | None = None,
+    memory_limit: int | None = None,
 ) -> Estimate:
     """Measures, on copies of a few samples, what a sweep of `fxinvert.post_train` costs with the same arguments.
 
@@ -57,7 +58,7 @@ def estimate(
         batch, chunk: samples per batch, and batches per chunk.
         method: by name, or an object. One of your own is estimated if it has the method `stages` of
             `fxinvert.training.Estimated`.
-        schedule, only, share, recalibrate, output, reconstruction, rules: see `fxinvert.post_train`.
+        schedule, only, share, recalibrate, output, reconstruction, rules, memory_limit: see `fxinvert.post_train`.
 
     Raises:
         TraceError: the model cannot be captured.
@@ -66,7 +67,14 @@ def estimate(
     """
     trainer = method_named(method)
     few = checked((example_inputs, torch.zeros(len(tensors_of(example_inputs)[0]))), "example_inputs")
-    context = Context(copy.deepcopy(model), {"train": source_of([tuple(few)])}, output, rules, reconstruction)
+    context = Context(
+        copy.deepcopy(model),
+        {"train": source_of([tuple(few)])},
+        output,
+        rules,
+        reconstruction,
+        memory_limit=memory_limit,
+    )
     few = few.to(context.device)
     plan = plan or partition(context.graph, rules=rules)
     check_plan(plan, context)

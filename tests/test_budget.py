@@ -19,8 +19,8 @@ from fxinvert.training import ClosedForm, NormalEquations
 from fxinvert.training.batch import Batch
 from fxinvert.training.budget import BLOCKS, FEWEST, MEMORY_LIMIT, VALUES, Budget, Size, budget_for
 from fxinvert.training.chunks import source_of
-from fxinvert.training.closed_form import sums
 from fxinvert.training.context import Context
+from fxinvert.training.op_sums import sums
 from fxinvert.training.wide import WideEquations
 
 MIB = 2**20
@@ -145,6 +145,59 @@ def test_what_is_said_to_be_needed_is_enough(sizes: list[Size], limit: int) -> N
     assert 2 * sum(held) <= budget.sums
     assert all(rows is None or rows >= FEWEST for rows in found.values())
     assert budget.sums + BLOCKS * budget.block < budget.limit / 2
+
+
+@given(SIZES, st.integers(2**10, 2**31))
+def test_what_is_summed_in_a_pass_fits_or_is_alone(sizes: list[Size], limit: int) -> None:
+    numbered, budget = dict(enumerate(sizes)), Budget(limit)
+    passes = budget.passes(numbered)
+    assert [key for keys in passes for key in keys] == list(numbered)
+    try:
+        budget.rows(numbered)
+    except SolveError:
+        for keys in passes:
+            assert len(keys) == 1 or not any(budget.rows({key: numbered[key] for key in keys}).values())
+    else:
+        assert len(passes) == 1
+
+
+def test_several_passes_give_the_same_sums() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
+    )
+    batch = Batch((torch.randn(4, 3, 8, 8),), torch.arange(4) % 3)
+    context = Context(model, {"train": source_of([tuple(batch)])})
+
+    def found(summed: list[str] | None) -> Any:
+        return sums(
+            context, [batch], output_targets=[output_target("cross_entropy")], paths=["0", "2", "5"],
+            satisfied_weight=0.1, weighted=False, position_fraction=0.5, summed=summed,
+        )[0]  # fmt: skip
+
+    once, apart = found(None), found(["0"]) | found(["2", "5"])
+    assert list(once) == list(apart)
+    assert all(torch.equal(once[use].gram, apart[use].gram) for use in once)
+    assert all(torch.equal(once[use].cross, apart[use].cross) for use in once)
+
+
+def test_ops_whose_statistics_do_not_fit_together_are_trained_in_several_passes() -> None:
+    torch.manual_seed(0)
+    layers = (layer for _ in range(3) for layer in (nn.Linear(48, 48), nn.Tanh()))
+    model = nn.Sequential(*layers, nn.Linear(48, 4))
+    data = [(x := torch.randn(32, 48), x[:, :4].argmax(1)) for _ in range(16)]
+    plan = fxinvert.partition(fxinvert.trace(model, data[0][0]), segments=1)
+    settings: dict[str, Any] = {"plan": plan, "method": "closed_form"}
+    little, much = (
+        fxinvert.post_train(
+            model, data, sweeps=1, output_target="cross_entropy", memory_limit=limit, **settings
+        )
+        for limit in (2**20, 2**30)
+    )
+    assert little.final.loss < little.baseline.loss
+    assert little.final.loss == pytest.approx(much.final.loss, rel=1e-4)
+    told = fxinvert.estimate(model, data[0][0], samples=512, batch=32, memory_limit=2**20, **settings)
+    assert "2 passes" in str(told)
 
 
 @given(st.integers(0, 2**40))

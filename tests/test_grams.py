@@ -13,9 +13,9 @@ from test_positions import LAYERS, op_of
 from torch import Tensor, nn
 
 from fxinvert.rules.windows import Sliding
-from fxinvert.training import NormalEquations, blocks, closed_form, grams
-from fxinvert.training.closed_form import _sums_of
+from fxinvert.training import NormalEquations, blocks, grams, op_sums
 from fxinvert.training.grams import Shifts, gram, products
+from fxinvert.training.op_sums import _sums_of
 
 F64 = torch.float64
 
@@ -95,7 +95,7 @@ def test_the_sums_of_an_op_are_the_same_by_lags(
         used.append(arguments[4])
         return taken(*arguments)
 
-    monkeypatch.setattr(closed_form, "equations_over", looking)
+    monkeypatch.setattr(op_sums, "equations_over", looking)
     found = []
     for pays in (True, False):
         monkeypatch.setattr(Shifts, "pay", lambda *_, pays=pays: pays)

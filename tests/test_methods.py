@@ -30,11 +30,11 @@ from fxinvert.training import (
 )
 from fxinvert.training.auto import BESIDE, NORMALIZED
 from fxinvert.training.chunks import source_of
-from fxinvert.training.closed_form import sums
 from fxinvert.training.context import Context
 from fxinvert.training.data import Batches
 from fxinvert.training.gradient import fit_segment
 from fxinvert.training.joint import Average, fit_jointly, parameters_before, target_weight
+from fxinvert.training.op_sums import sums
 from fxinvert.training.recalibrate import moments
 
 QUICK = Optimizer(epochs=1)

@@ -14,9 +14,9 @@ from fxinvert.output_target import output_target
 from fxinvert.rules import ByPosition, Op
 from fxinvert.training import ClosedForm, NormalEquations
 from fxinvert.training.chunks import source_of
-from fxinvert.training.closed_form import sums
 from fxinvert.training.context import Context
 from fxinvert.training.data import Batches
+from fxinvert.training.op_sums import sums
 from fxinvert.training.positions import MOST, ROWS_PER_FEATURE, drawn_positions
 
 F64 = torch.float64

@@ -126,27 +126,53 @@ class Budget:
         Raises:
             SolveError: the limit is too small for the least number of rows.
         """
+        found = self._rows(sizes, times)
+        if min((rows for rows in found.values() if rows is not None), default=FEWEST) >= FEWEST:
+            return found
+        wide = [sizes[key] for key, rows in found.items() if rows is not None]
+        # half of what there is for sums always remains for these, unless all matrices fit
+        cross = 2 * HELD * sum(size.cross for size in wide)
+        least = min(
+            2 * (cross + len(wide) * HELD_ROWS * FEWEST * max(size.row for size in wide)),
+            _held([size.gram for size in sizes.values()]),
+        )
+        needed = math.ceil(times * least / (1 - SOLVERS - WORK - VALUES - COMMON - BLOCKS * BLOCK)) + 1
+        raise SolveError(
+            f"the statistics of ops that are trained together, the largest with {max(size.features for size in wide)} features, do not fit into "
+            f"memory_limit={self.limit}: at least {needed} bytes ({human(needed)}) are needed"
+        )
+
+    def passes(self, sizes: Mapping[K, Size], times: int = 1) -> list[list[K]]:
+        """For ops that are trained together, those whose sums are made in each pass over the data.
+
+        One, if the sums of all fit (`rows`); else as many ops at a time, in order, as have room for their matrices.
+
+        Args:
+            sizes, times: as for `rows`.
+        """
+        kept = self._rows(sizes, times).values()
+        if min((rows for rows in kept if rows is not None), default=FEWEST) >= FEWEST:
+            return [list(sizes)]
+        found: list[list[K]] = [[]]
+        for key in sizes:
+            grams = [sizes[other].gram for other in (*found[-1], key)]
+            if found[-1] and _held(grams) > self.sums / times:
+                found.append([])
+            found[-1].append(key)
+        return found
+
+    def _rows(self, sizes: Mapping[K, Size], times: int) -> dict[K, int | None]:
+        """What `rows` gives; fewer of them than are of any use where the limit is too small."""
         ordered, room = sorted(sizes, key=lambda key: sizes[key].gram), self.sums / times
         if _held([sizes[key].gram for key in ordered]) <= room:
             return dict.fromkeys(sizes)
         kept = len(ordered) - 1
         while kept and _held([sizes[key].gram for key in ordered[:kept]]) > room / 2:
             kept -= 1
-        wide = [sizes[key] for key in ordered[kept:]]
+        wide = ordered[kept:]
         left = room - _held([sizes[key].gram for key in ordered[:kept]])
-        cross = 2 * HELD * sum(size.cross for size in wide)
-        found = {k: int((left - cross) / len(wide)) // (HELD_ROWS * sizes[k].row) for k in ordered[kept:]}
-        if min(found.values()) < FEWEST:
-            # half of what there is for sums always remains for these, unless all matrices fit
-            least = min(
-                2 * (cross + len(wide) * HELD_ROWS * FEWEST * max(size.row for size in wide)),
-                _held([size.gram for size in sizes.values()]),
-            )
-            needed = math.ceil(times * least / (1 - SOLVERS - WORK - VALUES - COMMON - BLOCKS * BLOCK)) + 1
-            raise SolveError(
-                f"the statistics of ops that are trained together, the largest with {wide[-1].features} features, do not fit into "
-                f"memory_limit={self.limit}: at least {needed} bytes ({human(needed)}) are needed"
-            )
+        cross = 2 * HELD * sum(sizes[key].cross for key in wide)
+        found = {key: int((left - cross) / len(wide)) // (HELD_ROWS * sizes[key].row) for key in wide}
         return {key: min(found[key], MOST) if key in found else None for key in sizes}
 
 

@@ -8,35 +8,28 @@ now, and the Gram matrix G is that of all samples since the sweep began.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
-from itertools import islice
+from itertools import chain, islice
+from statistics import mean
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
-from fxinvert.errors import REPORT, DataError, SolveError
+from fxinvert.errors import DataError, SolveError
 from fxinvert.inversion.inverse_graph import InverseGraph
-from fxinvert.inversion.replay import Values
 from fxinvert.output_target import OutputTarget
-from fxinvert.passes.capture import attribute, evaluating
+from fxinvert.passes.capture import attribute
 from fxinvert.passes.plan import Segment
 from fxinvert.passes.synthesize import parameters_of
-from fxinvert.rules import ByPosition, Op, Trainable
-from fxinvert.training.batch import Batch
-from fxinvert.training.blocks import BLOCK, Equations, added, equations, equations_over
-from fxinvert.training.budget import Size
+from fxinvert.training.blocks import Equations
 from fxinvert.training.context import Context
-from fxinvert.training.costs import Probe, Stage, size_of
-from fxinvert.training.grams import Shifts
-from fxinvert.training.positions import drawn_positions
-from fxinvert.training.sensitivity import sensitivities
+from fxinvert.training.costs import Cost, Probe, Stage, size_of
+from fxinvert.training.op_sums import Sums, add, in_passes, sums, trainable_of, use_of
 from fxinvert.training.work import Proposal, Update, Work
 
-#: one op, or several that share their parameters
-Sums = dict[str, Equations]
 #: shares of the damping that are tried with every update
 DAMPINGS = (1.0, 0.5)
 
@@ -92,231 +85,108 @@ class ClosedForm:
             SolveError: sums are not finite.
         """
         for paths in self._groups(work.context, segments):
-            yield from self._solved(work, paths)
+            yield from self._recursive(work, paths, self.every) if self.every else self._once(work, paths)
 
     def stages(self, probe: Probe, segments: Sequence[Segment]) -> Iterator[Stage]:
-        """Yields a pass over the data for all ops, or for each; recursively, one for every block of samples."""
+        """Yields what is done for all ops, or for each; recursively, once for every block of samples."""
         used = min(_whole(self.samples or probe.samples, probe.chunk), probe.samples)
         block = min(_whole(self.every or used, probe.chunk), used)
+        targets = [probe.output_target]
         for paths in self._groups(probe.context, segments):
-            cost, (found,) = probe.measured(sums, self._arguments([probe.output_target], paths))
-            names = paths if self.ops == "in_turn" else [segment.name for segment in segments]
-            sent = size_of(found)
+            passes = [paths] if self.every else in_passes(probe.context, paths, targets)
+            costs, sent, adding, solving = list[tuple[float, float]](), 0, 0.0, 0.0
+            for summed in passes:
+                cost, (found,) = probe.measured(sums, self._arguments(targets, paths, summed))
+                costs.append((cost.operations, cost.seconds))
+                sent = max(sent, size_of(found))
+                adding += probe.seconds(partial(add, copy.deepcopy(found), found))
+                solving += probe.seconds(lambda: [v.solve(1e-2) for v in found.values()])  # noqa: B023
+            names = ", ".join(paths if self.ops == "in_turn" else [segment.name for segment in segments])
+            passed = f", {len(passes)} passes" if len(passes) > 1 else ""
             yield Stage(
-                tasks=((f"statistics of {', '.join(names)}", cost),),
+                tasks=((f"statistics of {names}{passed}", Cost(*map(mean, zip(*costs, strict=True)))),),
                 by_chunk=True,
                 samples=block,
                 memory=min(2 * probe.batch_size * probe.values + 2 * sent, probe.context.budget.limit),
                 sent=sent,
-                add_seconds=probe.seconds(partial(_added, copy.deepcopy(found), found)),
-                solve_seconds=len(DAMPINGS) * probe.seconds(lambda: [v.solve(1e-2) for v in found.values()]),  # noqa: B023
+                passes=len(passes),
+                add_seconds=adding,
+                solve_seconds=len(DAMPINGS) * solving,
                 proposals=len(DAMPINGS),
-                updates=len(found),
+                updates=len({use_of(probe.context.nodes[path]) for path in paths}),
                 times=-(-used // block),
             )
 
     def _groups(self, context: Context, segments: Sequence[Segment]) -> list[list[str]]:
-        """The paths of the ops that are trained from one pass over the data; those that share parameters always are."""
+        """The paths of the ops that are trained together; those that share parameters always are."""
         owners: dict[str, list[str]] = {}
         for path in (path for segment in segments for path in segment.trained):
             owners.setdefault(_owner(context.nodes[path]), []).append(path)
         groups = list(owners.values())
         return groups if self.ops == "in_turn" else [[path for group in groups for path in group]]
 
-    def _arguments(self, output_targets: Sequence[OutputTarget], paths: list[str]) -> dict[str, Any]:
+    def _arguments(
+        self, output_targets: Sequence[OutputTarget], paths: list[str], summed: list[str]
+    ) -> dict[str, Any]:
         return {
             "output_targets": output_targets,
             "paths": paths,
+            "summed": summed,
             "satisfied_weight": self.satisfied_weight,
             "weighted": self.error == "weighted",
             "position_fraction": self.position_fraction,
         }
 
-    def _solved(self, work: Work, paths: list[str]) -> Iterator[list[Proposal]]:
-        known: Sums = {}
-        for found in self._blocks(work, paths):
-            known = _added(known, found)
-            inverse = work.context.inverse(work.output_target)
-            representatives = {_use(n): n for n in (work.context.nodes[path] for path in reversed(paths))}
-            yield [
-                [
-                    _solve(inverse, representatives[key], value, share * self.damping)
-                    for key, value in known.items()
-                ]
-                for share in DAMPINGS
+    def _once(self, work: Work, paths: list[str]) -> Iterator[list[Proposal]]:
+        """The updates after all samples, for all output targets that are told apart at the same time."""
+        targets = work.output_targets
+
+        def solved(summed: list[str]) -> list[list[Proposal]]:
+            blocks = self._blocks(work, targets, paths, summed, self.samples)
+            (block,) = islice(blocks, None if self.samples is None else 1)
+            return [
+                [list(self._updates(work, summed, known, share)) for share in DAMPINGS] for known in block
             ]
+
+        def proposals() -> list[list[Proposal]]:
+            passes = [solved(summed) for summed in in_passes(work.context, paths, targets)]
+            return [
+                [list(chain(*parts)) for parts in zip(*own, strict=True)] for own in zip(*passes, strict=True)
+            ]
+
+        yield work.once((self, *paths), proposals)[targets.index(work.output_target)]
+
+    def _recursive(self, work: Work, paths: list[str], every: int) -> Iterator[list[Proposal]]:
+        """The updates after every block of samples."""
+        known: Sums = {}
+        count = None if self.samples is None else -(-self.samples // every)
+        blocks = self._blocks(work, [work.output_target], paths, paths, every)
+        for (found,) in islice(blocks, count):
+            known = add(known, found)
+            yield [list(self._updates(work, paths, known, share)) for share in DAMPINGS]
             # what the solution did not remove is seen again in the next samples' errors
             known = {
                 key: replace(value, cross=torch.zeros_like(value.cross), error=0.0)
                 for key, value in known.items()
             }
 
-    def _blocks(self, work: Work, paths: list[str]) -> Iterator[Sums]:
-        """The sums of each block of samples; from one pass for all output targets that are told apart."""
-        size = self.every or self.samples
-        count = None if size is None or self.samples is None else -(-self.samples // size)
+    def _blocks(
+        self,
+        work: Work,
+        targets: Sequence[OutputTarget],
+        paths: list[str],
+        summed: list[str],
+        size: int | None,
+    ) -> Iterator[list[Sums]]:
+        """The sums of each block of samples, for each output target."""
+        for block in work.blocks(sums, self._arguments(targets, paths, summed), size):
+            yield reduce(lambda known, part: list(map(add, known, part)), block)
 
-        def passed(targets: Sequence[OutputTarget]) -> Iterator[list[Sums]]:
-            for block in islice(work.blocks(sums, self._arguments(targets, paths), size), count):
-                yield reduce(lambda known, part: list(map(_added, known, part)), block)
-
-        if count == 1 or size is None:
-            targets = work.output_targets
-            (found,) = work.once((self, *paths), lambda: list(passed(targets)))
-            yield found[targets.index(work.output_target)]
-        else:
-            yield from (found for (found,) in passed([work.output_target]))
-
-
-def sums(
-    context: Context,
-    batches: Iterable[Batch],
-    *,
-    output_targets: Sequence[OutputTarget],
-    paths: Sequence[str],
-    satisfied_weight: float,
-    weighted: bool,
-    position_fraction: float | None = None,
-) -> list[Sums]:
-    """G and C of some ops over batches, by what the op does with which parameters, for each output target.
-
-    Ops that do the same with the same are added.
-
-    Args:
-        context: the model.
-        batches: the samples.
-        output_targets: what the output should have been; each is told for itself.
-        paths: of the ops.
-        satisfied_weight: weight of the samples whose output is its own target, the others weigh 1.
-        weighted: whether errors are weighted by how sensitive the output is to them.
-        position_fraction: see `ClosedForm`.
-    """
-    inverses, totals = (
-        [context.inverse(target) for target in output_targets],
-        [Sums() for _ in output_targets],
-    )
-    nodes = [context.nodes[path] for path in paths]
-    kept: dict[str, int | None] = {}
-    with torch.no_grad(), evaluating(context.graph):
-        for number, batch in enumerate(batches):
-            first = 0
-            for part in context.parts(batch):
-                values = inverses[0].forward(part.inputs)
-                kept = kept or context.budget.rows(_sizes(inverses[0], nodes, values), times=len(inverses))
-                felt = sensitivities(inverses[0], nodes, part) if weighted else {}
-                for inverse, total in zip(inverses, totals, strict=True):
-                    last = inverse.output_node
-                    targets = inverse.targets(values, part.labels, [*nodes, last])
-                    weights = sample_weights(values[last], targets[last], satisfied_weight)
-                    for i, node in enumerate(nodes):
-                        op, trainable = inverse.op(node, values), trainable_of(inverse, node)
-                        at = None
-                        if isinstance(trainable, ByPosition):
-                            # the place in the piece of data, so that the same are drawn wherever it is worked on
-                            seed = number * len(nodes) + i
-                            at = drawn_positions(op, position_fraction, seed, len(batch))
-                            at = None if at is None else at[first : first + len(part)]
-                        errors, key = targets[node] - values[node], _use(node)
-                        made = _sums_of(
-                            op,
-                            trainable,
-                            errors,
-                            weights,
-                            felt.get(node),
-                            at,
-                            kept[key],
-                            context.budget.block,
-                        )
-                        total[key] = added(total[key], made) if key in total else made
-                first += len(part)
-    return totals
-
-
-def _sizes(inverse: InverseGraph, nodes: Sequence[fx.Node], values: Values) -> dict[str, Size]:
-    """Of the equations of some ops, whatever the samples whose values are given."""
-    found = dict[str, Size]()
-    for node in nodes:
-        op, trainable = inverse.op(node, values), trainable_of(inverse, node)
-        op = op if op.by_sample else op.samples(slice(0, 1))
-        if isinstance(trainable, ByPosition):
-            at = torch.zeros(len(op.output), 1, dtype=torch.long, device=op.output.device)
-            rows, errors = trainable.features(op, at), trainable.outputs(op, op.output, at)
-        else:
-            rows, errors = trainable.features(op), trainable.outputs(op, op.output)
-        found[_use(node)] = Size(len(rows), errors.shape[2], rows.shape[2])
-    return found
-
-
-def trainable_of(inverse: InverseGraph, node: fx.Node) -> Trainable:
-    """The parameter side of an op that is trained."""
-    trainable = inverse.inverse_op(node).rule.trainable
-    assert trainable is not None, f"{node.name} cannot be trained. {REPORT}"
-    return trainable
-
-
-def _whole(samples: int, chunk: int) -> int:
-    """The samples of the chunks that have so many."""
-    return -(-samples // chunk) * chunk
-
-
-def _added(known: Sums, more: Sums) -> Sums:
-    """Sums over more samples; those that are known already are overwritten."""
-    return known | {key: added(known[key], value) if key in known else value for key, value in more.items()}
-
-
-def _sums_of(
-    op: Op,
-    trainable: Trainable,
-    errors: Tensor,
-    weights: Tensor,
-    felt: Tensor | None,
-    at: Tensor | None,
-    kept: int | None = None,
-    block: int = BLOCK,
-) -> Equations:
-    """The sums of one op over one batch.
-
-    Args:
-        op: the op.
-        trainable: its parameter side.
-        errors: t − y, of the op's output.
-        weights: of the samples, `(B,)`.
-        felt: how sensitive the output is to the op's, where errors are weighted by it.
-        at: the positions that are summed over, `(B, p)`; None: all.
-        kept: so many rows are kept in place of a Gram matrix; None: a Gram matrix.
-        block: bytes of features that are made at a time.
-    """
-
-    def features(samples: slice) -> Tensor:
-        part = op.samples(samples)
-        if at is not None and isinstance(trainable, ByPosition):
-            return trainable.features(part, at[samples])
-        return trainable.features(part)
-
-    def rows(value: Tensor) -> Tensor:
-        if at is not None and isinstance(trainable, ByPosition):
-            return trainable.outputs(op, value, at)
-        return trainable.outputs(op, value)
-
-    if at is not None:  # what is drawn stands for what is not
-        weights = weights * (op.output[0, 0].numel() / at.shape[1])
-    if felt is not None:
-        sensitive = rows(felt).square().mean((0, 2))
-        weights = sensitive * weights.repeat_interleave(len(sensitive) // len(weights))
-    if op.by_sample:
-        return equations([features(slice(None))], rows(errors), weights, None, kept)
-    shifts = None
-    if at is None and isinstance(trainable, ByPosition):
-        window, _ = trainable.sliding(op)
-        if window.steps is not None:
-            shifts = Shifts(window.kernel, tuple(op.output.shape[2:]), window.steps)
-    return equations_over(features, rows(errors), weights, len(op.output), shifts, kept, block)
-
-
-def sample_weights(outputs: Tensor, targets: Tensor, satisfied: float) -> Tensor:
-    """1 for each sample whose output is not its own target, `satisfied` for the others: `(B, …)` → `(B,)`."""
-    moved = (targets != outputs).reshape(len(outputs), -1).any(1)
-    return torch.where(moved, 1.0, satisfied).to(outputs.dtype)
+    def _updates(self, work: Work, paths: list[str], known: Sums, share: float) -> Iterator[Update]:
+        """The update of each use, solved with a share of the damping."""
+        inverse = work.context.inverse(work.output_target)
+        nodes = {use_of(node): node for node in (work.context.nodes[path] for path in reversed(paths))}
+        return (_solve(inverse, nodes[use], value, share * self.damping) for use, value in known.items())
 
 
 def _solve(inverse: InverseGraph, node: fx.Node, known: Equations, damping: float) -> Update:
@@ -337,12 +207,11 @@ def _solve(inverse: InverseGraph, node: fx.Node, known: Equations, damping: floa
     )
 
 
+def _whole(samples: int, chunk: int) -> int:
+    """The samples of the chunks that have so many."""
+    return -(-samples // chunk) * chunk
+
+
 def _owner(node: fx.Node) -> str:
     """The name of the op's first parameter: ops with the same one are trained from the same pass."""
     return next(iter(parameters_of(node).values()))
-
-
-def _use(node: fx.Node) -> str:
-    """What an op does with which parameters: in a x and a y it is the same, in a x + b or aᵀx another."""
-    read = ", ".join(f"{argument}={name}" for argument, name in parameters_of(node).items())
-    return f"{node.meta['op']}({read})"

@@ -27,12 +27,12 @@ from fxinvert.passes.capture import evaluating
 from fxinvert.passes.synthesize import parameters_of
 from fxinvert.rules import Op, Trainable
 from fxinvert.training.batch import Batch, tensors_of
-from fxinvert.training.closed_form import trainable_of
 from fxinvert.training.context import Context
 from fxinvert.training.fingerprint import bits_hash, mixed
 from fxinvert.training.jacobian_rows import JacobianRows
 from fxinvert.training.loss_metric import Answers, answers, directions
 from fxinvert.training.metrics import sample_losses
+from fxinvert.training.op_sums import trainable_of
 from fxinvert.training.replay import leaves_of
 from fxinvert.training.variants import runner_with
 

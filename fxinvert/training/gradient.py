@@ -17,9 +17,9 @@ from fxinvert.output_target import OutputTarget
 from fxinvert.passes.capture import evaluating
 from fxinvert.passes.plan import Segment
 from fxinvert.training.batch import Batch
-from fxinvert.training.closed_form import sample_weights
 from fxinvert.training.context import Context
 from fxinvert.training.costs import Probe, Stage, size_of
+from fxinvert.training.op_sums import sample_weights
 from fxinvert.training.replay import leaves_of, replay
 from fxinvert.training.variants import given_by
 from fxinvert.training.work import Proposal, Update, Work
