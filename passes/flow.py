@@ -1,7 +1,7 @@
 """Flow: how values that depend on the model's input reach its output, and from where each gets its target.
 
 In the graph of the values that depend on the input, a value's target follows from that of its nearest *post-dominator*,
-the first value that every path from it to the output passes (Cooper, Harvey & Kennedy 2001). Where the
+the first value that every path from it to the output passes (Cooper, Harvey & Kennedy 2001, as in networkx). Where the
 two are one op apart, the op is inverted by its rule, its other operands held at their anchors. Where paths part and meet
 again in between, they bound a *region*: single-entry, single-exit, the smallest that holds the branching, and inverted
 as a whole. What pads or repeats the map of a convolution is one affine op with it (`copies.py`). Dominators, likewise, are the values that every path from input to output passes: the possible cuts.
@@ -10,9 +10,8 @@ as a whole. What pads or repeats the map of a convolution is one affine op with 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 from torch import Tensor, fx
@@ -78,17 +77,17 @@ class Flow:
                 needed.update(followed(node))
         self.nodes = [node for node in graph.graph.nodes if node in needed]
         self.sources: list[fx.Node] = []
-        self._before: dict[Any, list[Any]] = {_SOURCE: []}
+        self._edges: list[tuple[Any, fx.Node]] = []
         for node in self.nodes:
             inputs: list[Any] = [*followed(node)]
             if not inputs:
                 self.sources.append(node)
-            self._before[node] = inputs or [_SOURCE]
+            self._edges += [(n, node) for n in inputs or [_SOURCE]]
 
     @property
     def line(self) -> list[fx.Node]:
         """The values that every path from input to output passes, input first."""
-        return list(self._chain(_dominators(self._before), self.exit))[::-1]
+        return list(self._chain(_dominators(self._edges, _SOURCE), self.exit))[::-1]
 
     @property
     def branches(self) -> bool:
@@ -98,11 +97,7 @@ class Flow:
     @property
     def stretches(self) -> list[Stretch]:
         """How every value but the output gets its target; those nearest the output first."""
-        users: dict[Any, list[Any]] = {node: [] for node in reversed(self._before)}
-        for node, inputs in self._before.items():
-            for value in inputs:
-                users[value].append(node)
-        after = _dominators(users)
+        after = _dominators(((user, node) for node, user in self._edges), self.exit)
         found = []
         for i, node in reversed(list(enumerate(self.nodes))):
             if node is self.exit or not has_target(node):
@@ -119,7 +114,7 @@ class Flow:
             if has_target(node):
                 yield node
             following = dominator.get(node, node)
-            if following is node or following == _SOURCE:
+            if following is node or following == _SOURCE or following is None:
                 return
             node = following
 
@@ -134,29 +129,12 @@ class Flow:
                 yield node
 
 
-def _dominators(before: Mapping[Any, Sequence[Any]]) -> dict[Any, Any]:
-    """Each node's nearest dominator: the last node that every path from the start to it passes; the start has none.
+def _dominators(edges: Iterable[tuple[Any, Any]], start: Any) -> dict[Any, Any]:
+    """Each node's nearest dominator: the last node that every path from the start to it passes."""
+    import networkx as nx  # here, as importing it takes as long as importing all of this package
 
-    Args:
-        before: by node, those that paths come to it from, in an order in which they lead to later nodes only: so one pass
-            does, where Cooper, Harvey & Kennedy go on until nothing changes. The first is the start.
-    """
-    nearest: dict[Any, Any] = {}
-    depth: dict[Any, int] = {}
-
-    def met(a: Any, b: Any) -> Any:
-        while a is not b:
-            if depth[a] > depth[b]:
-                a = nearest[a]
-            else:
-                b = nearest[b]
-        return a
-
-    for node, comes_from in before.items():
-        if comes_from:
-            nearest[node] = reduce(met, comes_from)
-        depth[node] = depth[nearest[node]] + 1 if comes_from else 0
-    return nearest
+    found: dict[Any, Any] = nx.immediate_dominators(nx.DiGraph(edges), start)
+    return found
 
 
 def has_target(node: fx.Node) -> bool:
