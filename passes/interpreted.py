@@ -9,7 +9,7 @@ from torch.fx.graph import PythonCode
 
 
 class Interpreted(fx.GraphModule):
-    """A graph module without code until `recompile` is called, or `forward`: making it takes as long as a small pass."""
+    """A graph module without code until somebody asks for it, or calls `recompile` or `forward`: making it takes as long as a small pass."""
 
     def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str) -> None:
         vars(self)["_begun"] = True
@@ -18,6 +18,13 @@ class Interpreted(fx.GraphModule):
     def recompile(self) -> PythonCode | None:  # type: ignore[override]  # nothing at first
         """Makes the code, but where torch's constructor asks for it."""
         return None if vars(self).pop("_begun", False) else super().recompile()
+
+    @property
+    def code(self) -> str:
+        """The code; made if there is none yet."""
+        if "_code" not in vars(self):
+            self.recompile()
+        return super().code
 
     def __reduce__(self) -> Any:
         self.recompile()  # pickles are made of code
