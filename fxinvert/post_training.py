@@ -119,7 +119,7 @@ def post_train(
             more than once, as a `DataLoader`; a factory of such batches, which every process calls for itself; or a list
             of factories, one for each shard of the data.
         plan: from `fxinvert.partition`; by default one segment per trainable op.
-        method: how segments are trained: `"auto"` (a solve where no batch norm is, then gradients of everything at once),
+        method: how segments are trained: `"auto"` (gradients of everything at once, also after a solve where no batch norm is),
             `"closed_form"`, `"gauss_newton"` (all ops from one linear system), `"gradient"`, `"joint"`, or an object of
             `fxinvert.training` with settings of its own, such as `Joint(alpha=0.3)`.
         schedule: `"sequential"` (each segment sees what the updated earlier ones produce), `"parallel"` (all from one

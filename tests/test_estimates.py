@@ -33,7 +33,7 @@ from fxinvert.training import (
     Update,
     Work,
 )
-from fxinvert.training.auto import BESIDE, PLAIN
+from fxinvert.training.auto import PLAIN, SOLVED
 
 QUICK = Optimizer(epochs=2)
 METHODS: dict[str, tuple[Method, str]] = {
@@ -52,12 +52,13 @@ METHODS: dict[str, tuple[Method, str]] = {
 }
 
 
-def ratio(name: str, method: Method, schedule: str, **settings: Any) -> float:
-    """Estimated operations over those that were counted in a run."""
+def ratio(name: str, method: Method, schedule: str, samples: int | None = None, **settings: Any) -> float:
+    """Estimated operations over those that were counted in a run, of so many samples or all."""
     digits, model = models.digits(), models.load(name, "early")
+    x, y = digits.x_train[:samples], digits.y_train[:samples]
     settings = {"method": method, "schedule": schedule, **settings}
-    told = fxinvert.estimate(model, digits.x_train[:4], samples=len(digits.x_train), batch=64, **settings)
-    batches = models.batches(digits.x_train, digits.y_train, 64)
+    told = fxinvert.estimate(model, x[:4], samples=len(x), batch=64, **settings)
+    batches = models.batches(x, y, 64)
     with FlopCounterMode(display=False) as counter:
         fxinvert.post_train(model, batches, sweeps=1, output_target="cross_entropy", **settings)
     done: float = counter.get_total_flops() / 2
@@ -90,6 +91,12 @@ def test_targets_that_are_found_otherwise_cost_otherwise() -> None:
     assert all(0.8 < found < 1.25 for found in costs.values())
 
 
+@pytest.mark.parametrize("samples", [100, 400])
+def test_what_is_repeated_of_few_samples_is_told(samples: int) -> None:
+    method, _ = METHODS["auto"]
+    assert 0.8 < ratio("digits_mlp", method, "auto", samples=samples) < 1.25
+
+
 def told(**settings: Any) -> Estimate:
     return fxinvert.estimate(network(), data()[0][0], samples=10_000, batch=100, **settings)
 
@@ -99,14 +106,12 @@ def test_what_a_method_does_is_told_in_order() -> None:
     tasks = [row.task.strip() for row in rows]
     assert tasks[:4] == ["statistics of 0, 2", "add up and solve", "judge 7 candidates", "measure the best"]
     rates = [f"gradient, learning rate {rate:g}" for rate in PLAIN.rates]
-    beside = f"gradient, learning rate {PLAIN.middle:g}, {BESIDE}"
+    solved = [f"{rate}, {SOLVED}" for rate in rates]
     told_rates = [task for task in tasks if task.startswith("gradient")]
-    assert told_rates == [f"{r}, trial" for r in rates] + [task for r in rates for task in (r, beside)]
+    assert told_rates == [*solved, *(f"{r}, trial" for r in rates), *rates]
     trials = [row for row in rows if "trial" in row.task]
     assert len({row.after for row in trials}) == 1  # side by side
-    pairs = {row.number: rows[row.number - 2] for row in rows if row.task.strip() == beside}
-    assert all(rows[number - 1].after == other.after for number, other in pairs.items())
-    several = {trials[-1].number + 1, *pairs, *(number + 1 for number in pairs)}
+    several = {trials[-1].number + 1}
     others = [row for row in rows[1:] if row not in trials and row.number not in several]
     assert all(row.after == (row.number - 1,) for row in others)
     assert rows[tasks.index(rates[0])].times == Auto().runs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from fxinvert.passes.plan import Segment
 from fxinvert.scheduling import waves
 from fxinvert.training import (
     Auto,
+    Back,
     ClosedForm,
     GaussNewton,
     Gradient,
@@ -28,7 +30,7 @@ from fxinvert.training import (
     Update,
     Work,
 )
-from fxinvert.training.auto import BESIDE, NORMALIZED
+from fxinvert.training.auto import NORMALIZED, SOLVED
 from fxinvert.training.chunks import source_of
 from fxinvert.training.context import Context
 from fxinvert.training.data import Batches
@@ -306,10 +308,11 @@ def test_auto_trains_batch_norm_by_both_statistics_and_proposes_their_mean() -> 
     seen: list[list[Proposal]] = []
 
     class Watched(Auto):
-        def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal]]:
-            for proposals in super().train(work, segments):
-                seen.append(proposals)
-                yield proposals
+        def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal] | Back]:
+            for step in super().train(work, segments):
+                assert not isinstance(step, Back)
+                seen.append(step)
+                yield step
 
     result = fxinvert.post_train(with_norm(), data(), method=Watched(runs=1, optimizer=QUICK), sweeps=1)
     stages = [name for record in result.history for name in record.sizes]
@@ -337,30 +340,47 @@ def test_without_closed_form_auto_does_not_ask_which_output_target() -> None:
     assert [record.sweep for record in result.history] == [1]
 
 
-def test_auto_begins_in_closed_form_where_gradients_reach_nothing() -> None:
-    solved = train(method=Auto(learning_rates=(1e-8,), runs=1, optimizer=QUICK), sweeps=1)
-    assert [tuple(r.sizes) for r in solved.history] == [("0", "2"), ("gradient, learning rate 1e-08",)]
+def test_auto_trains_what_was_solved_and_the_model_as_given() -> None:
+    """With the rates that a short run tells, and ends with the best on the way between what both lead to."""
+    rates = (1e-2, 1e-8, 1e-3)
+    result = train(method=Auto(learning_rates=rates, runs=1, optimizer=QUICK), sweeps=1)
+    names = [tuple(record.sizes) for record in result.history]
+    runs = [f"gradient, learning rate {rate:g}" for rate in rates]
+    assert names[:4] == [("0", "2"), *((f"{run}, {SOLVED}",) for run in runs)]
+    assert result.history[4].before.loss == pytest.approx(result.baseline.loss, rel=1e-6)
+    (begin,) = (i for i, run in enumerate(runs) if names[4] == (f"{run}, trial",))
+    assert names[5:] == [*((run,) for run in runs[begin:]), (SOLVED,)]
+    assert result.final.loss <= min(record.after.loss for record in result.history) + 1e-6
     assert train(method="auto", sweeps=1).final.loss < train(schedule="parallel", sweeps=1).final.loss
 
 
-def test_auto_begins_with_the_gradients_that_gain_most_where_a_solve_reaches_nothing() -> None:
+def test_what_was_solved_is_kept_where_gradients_reach_nothing() -> None:
+    solved = train(method=Auto(learning_rates=(1e-8,), runs=1, optimizer=QUICK), sweeps=1)
+    last = solved.history[-1]
+    assert solved.final.loss < 0.9 * solved.baseline.loss
+    assert solved.final.loss == pytest.approx(solved.history[0].after.loss, rel=1e-3)
+    assert last.after.loss == pytest.approx(solved.final.loss, rel=1e-5)
+    assert last.before.loss == pytest.approx(solved.baseline.loss, rel=1e-3)
+
+
+def test_auto_trains_the_model_as_given_alone_where_a_solve_reaches_nothing() -> None:
     """Runs go on with the learning rate of the short run that was taken."""
     rates = (1e-8, 1e-2, 1e-3)
-    method = Auto(ClosedForm(damping=1e9), learning_rates=rates, runs=1, optimizer=QUICK)
+    method = Auto(
+        ClosedForm(satisfied_weight=1.0, damping=1e30), learning_rates=rates, runs=1, optimizer=QUICK
+    )
     names = [name for record in train(method=method, sweeps=1).history for name in record.sizes]
     gradients = [f"gradient, learning rate {rate:g}" for rate in rates]
-    assert names == [f"{gradients[1]}, trial", *gradients[1:]]
+    assert names == ["0", "2", f"{gradients[1]}, trial", *gradients[1:]]
 
 
-def test_gradients_compete_with_the_solve_while_output_targets_are_told_apart() -> None:
-    """Of the last segment alone; they are the same towards all output targets."""
-    method = Auto(ClosedForm(damping=1e9), learning_rates=(1e-2,), runs=1, optimizer=QUICK)
+def test_the_solve_alone_tells_output_targets_apart() -> None:
+    """Of the last segment."""
+    method = Auto(learning_rates=(1e-2,), runs=1, optimizer=QUICK)
     history = train(method=method, sweeps=1, output_target="auto").history
     told = [record for record in history if record.sweep == 0]
     assert len({record.output_target for record in told}) > 1
-    assert {tuple(record.sizes) for record in told} == {("gradient, learning rate 0.01, trial",)}
-    assert {record.segments for record in told} == {("2",)}
-    assert len({record.after for record in told}) == 1
+    assert {tuple(record.sizes) for record in told} == {("2",)}
 
 
 def test_auto_trains_the_chosen_segments_only() -> None:
@@ -572,28 +592,27 @@ def test_what_was_pruned_can_stay_zero(method: Any) -> None:
 
 def test_the_automatic_method_is_over_after_a_sweep() -> None:
     method = Auto(learning_rates=(1e-8,), runs=1, optimizer=QUICK)
-    histories = [train(method=method, sweeps=sweeps).history for sweeps in (1, 2)]
-    assert [[tuple(r.sizes) for r in own] for own in histories] == [
-        [("0", "2"), ("gradient, learning rate 1e-08",)]
-    ] * 2
+    once, twice = (train(method=method, sweeps=sweeps).history for sweeps in (1, 2))
+    assert [tuple(r.sizes) for r in once] == [tuple(r.sizes) for r in twice]
 
 
-def test_auto_trains_the_model_as_given_beside_what_was_solved() -> None:
-    """With hardly any learning rate it is where that run leads back to."""
-    led_to: list[Tensor] = []
+def test_methods_may_go_back_and_the_best_of_all_is_kept() -> None:
+    """Updates are judged against the values that they went back to."""
 
-    class Watched(Auto):
-        def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal]]:
-            for proposals in super().train(work, segments):
-                begun = work.context.tensors["0.weight"].detach()
-                updates = [update for proposal in proposals for update in proposal if BESIDE in update.op]
-                led_to.extend(begun + update.changes["0.weight"] for update in updates)
-                yield proposals
+    @dataclass(frozen=True)
+    class Returning:
+        name: str = "returning"
+        schedule: str = "parallel"
 
-    result = train(method=Watched(learning_rates=(1e-2, 1e-9), runs=2, optimizer=QUICK), sweeps=1)
-    assert "0.weight" in result.changed
-    assert len(led_to) >= 2
-    for value in led_to:
-        torch.testing.assert_close(value, network().get_parameter("0.weight").detach(), rtol=1e-5, atol=1e-6)
-    alone = train(method=Auto(None, learning_rates=(1e-2,), runs=1, optimizer=QUICK), sweeps=1)
-    assert not any(BESIDE in op for record in alone.history for op in record.sizes)
+        def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal] | Back]:
+            yield from ClosedForm().train(work, segments)
+            yield Back({"2.weight": work.begun["2.weight"]})
+            assert torch.equal(work.context.tensors["2.weight"], work.begun["2.weight"])
+            assert not torch.equal(work.context.tensors["0.weight"], work.begun["0.weight"])
+            yield [[Update("nothing", {"2.bias": torch.tensor([1e3, 0.0, -1e3])})]]
+
+    result = train(method=Returning(), sweeps=1)
+    solved, nothing = result.history
+    assert solved.after.loss < min(nothing.before.loss, solved.before.loss)
+    assert nothing.before == nothing.after
+    assert result.final == solved.after

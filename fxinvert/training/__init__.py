@@ -10,10 +10,11 @@ from fxinvert.training.gradient import Gradient, Optimizer
 from fxinvert.training.joint import Joint
 from fxinvert.training.metrics import Metrics, evaluate
 from fxinvert.training.statistics import NormalEquations, Solved
-from fxinvert.training.work import Method, Proposal, Update, Work
+from fxinvert.training.work import Back, Method, Proposal, Update, Work
 
 __all__ = [
     "Auto",
+    "Back",
     "Batch",
     "Batches",
     "ClosedForm",

@@ -1,34 +1,34 @@
 """The automatic method: closed form for the first gains, gradients for the last ones; held-out data decide on each.
 
-    what                                                    on                   networks
-    batch-norm statistics, estimated anew                   all data             with batch norm
-    one closed-form solve of every op, in the first sweep   the first samples    without
-    or, if one of them gains more, short gradient runs,     all data             all
-        which tell the learning rate to begin with
-    gradient runs with a large learning rate, as they help  all data             all
-    the same with smaller ones, one after the other         all data             all
-    beside them a run from the model as given               all data             without
+    what                                                      on                   networks
+    batch-norm statistics, estimated anew                     all data             with batch norm
+    one closed-form solve of every op, in the first sweep     the first samples    without
+        and from there gradient runs as below                 all data             without
+    from the model as given:
+        short gradient runs, which tell the learning rate     all data             all
+        gradient runs with that rate, as they help            all data             all
+        the same with smaller ones, one after the other       all data             all
+    a step from where these have led to where the others did                       without
 
-The solve and the short runs compete on the last segment, too, while output targets are told apart: a last layer that was
-solved can be a bad place to go on from.
-
-Nor does the first gain of a solve say how well training goes on from it: it can leave behind what a network had learned before
-its data changed. So the model as given is trained beside the runs that follow, with a middle learning rate.
+What a solve gains says little about how well training goes on from it: it can save many steps, or leave behind what a network
+had learned. So both ways are gone to their ends, each judged by what it gains itself, and held-out loss chooses: one of the
+ends, or what lies between, since weights that were trained from the same model in two ways often do better in their mean than each
+(Wortsman et al., Model soups, ICML 2022). Where a solve changes nothing there is one way.
 
 Gradient runs propose the moving averages of their weights after 1, 2, 4, … passes, so that held-out loss also says when to
 stop. What is taken of each is searched like any other step: what does not help is not taken.
 
 Batch norm can be trained through the statistics of the batch, which is noise that keeps from overfitting, or with its
 running statistics as they are, which is what the network computes later. Both are run side by side, and the mean of their
-weights is proposed, too: means of networks that were fine-tuned from the same one do better than each (Wortsman et al.,
-Model soups, ICML 2022). Nothing is solved in closed form there: what an early layer of a deep network should have computed
+weights is proposed, too. Nothing is solved in closed form there: what an early layer of a deep network should have computed
 explains little, and a last layer that is solved for few samples fits these alone.
+
 All of this is repeated on parts of few training samples, for the mean of the weights (`fxinvert.training.repeat`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -44,13 +44,14 @@ from fxinvert.training.costs import Probe, Stage
 from fxinvert.training.gradient import Optimizer
 from fxinvert.training.joint import Course, course_stage, fit_jointly, parameters_of
 from fxinvert.training.recalibrate import recalibrated, recalibration
+from fxinvert.training.repeat import FEW
 from fxinvert.training.replay import batch_norms
-from fxinvert.training.work import Proposal, Update, Work
+from fxinvert.training.work import Back, Proposal, Update, Work
 
 #: steps of a short run, at least
 TRIAL = 16
-#: what the run from the model as given is called
-BESIDE = "from the model as given"
+#: how runs from what was solved are called
+SOLVED = "from the solve"
 
 
 class Recipe(NamedTuple):
@@ -67,16 +68,6 @@ class Recipe(NamedTuple):
     solve: ClosedForm | None
     rates: tuple[float, ...]
     modes: Mapping[str, bool]
-
-    @property
-    def middle(self) -> float:
-        """The learning rate of a run that is not followed by others."""
-        return self.rates[len(self.rates) // 2]
-
-    @property
-    def tried(self) -> bool:
-        """Whether short runs have something to choose from, or to compete with."""
-        return self.solve is not None or len(self.rates) > 1
 
 
 PLAIN = Recipe(False, ClosedForm(samples=2048), (1e-2, 3e-3, 1e-3, 3e-4), {"": True})
@@ -121,8 +112,8 @@ class Auto:
                 "step and a fold at least, and an average from 0 to below 1"
             )
 
-    def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal]]:
-        """Yields what each stage proposes; while output targets are told apart, what the first stage does."""
+    def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal] | Back]:
+        """Yields what each way proposes, and a return between them; while output targets are told apart, what the solve does."""
         recipe = self._recipe(work.context)
         if work.sweep == 0 and recipe.solve is None:
             return
@@ -132,42 +123,56 @@ class Auto:
                 yield [estimated]
         if work.sweep > 1:  # every rate has been followed as far as it helps
             return
-        best = yield from self._begin(work, segments, recipe)
-        beside = Course.beginning(work.begun) if recipe.solve is not None else None
-        for rate in recipe.rates[best:] if work.sweep else ():
-            courses: list[Course | None] = [None] * len(recipe.modes)
-            idle = 0
-            for number in range(self.runs):
-                proposals, courses, beside = self._run(work, segments, recipe, rate, number, courses, beside)
-                yield proposals
-                idle = idle + 1 if work.gained < self.least_gain else 0
-                if idle > self.patience:
-                    break
+        if recipe.solve is not None:
+            yield from recipe.solve.train(work, segments)
+        if work.sweep == 0:
+            return
+        names = self._arguments(work.context, work.output_target, segments)["names"]
+        given = {name: work.begun[name] for name in names}
+        solved = {name: v for name, v in given.items() if not torch.equal(v, work.context.tensors[name])}
+        if recipe.solve is None or not solved:
+            yield from self._begin(work, segments, recipe)
+            return
+        yield from self._follow(work, segments, recipe, recipe.rates, SOLVED)
+        other = {name: work.context.tensors[name].detach().clone() for name in names}
+        yield Back(given)
+        yield from self._begin(work, segments, recipe)
+        yield [[Update(SOLVED, {name: v - work.context.tensors[name].detach() for name, v in other.items()})]]
 
     def stages(self, probe: Probe, segments: Sequence[Segment]) -> Iterator[Stage]:
-        """Yields what `train` does in the first sweep, with as many runs as there may be; once, of few samples, too."""
+        """Yields what `train` does in the first sweep, with as many runs as there may be; of few samples, what is repeated, too."""
+        yield from self._once(probe, segments)
+        if probe.samples in FEW and self.folds > 1:
+            rest = probe.of(probe.samples - probe.samples // self.folds)
+            for stage in self._once(rest, segments):
+                tasks = tuple((f"{name}, without a fold", cost) for name, cost in stage.tasks)
+                yield replace(stage, tasks=tasks, times=stage.times * self.folds)
+
+    def _once(self, probe: Probe, segments: Sequence[Segment]) -> Iterator[Stage]:
+        """Yields what `train` does with the samples."""
         recipe = self._recipe(probe.context)
         arguments = self._arguments(probe.context, probe.output_target, segments)
-        short = arguments | {"optimizer": replace(self.optimizer, epochs=1)}
-        trial = _side_by_side(
-            course_stage(probe, "", short, TRIAL), [_name(rate, "trial") for rate in recipe.rates]
-        )
+        run = course_stage(probe, "", arguments, self._steps(recipe))
+        # snapshots after 1, 2, 4, … passes and after all of them; of several modes their means, too
+        snapshots = (run.passes - 1).bit_length() + 1
+        means = 1 if len(recipe.modes) > 1 else 0
+
+        def runs(way: str = "") -> Iterator[Stage]:
+            for rate in recipe.rates:
+                own = _side_by_side(run, [_name(rate, mode, way) for mode in recipe.modes])
+                proposals = snapshots * (len(recipe.modes) + means)
+                yield replace(own, proposals=proposals, times=self.runs)
+
         if recipe.statistics:
             yield from recalibration(probe)
         if recipe.solve is not None:
             yield from recipe.solve.stages(probe, segments)
-        if recipe.tried:
-            yield trial
-        run = course_stage(probe, "", arguments, self._steps(recipe))
-        for rate in recipe.rates:
-            names = [_name(rate, mode) for mode in recipe.modes]
-            if recipe.solve is not None:
-                names.append(_name(recipe.middle, BESIDE))
-            # snapshots after 1, 2, 4, … passes and after all of them; of several modes their means, too
-            snapshots = (run.passes - 1).bit_length() + 1
-            means = 1 if len(recipe.modes) > 1 else 0
-            own = _side_by_side(run, names)
-            yield replace(own, proposals=snapshots * (len(names) + means), times=self.runs)
+            yield from runs(SOLVED)
+        if len(recipe.rates) > 1:
+            short = arguments | {"optimizer": replace(self.optimizer, epochs=1)}
+            trial = course_stage(probe, "", short, TRIAL)
+            yield _side_by_side(trial, [_name(rate, "trial") for rate in recipe.rates])
+        yield from runs()
 
     def _recipe(self, context: Context) -> Recipe:
         """What is done with a network."""
@@ -176,32 +181,34 @@ class Auto:
         rates = own.rates if self.learning_rates is None else self.learning_rates
         return own._replace(solve=None if normalized else self.closed_form, rates=rates)
 
-    def _begin(
-        self, work: Work, segments: Sequence[Segment], recipe: Recipe
-    ) -> Generator[list[Proposal], None, int]:
-        """Yields what competes in the beginning; returns the index of the rate to go on with."""
-        trial = work.once(self.name, lambda: self._trial(work, segments, recipe)) if recipe.tried else []
-        if recipe.solve is None:
-            if not trial:
-                return 0
-            yield trial
-            return len(trial) - 1 if work.taken is None else work.taken
-        for solved in recipe.solve.train(work, segments):
-            yield solved + trial
-            if work.taken is not None and work.taken >= len(solved):
-                return work.taken - len(solved)
-            trial = []  # of a state that was
-        return 0
-
-    def _trial(self, work: Work, segments: Sequence[Segment], recipe: Recipe) -> list[Proposal]:
-        """What short runs with each of the learning rates propose, in their order; no output target plays a part in it."""
+    def _begin(self, work: Work, segments: Sequence[Segment], recipe: Recipe) -> Iterator[list[Proposal]]:
+        """Yields short runs with each of the learning rates, and runs with that of the one that was taken and those below."""
+        if len(recipe.rates) == 1:
+            yield from self._follow(work, segments, recipe, recipe.rates)
+            return
         arguments = self._arguments(work.context, work.output_target, segments) | {"steps": TRIAL}
         optimizers = [replace(self.optimizer, learning_rate=rate, epochs=1) for rate in recipe.rates]
         found = work.each(fit_jointly, [arguments | {"optimizer": optimizer} for optimizer in optimizers])
-        return [
+        yield [
             [Update(_name(rate, "trial"), snapshots[-1])]
             for rate, (snapshots, _) in zip(recipe.rates, found, strict=True)
         ]
+        begin = len(found) - 1 if work.taken is None else work.taken
+        yield from self._follow(work, segments, recipe, recipe.rates[begin:])
+
+    def _follow(
+        self, work: Work, segments: Sequence[Segment], recipe: Recipe, rates: Sequence[float], way: str = ""
+    ) -> Iterator[list[Proposal]]:
+        """Yields what runs propose, with one learning rate after the other, each as long as it helps."""
+        for rate in rates:
+            courses: list[Course | None] = [None] * len(recipe.modes)
+            idle = 0
+            for number in range(self.runs):
+                proposals, courses = self._run(work, segments, recipe, rate, number, courses, way)
+                yield proposals
+                idle = idle + 1 if work.gained < self.least_gain else 0
+                if idle > self.patience:
+                    break
 
     def _run(
         self,
@@ -210,33 +217,27 @@ class Auto:
         recipe: Recipe,
         rate: float,
         number: int,
-        courses: list[Course | None],
-        beside: Course | None,
-    ) -> tuple[list[Proposal], list[Course | None], Course | None]:
+        courses: Sequence[Course | None],
+        way: str,
+    ) -> tuple[list[Proposal], list[Course | None]]:
         """What a run from each of the courses proposes, and where they have come to."""
         modes = recipe.modes
-
-        def arguments(rate: float, by_batch: bool, course: Course | None) -> dict[str, Any]:
-            return self._arguments(work.context, work.output_target, segments) | {
-                "optimizer": replace(self.optimizer, learning_rate=rate, seed=self.optimizer.seed + number),
-                "steps": self._steps(recipe),
-                "normalize_by_batch": by_batch,
-                "course": course,
-            }
-
-        names = [_name(rate, mode) for mode in modes]
-        given = [arguments(rate, *own) for own in zip(modes.values(), courses, strict=True)]
-        if beside is not None:
-            names.append(_name(recipe.middle, BESIDE))
-            given.append(arguments(recipe.middle, True, beside))
+        arguments = self._arguments(work.context, work.output_target, segments) | {
+            "optimizer": replace(self.optimizer, learning_rate=rate, seed=self.optimizer.seed + number),
+            "steps": self._steps(recipe),
+        }
+        given = [
+            arguments | {"normalize_by_batch": by_batch, "course": course}
+            for by_batch, course in zip(modes.values(), courses, strict=True)
+        ]
         found = work.each(fit_jointly, given)
-        snapshots, ended = [own for own, _ in found], [course for _, course in found]
+        snapshots = [own for own, _ in found]
         proposals: list[Proposal] = []
         if len(modes) > 1:
             proposals += [[Update(_name(rate, "mean"), _mean(own))] for own in zip(*snapshots, strict=True)]
-        for name, own in zip(names, snapshots, strict=True):
-            proposals += [[Update(name, changes)] for changes in own]
-        return proposals, ended[: len(modes)], None if beside is None else ended[-1]
+        for mode, own in zip(modes, snapshots, strict=True):
+            proposals += [[Update(_name(rate, mode, way), changes)] for changes in own]
+        return proposals, [course for _, course in found]
 
     def _steps(self, recipe: Recipe) -> int:
         """Of each of the runs side by side, at least."""
@@ -268,5 +269,5 @@ def _mean(changes: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: value / len(changes) for name, value in total.items()}
 
 
-def _name(rate: float, mode: str) -> str:
-    return f"gradient, learning rate {rate:g}" + (f", {mode}" if mode else "")
+def _name(rate: float, *more: str) -> str:
+    return ", ".join([f"gradient, learning rate {rate:g}", *filter(None, more)])

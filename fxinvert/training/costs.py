@@ -6,6 +6,7 @@ Gram matrices and gradients included.
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 import time
@@ -125,6 +126,12 @@ class Probe:
         self._batch = Batch(many.inputs, labels if heads.heads else output)
         held = [value for node, value in values.items() if node.op != "get_attr"]
         self.values = sum(value.nbytes for value in held if isinstance(value, Tensor)) // self.rows
+
+    def of(self, samples: int) -> Probe:
+        """The same of so many samples to train on."""
+        other = copy.copy(self)
+        other.samples = samples
+        return other
 
     def measured(self, job: Job, arguments: Mapping[str, Any], rows: int | None = None) -> tuple[Cost, Any]:
         """What a job takes per sample and pass, and what it gives.

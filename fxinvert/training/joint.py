@@ -24,7 +24,7 @@ from fxinvert.output_target import OutputTarget
 from fxinvert.passes.capture import attribute, evaluating
 from fxinvert.passes.plan import Segment
 from fxinvert.training.batch import Batch
-from fxinvert.training.context import Context, State
+from fxinvert.training.context import Context
 from fxinvert.training.costs import Probe, Stage, size_of
 from fxinvert.training.gradient import PASSES, Optimizer, step_memory, stepped
 from fxinvert.training.metrics import task_loss
@@ -144,11 +144,6 @@ class Course:
     averages: dict[str, Tensor]
     optimizer: dict[str, Any]
     steps: int
-
-    @classmethod
-    def beginning(cls, state: State) -> Course:
-        """Of a run that has yet to begin, from these parameters and buffers."""
-        return cls(state, state, {}, 0)
 
 
 def fit_jointly(

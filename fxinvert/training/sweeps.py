@@ -17,7 +17,7 @@ from fxinvert.training.judge import Candidate, HeldOut, Judged, Share, judge
 from fxinvert.training.metrics import Metrics
 from fxinvert.training.recalibrate import recalibrated
 from fxinvert.training.repeat import MEAN, mean, repeated
-from fxinvert.training.work import Method, Proposal, Work, moved
+from fxinvert.training.work import Back, Method, Proposal, Work, moved
 
 Wave = tuple[Segment, ...]
 
@@ -258,10 +258,11 @@ def _steps(
     number: int,
 ) -> list[tuple[Record, State]]:
     current, latest, found = place.state(), start, list[tuple[Record, State]]()
+    returned: State = {}
 
     def take(proposals: list[Proposal], began: float) -> Judged:
         """Judges proposals by what they do to the current state, and takes the best."""
-        nonlocal latest
+        nonlocal latest, returned
         place.use(current)
         if place.context.masks:
             proposals = [[replace(u, changes=place.context.mask(u.changes)) for u in p] for p in proposals]
@@ -284,21 +285,28 @@ def _steps(
         place.taken = judged.candidate.proposal if any(judged.candidate.sizes) else None
         place.gained = 1 - judged.metrics.loss / latest.loss if latest.loss else 0.0
         latest = judged.metrics
-        found.append((record, changed))
+        found.append((record, returned | changed))
+        returned = {}
         return judged
 
     place.use(snapshot if settings.frozen_inputs else current)
     began = time.perf_counter()
-    for proposals in method.train(place, wave):
-        judged = take(proposals, began)
-        began = time.perf_counter()
-        if settings.recalibrate and any(judged.candidate.sizes):
-            gained, taken = place.gained, place.taken
+    for step in method.train(place, wave):
+        if isinstance(step, Back):
+            returned = step.state
+            current.update(returned)
             place.use(current)
-            estimated = recalibrated(place)
-            if estimated:
-                take([estimated], began)
-            place.gained, place.taken = gained, taken
-        began = time.perf_counter()
+            (latest,) = place.measure([[]], [Candidate(0, ())])
+        else:
+            judged = take(step, began)
+            began = time.perf_counter()
+            if settings.recalibrate and any(judged.candidate.sizes):
+                gained, taken = place.gained, place.taken
+                place.use(current)
+                estimated = recalibrated(place)
+                if estimated:
+                    take([estimated], began)
+                place.gained, place.taken = gained, taken
+            began = time.perf_counter()
         place.use(snapshot if settings.frozen_inputs else current)
     return found

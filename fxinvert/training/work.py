@@ -83,6 +83,17 @@ class Update:
     damping: float = 0.0
 
 
+@dataclass(frozen=True)
+class Back:
+    """A return to earlier values, whatever was taken: what is proposed from then on is judged against these.
+
+    Attributes:
+        state: some parameters and buffers by name; the others stay as they are.
+    """
+
+    state: State
+
+
 #: updates that were found together, each as if the others stayed
 Proposal = list[Update]
 #: the multiple of each update of a proposal
@@ -114,11 +125,12 @@ class Method(Protocol):
     @property
     def schedule(self) -> str: ...
 
-    def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal]]:
+    def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal] | Back]:
         """Proposes updates, several times if it likes.
 
         Every time it yields alternatives; before it goes on, the one with the least held-out loss has been taken, as
-        far as that is an improvement. What it proposes may depend on its settings and the results of jobs only.
+        far as that is an improvement. Or it goes back to earlier values, so as to train in several ways: of all states
+        the best is kept, whatever follows. What it proposes may depend on its settings and the results of jobs only.
 
         Raises:
             DataError: these segments cannot be trained so.
