@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -32,10 +32,13 @@ _WRAPPERS: dict[Any, tuple[int, int]] = {
 _TRAINING = frozenset(["train", "training"])
 
 
-def export_graph(
+def export_graphs(
     model: nn.Module, inputs: Inputs, values: tuple[Tensor, ...], choose: Callable[[Any], Any]
-) -> fx.GraphModule:
+) -> Iterator[fx.GraphModule]:
     """The model's raw graph by `torch.export` (non-strict, any batch size); parameters are the model's own.
+
+    Then the same after torch has functionalized it, which takes as long again: views that are written into are told apart
+    there, whichever they are, and the graph is less like what the user wrote.
 
     Args:
         model: in evaluation mode.
@@ -60,11 +63,20 @@ def export_graph(
                 strict=False,
             )
             captured = program.module()
+        yield _Rebuilt(model, captured, inputs, "model", _first).raw()
+        with quiet():
+            captured = program.run_decompositions({}).module()
+        yield _Rebuilt(model, captured, inputs, "model", _first).raw()
+    except TraceError:
+        raise
     except Exception as error:  # whatever the exporter raises on the user's code
         raise TraceError(
             f"torch.export cannot capture {type(model).__name__}: {_reason(error)}{raised_at(error)}"
         ) from error
-    return _Rebuilt(model, captured, inputs, "model", lambda results: results[0]).raw()
+
+
+def _first(results: Any) -> Any:
+    return results[0]
 
 
 def is_exported(graph: fx.GraphModule) -> bool:

@@ -27,7 +27,7 @@ from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from fxinvert.errors import TraceError
 from fxinvert.passes.activity import mark, start_later
 from fxinvert.passes.calls import CHANGED, evaluate, shares_memory
-from fxinvert.passes.capture import attribute, describe
+from fxinvert.passes.capture import CaptureError, attribute, describe
 from fxinvert.passes.checks import said
 from fxinvert.passes.decompose import DECOMPOSED
 from fxinvert.passes.forms import arranged, by_position
@@ -292,7 +292,7 @@ class Builder:
         }
         for later in _after(node):
             if shared.intersection(later.all_input_nodes):
-                raise TraceError(
+                raise CaptureError(
                     f"{describe(node)} changes its input in place, and {describe(later)} reads it afterwards; "
                     "use the op that returns a new tensor"
                 )

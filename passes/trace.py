@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from fxinvert.errors import TraceError
 from fxinvert.passes.capture import CaptureError, evaluating, hides_parameters, symbolic_graph, unchanged
 from fxinvert.passes.checks import check_devices, check_readable, check_reproduces, run
-from fxinvert.passes.exported import export_graph, exported_graph, in_evaluation, is_exported
+from fxinvert.passes.exported import export_graphs, exported_graph, in_evaluation, is_exported
 from fxinvert.passes.inputs import Flat, Inputs
 from fxinvert.passes.leaves import copied
 from fxinvert.passes.normalize import normalize
@@ -128,7 +128,14 @@ def _captured(
         return graph
 
     def exported(reason: str) -> fx.GraphModule:
-        graph = checked(export_graph(model, form, values, chosen))
+        raws = export_graphs(model, form, values, chosen)
+        try:
+            graph = checked(next(raws))
+        except CaptureError as error:  # perhaps for what it writes
+            try:
+                graph = checked(next(raws))
+            except TraceError:
+                raise error from None
         graph.meta["captured"] = f"by torch.export, because {reason}"
         log.info("%s captured by torch.export, because %s", type(model).__name__, reason)
         return graph

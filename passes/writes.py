@@ -35,6 +35,10 @@ def without_writes(raw: fx.GraphModule) -> None:
     """
     constants = Written(raw).nodes
     for node in list(raw.graph.nodes):
+        if node.target is aten.copy.default:  # what is left of `copy_` by torch's own functionalization
+            node.replace_all_uses_with(_copied(node, _Adding(raw.graph, node)))
+            raw.graph.erase_node(node)
+            continue
         function = _functional(node.target)
         if function is None or node in constants or not isinstance(node.args[0], fx.Node):
             continue
@@ -48,15 +52,7 @@ def without_writes(raw: fx.GraphModule) -> None:
 def _rewrite(
     graph: fx.Graph, node: fx.Node, function: Any, views: list[fx.Node], order: dict[fx.Node, int]
 ) -> None:
-    last = node
-
-    def add(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> fx.Node:
-        nonlocal last
-        with graph.inserting_after(last):
-            last = graph.call_function(op, args, kwargs)
-        last.meta = {k: v for k, v in node.meta.items() if k in ("scope", "stack_trace")}
-        return last
-
+    add = _Adding(graph, node)
     copies = function is aten.copy.default
     changed = _copied(node, add) if copies else add(function, node.args, node.kwargs)
     node.replace_all_uses_with(changed)
@@ -69,8 +65,22 @@ def _rewrite(
     graph.erase_node(node)
 
 
+class _Adding:
+    """Adds ops behind a node, one after the other."""
+
+    def __init__(self, graph: fx.Graph, node: fx.Node) -> None:
+        self.graph, self.last = graph, node
+        self.meta = {k: v for k, v in node.meta.items() if k in ("scope", "stack_trace")}
+
+    def __call__(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> fx.Node:
+        with self.graph.inserting_after(self.last):
+            self.last = self.graph.call_function(op, args, kwargs)
+        self.last.meta = dict(self.meta)
+        return self.last
+
+
 def _copied(node: fx.Node, add: Callable[..., fx.Node]) -> fx.Node:
-    """What `copy_` leaves in its first argument: the second one, in its shape and dtype."""
+    """What `copy` gives, and `copy_` leaves in its first argument: the second one, in its shape and dtype."""
     target, source = node.args[:2]
     assert isinstance(target, fx.Node)
     assert isinstance(source, fx.Node)

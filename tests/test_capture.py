@@ -324,6 +324,52 @@ def test_views_that_are_written_into_are_written_out() -> None:
     inverted(graph, x)
 
 
+def _added_to(self: Any, x: Tensor) -> Any:
+    y = self.fc(x)
+    z = y.relu_()
+    y[:, 1:].add_(x[:, 1:])
+    return z + y
+
+
+def _parts_scaled(self: Any, x: Tensor) -> Any:
+    y = self.fc(x)
+    first, second = y.chunk(2, 1)
+    first.mul_(second)
+    return y
+
+
+def _seen_through_a_view(self: Any, x: Tensor) -> Any:
+    y = self.fc(x)
+    pairs = y.view(-1, 2, 3)
+    y.mul_(2)
+    pairs[:, 0] += 1
+    return pairs.flatten(1)
+
+
+def _narrowed(self: Any, x: Tensor) -> Any:
+    y = self.fc(x)
+    y[:, 1:3].copy_(x[:, :2])
+    y.narrow(1, 0, 2).fill_(1.0)
+    return y
+
+
+def _input_changed(self: Any, x: Tensor) -> Any:
+    x.mul_(2)
+    return self.fc(x) + x
+
+
+@pytest.mark.parametrize(
+    "forward", [_added_to, _parts_scaled, _seen_through_a_view, _narrowed, _input_changed]
+)
+def test_what_symbolic_tracing_cannot_write_out_is_exported(forward: Any) -> None:
+    model, x = Model(forward, fc=nn.Linear(6, 6)), torch.randn(4, 6)
+    graph = fxinvert.trace(model, X)
+    with torch.no_grad():
+        torch.testing.assert_close(graph(x), model(x.clone()))
+    assert graph.meta["captured"].startswith("by torch.export")
+    inverted(graph, x)
+
+
 def _masked(self: Any, x: Tensor) -> Any:
     mask = x.new_zeros(6)
     for i, part in enumerate((slice(0, 2), slice(2, 6))):

@@ -46,9 +46,12 @@ def _says_nothing_at_a_node(self: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Model(_relu_then_add), r"'relu_'.*in place, and .*'add'.* reads it afterwards"),
-        (Model(_relu_then_add, act=nn.ReLU(inplace=True)), r"'act'.*in place, and .*reads it afterwards"),
-        (Model(_through_a_view), r"in place, and .*reads it afterwards"),
+        (fx.symbolic_trace(Model(_relu_then_add)), r"'relu_'.*in place, and .*'add'.* reads it afterwards"),
+        (
+            fx.symbolic_trace(Model(_relu_then_add, act=nn.ReLU(inplace=True))),
+            r"'act'.*in place, and .*reads it afterwards",
+        ),
+        (fx.symbolic_trace(Model(_through_a_view)), r"in place, and .*reads it afterwards"),
         (Model(lambda self, x: x if x.sum() > 0 else -x), "cannot be traced symbolically.*control flow"),
         (Model(lambda self, x: F.dropout(x + 1)), "random: two runs"),
         (Model(lambda self, x: x.view(2, -1) * 1.0), "batch size of the example|across the samples"),
