@@ -47,7 +47,7 @@ def identity(
         "fxinvert": fxinvert.__version__,
         "torch": torch.__version__,
         "model": {name: digest_of({name: value})[:16] for name, value in sorted(context.state().items())},
-        "graph": content_key(context.graph.graph.python_code("self").src)[:16],
+        "graph": content_key(context.graph.code)[:16],
         "plan": content_key(plan.to_dict())[:16],
         "data": {name: f"{feed.part} {feed.total}" for name, feed in feeds.items()},
         "settings": {
