@@ -17,8 +17,11 @@ from fxinvert.scheduling import SerialExecutor
 from fxinvert.training import Auto, ClosedForm, Optimizer
 from fxinvert.training.batch import Batch, tensors_of
 from fxinvert.training.chunks import source_of
+from fxinvert.training.confirm import Differences, Gain
 from fxinvert.training.context import Context
+from fxinvert.training.metrics import Metrics
 from fxinvert.training.repeat import FEW, MEAN, mean, repeated
+from fxinvert.training.sweeps import Best
 
 QUICK = Auto(closed_form=ClosedForm(), learning_rates=(1e-2,), runs=1, steps=8, optimizer=Optimizer(epochs=1))
 FEW_DATA = data(80)
@@ -93,13 +96,54 @@ def test_the_mean_of_equal_states_is_one_of_them() -> None:
     assert all(torch.equal(value, state[name]) for name, value in mean([state] * 3).items())
 
 
-def test_of_few_samples_the_mean_is_a_step_like_any_other() -> None:
+def test_of_few_samples_the_mean_is_the_last_step() -> None:
     result = train(FEW_DATA, method=QUICK)
     ((step),) = means(result)
     last = result.history[-1]
-    assert last.after.loss <= last.before.loss
-    assert (step > 0) == (last.after.loss < last.before.loss)
+    assert (step > 0) == (last.after != last.before)
+    assert result.final == last.after
     assert result.final.no_worse_than(result.baseline)
+
+
+class Samples:
+    """What held-out samples lose from one state to the other is told beforehand."""
+
+    def __init__(self, *losses: float) -> None:
+        self.gained = Gain(Differences.of(-torch.tensor(losses)))
+
+    def use(self, state: Any) -> None:
+        self.used = state
+
+    def gain(self, state: Any) -> Gain:
+        return self.gained
+
+
+@pytest.mark.parametrize(
+    ("losses", "metrics", "taken"),
+    [
+        ((-0.3, -0.1), Metrics(0.3, 0.8, 2), True),
+        ((0.4, -0.2), Metrics(0.6, 0.8, 2), True),
+        ((0.4, 0.2), Metrics(0.8, 0.8, 2), False),
+        ((0.4, -0.2), Metrics(0.6, 0.4, 2), False),
+        ((0.9, 0.1), Metrics(1.0, 0.8, 2), False),
+    ],
+    ids=[
+        "better",
+        "within a standard error",
+        "beyond it",
+        "worse than the first",
+        "no better than the first",
+    ],
+)
+def test_the_mean_is_taken_unless_held_out_samples_lose_by_more_than_noise(
+    losses: tuple[float, ...], metrics: Metrics, taken: bool
+) -> None:
+    first, single, average = ({"w": torch.full((1,), value)} for value in (0.0, 1.0, 2.0))
+    best = Best(Metrics(1.0, 0.5, 2), first)
+    best.see(Metrics(0.5, 0.9, 2), single)
+    place: Any = Samples(*losses)
+    best.see_mean(metrics, average, place)
+    assert (best.state is average) == taken == (best.metrics is metrics)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,22 @@ class Best:
         """Takes notice of a state."""
         self.latest = metrics
         if metrics.loss < self.metrics.loss and metrics.no_worse_than(self.baseline):
-            self.metrics, self.state, self.gain = metrics, state, None
+            self._take(metrics, state)
+
+    def see_mean(self, metrics: Metrics, state: State, place: Place) -> None:
+        """Takes a state that varies less than the best, unless held-out samples lose by it more than a standard error.
+
+        That is the rule of Breiman et al. (Classification and regression trees, 1984, 3.4.3): the least held-out loss is the
+        one that chance favours most.
+        """
+        self.latest = metrics
+        if metrics.loss < self.baseline.loss and metrics.no_worse_than(self.baseline):
+            place.use(self.state)
+            if place.gain(state).loss.score > -1:
+                self._take(metrics, state)
+
+    def _take(self, metrics: Metrics, state: State) -> None:
+        self.metrics, self.state, self.gain = metrics, state, None
 
     def confirmed(self, place: Place, confidence: float) -> bool:
         """Whether held-out samples confirm, with some confidence, that the state is better than the first; or is the first."""
@@ -209,7 +224,7 @@ def _repeat(
     state = mean([best.state, *states])
     place.use(state)
     (metrics,) = place.measure([[]], [Candidate(0, ())])
-    best.see(metrics, state)
+    best.see_mean(metrics, state, place)
     step = float(best.state is state)
     return Record(
         sweep=place.sweep,
