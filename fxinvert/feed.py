@@ -14,7 +14,7 @@ from fxinvert.scheduling.executor import Executor, Shared
 from fxinvert.training.batch import Batch, tensors_of
 from fxinvert.training.chunks import Chunk, Source
 from fxinvert.training.context import Context
-from fxinvert.training.data import Batches, Part
+from fxinvert.training.data import Batches, Part, no_batches
 from fxinvert.training.fingerprint import HELD_OUT, Fingerprint, fold_of
 from fxinvert.training.held_out import HeldOutSample, bound
 
@@ -176,7 +176,7 @@ def survey(
     indices = [chunk.index for chunk in source.chunks()]
     found: list[Counted] = list(ask(count_chunk, [(name, index, judged) for index in indices]))
     if not found:
-        raise _no_batches(name)
+        raise no_batches(f"{name}_data")
     _gather(name, found, judged, sample, ask)
     return Feed(name, source, "all", [own.count for own in found], None, True, sample)
 
@@ -196,12 +196,8 @@ def survey_here(
             items = executor.share(list(chunk.read()))
             sent.append(Sent(chunk.index, chunk.first, chunk.what, items))
     if not counts:
-        raise _no_batches(name)
+        raise no_batches(f"{name}_data")
     return Feed(name, source, "all", counts, sent if executor.remote else None, ordered, sample)
-
-
-def _no_batches(name: str) -> DataError:
-    return DataError(f"{name}_data has no batches; it is empty, or it can be iterated only once")
 
 
 def count(context: Context, chunk: Chunk, judged: Part | None, sample: HeldOutSample) -> Count:

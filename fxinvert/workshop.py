@@ -17,7 +17,7 @@ from fxinvert.scheduling.store import Damaged
 from fxinvert.training.batch import Batch
 from fxinvert.training.chunks import source_of
 from fxinvert.training.confirm import Gain, gain
-from fxinvert.training.context import Context, State, digest_of
+from fxinvert.training.context import Context, Digests, State
 from fxinvert.training.data import Part
 from fxinvert.training.fingerprint import Fingerprint
 from fxinvert.training.judge import Candidate, tallies
@@ -54,6 +54,7 @@ class Workshop:
         self.begun: State = {}
         self._shared, self._what, self._digest = context, "", ""
         self._state: Shared[State] | None = None
+        self._digests = Digests()
         self._once: dict[Any, tuple[Any, Any]] = {}
         self._sample, self._outputs_over = feeds["held_out"].sample.batches(), Remembered()
         self.use({})
@@ -69,12 +70,12 @@ class Workshop:
             return
         self.context.load(state)
         now = self.context.state()
-        digest = digest_of(now)
+        digest = self._digests.of(now)
         if digest != self._digest:
             if self._state is not None:
                 self.crew.executor.forget(self._state)
             self._state, self._digest = self.crew.executor.share(now), digest
-        self.context.load(now, digest)
+        self.context.load({}, digest)
 
     @property
     def samples(self) -> int:

@@ -37,8 +37,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """
     without = torch.cuda.is_available() and torch.backends.cudnn.enabled and _is_recurrent(model)
     modes = [(module, module.training) for module in model.modules()]
-    for module, _ in modes:  # `eval()` may be the user's own, and exported modules refuse it
-        module.training = False
+    for module, training in modes:  # `eval()` may be the user's own, and exported modules refuse it
+        if training:
+            module.training = False
     if without:  # only then: torch refuses to set what others have frozen, as its own tests do
         torch.backends.cudnn.enabled = False
     try:
@@ -47,7 +48,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         if without:
             torch.backends.cudnn.enabled = True
         for module, training in modes:
-            module.training = training
+            if module.training is not training:
+                module.training = training
 
 
 def _is_recurrent(model: nn.Module) -> bool:
@@ -117,7 +119,6 @@ class _Tracer(fx.Tracer):
     that forward() may branch on them.
     """
 
-    record_stack_traces = True
     proxy_buffer_attributes = True  # what is computed from a buffer follows the buffer
 
     def __init__(self, rules: RuleSet, inputs: Inputs, choose: Callable[[Any], Any]) -> None:
@@ -130,6 +131,11 @@ class _Tracer(fx.Tracer):
         own = not hooked and super().is_leaf_module(m, module_qualified_name)
         return own or self.rules.keeps_whole(type(m))
 
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.stack_trace = _users_stack()
+        return node
+
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
@@ -140,6 +146,21 @@ class _Tracer(fx.Tracer):
             return self.choose(root_fn(root, *args, **kwargs))
 
         return called, [self.root]
+
+
+def _users_stack() -> str | None:
+    """Where in the user's code something happens, as Python prints it; None: in none.
+
+    Torch's own records of that (`record_stack_traces`) look up all frames, and take half as long as all of tracing.
+    """
+    found: list[traceback.FrameSummary] = []
+    for frame, line in traceback.walk_stack(None):
+        name = frame.f_code.co_filename
+        if frame.f_code is symbolic_graph.__code__:
+            break
+        if not name.startswith(_FOREIGN):
+            found.append(traceback.FrameSummary(name, line, frame.f_code.co_name))
+    return "".join(traceback.StackSummary.from_list(found[::-1]).format()).strip() or None
 
 
 def symbolic_graph(

@@ -34,3 +34,11 @@ class Interpreted(fx.GraphModule):
         """Makes the code, which brings a method of its own, and runs it."""
         self.recompile()
         return self.forward(*args, **kwargs)
+
+
+class Runner(fx.Interpreter):
+    """Runs a graph node by node, without torch's notes of which node it is for what traces it meanwhile."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        return getattr(self, n.op)(n.target, args, kwargs)

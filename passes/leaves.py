@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_is_leaf, tree_map
 
 
 def mapped(argument: Any, value: Callable[[fx.Node], Any]) -> Any:
@@ -35,7 +35,13 @@ def leaves(argument: Any) -> list[Any]:
 
 def copied(argument: Any) -> Any:
     """The same with every tensor cloned, for code that may change what it is given."""
-    return tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, argument)
+    if isinstance(argument, Tensor):
+        return argument.clone()
+    if type(argument) in (tuple, list):
+        return type(argument)(map(copied, argument))
+    if tree_is_leaf(argument):
+        return argument
+    return tree_map(copied, argument, is_leaf=lambda value: value is not argument)
 
 
 def printable(module: fx.GraphModule) -> fx.GraphModule:
@@ -46,7 +52,11 @@ def printable(module: fx.GraphModule) -> fx.GraphModule:
 
 def any_tensor(argument: Any) -> bool:
     """Whether a nested argument holds a tensor."""
-    return any(isinstance(value, Tensor) for value in leaves(argument))
+    if isinstance(argument, tuple | list):
+        return any(map(any_tensor, argument))
+    if isinstance(argument, dict):
+        return any(map(any_tensor, argument.values()))
+    return isinstance(argument, Tensor)
 
 
 def identifier(path: str) -> str:

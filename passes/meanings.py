@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from fxinvert.passes.calls import agree, kind
 from fxinvert.passes.leaves import any_tensor, copied, leaves
@@ -39,9 +38,7 @@ class Meanings:
         if isinstance(function, torch._ops.OpOverload):
             return True
         given, options = self.value_of((args, kwargs))
-        signature = repr(
-            (function, call.op, tree_map(kind, (given, options)), tree_map(kind, (values, named)))
-        )
+        signature = repr((function, call.op, kind((given, options)), kind((values, named))))
         if signature not in self._same:
             given, options = copied((given, options))
             meant = getattr(type(given[0]), function, call.op) if isinstance(function, str) else function

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate, map_arg
-from torch.fx.passes.shape_prop import _extract_tensor_metadata
+from torch.fx.passes.shape_prop import TensorMetadata, _extract_tensor_metadata
 
 from fxinvert.errors import TraceError
 from fxinvert.passes.activity import mark, start_later
@@ -270,9 +270,7 @@ class Builder:
         if self.stack and node.op != "get_attr":
             node.stack_trace = self.stack
         if any_tensor(value):
-            node.meta["tensor_meta"] = map_aggregate(
-                value, lambda v: _extract_tensor_metadata(v) if isinstance(v, Tensor) else v
-            )
+            node.meta["tensor_meta"] = map_aggregate(value, _described)
         mark(node, value, self.rules)
         return node
 
@@ -299,6 +297,18 @@ class Builder:
 
     def _value(self, raw: fx.Node) -> Any:
         return self.written.values[raw] if raw in self.written.nodes else self.value_of(self.nodes[raw])
+
+
+def _described(value: Any) -> Any:
+    """What is known of a tensor, as torch's shape propagation says it; anything else itself."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.layout is not torch.strided or value.is_quantized or not value.is_contiguous():
+        return _extract_tensor_metadata(value)
+    # the same, without looking for other layouts
+    return TensorMetadata(
+        value.shape, value.dtype, value.requires_grad, value.stride(), torch.contiguous_format, False, {}
+    )
 
 
 def _scope(node: fx.Node) -> str:

@@ -44,7 +44,7 @@ def of_computed_size(graph: fx.GraphModule, values: Any) -> set[fx.Node]:
                 numbers.add(node)
             continue
         given = inputs[:1] if key in _IN_FIRST else inputs
-        sized_by = numbers.intersection(leaves(node.args[1:])) if _takes_sizes(node) else ()
+        sized_by = numbers.intersection(leaves(node.args[1:])) if numbers and _takes_sizes(node) else ()
         if key in _SELECT or sized_by or _is_masked(node, values, data) or not found.isdisjoint(given):
             found.add(node)
     return found

@@ -9,9 +9,11 @@ types, by position, without those at the end that have their default value.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import operator
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -80,7 +82,7 @@ def to_aten(
     if not isinstance(packet, torch._ops.OpOverloadPacket):
         return
     written = _candidates(function, packet, args, kwargs, value_of)
-    for candidate in (form for way in written for form in (way, *_typed_forms(packet, *way, value_of))):
+    for candidate in (form for way in written for form in chain([way], _typed_forms(packet, *way, value_of))):
         values, named = value_of(candidate)
         try:
             overload = torch._C._jit_resolve_packet(packet._qualified_op_name, *values, **named)
@@ -141,6 +143,7 @@ def _candidates(
         yield (*args[:first], list(args[first:])), kwargs
 
 
+@functools.cache
 def _takes_sizes(packet: torch._ops.OpOverloadPacket) -> bool:
     """Whether an op takes a tensor and a list of sizes or axes, as view, permute, repeat and flip do."""
     schema = getattr(packet, packet._overload_names[0])._schema.arguments

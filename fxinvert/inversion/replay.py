@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxinvert.passes.interpreted import Runner
 from fxinvert.passes.inverse_op import call_arguments
 from fxinvert.rules.pooling import tile_maxima
 from fxinvert.rules.windows import each, sliding
@@ -17,7 +18,7 @@ Values = Mapping[fx.Node, Any]
 _AXES = {"max_pool1d": 1, "max_pool2d": 2, "max_pool3d": 3}
 
 
-class Evaluator(fx.Interpreter):
+class Evaluator(Runner):
     """Runs nodes of a graph, and keeps what they give, in `env`.
 
     Where no gradients are asked for, maxima over tiles are found slice by slice, which gives the same numbers. Torch's own

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -24,10 +23,10 @@ from fxinvert.passes.flow import Flow
 from fxinvert.passes.outputs import Key
 from fxinvert.passes.trace import interpreted, is_normalized
 from fxinvert.rules import RuleSet, default_rules
-from fxinvert.training.batch import Batch
+from fxinvert.training.batch import Batch, checked
 from fxinvert.training.budget import SOLVERS, WORK, Budget, budget_for, bytes_of_sample
 from fxinvert.training.chunks import Source
-from fxinvert.training.data import Batches
+from fxinvert.training.data import no_batches
 
 State = dict[str, Tensor]
 
@@ -88,8 +87,9 @@ class Context:
     def _first(self) -> Batch:
         tensors = [*self.model.parameters(), *self.model.buffers()]
         device = next((value.device for value in tensors), torch.device("cpu"))
-        (batch,) = Batches(list(islice(self.sources["train"].beginning, 1)), device)
-        return batch.map(lambda value: value[:_EXAMPLE])
+        for item in self.sources["train"].beginning:
+            return checked(item, "batch 0 of train_data").select(slice(_EXAMPLE)).to(device)
+        raise no_batches("train_data")
 
     def _open(self) -> None:
         example = self.first.inputs
@@ -101,7 +101,7 @@ class Context:
             if value.is_floating_point()
         }
         self._each = bytes_of_sample(self.graph, len(self.first))
-        self._loaded = ""
+        self._loaded, self._state = "", State()
         self._inverses: dict[OutputTarget, InverseGraph] = {}
 
     @property
@@ -160,8 +160,15 @@ class Context:
                 tensors[name].mul_(self.masks[name])
 
     def state(self) -> State:
-        """A copy of the parameters and buffers as they are."""
-        return {name: value.detach().clone() for name, value in self.tensors.items()}
+        """A copy of the parameters and buffers as they are, of those that have changed since it was last asked for."""
+        before = self._state
+        self._state = {
+            name: before[name]
+            if name in before and torch.equal(before[name], value)
+            else value.detach().clone()
+            for name, value in self.tensors.items()
+        }
+        return dict(self._state)
 
     def load(self, state: Mapping[str, Tensor], digest: str = "") -> None:
         """Takes over parameters and buffers; nothing is done if the digest says that they are there already."""
@@ -190,6 +197,21 @@ class Context:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._open()
+
+
+class Digests:
+    """Digests of states; what has not changed since the last one is not read again."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Tensor, str]] = {}
+
+    def of(self, state: Mapping[str, Tensor]) -> str:
+        """A digest of names, shapes, types and values."""
+        for name, value in state.items():
+            if name not in self._known or self._known[name][0] is not value:
+                self._known[name] = value, digest_of({name: value})
+        told = "".join(self._known[name][1] for name in sorted(state))
+        return hashlib.sha256(told.encode()).hexdigest()
 
 
 def digest_of(state: Mapping[str, Tensor]) -> str:

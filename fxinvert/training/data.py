@@ -69,8 +69,13 @@ class Batches:
             if len(batch):
                 yield batch.to(self.device)
         if empty:
-            raise DataError(f"{self.what} has no batches; it is empty, or it can be iterated only once")
+            raise no_batches(self.what)
         self.fingerprint = seen
+
+
+def no_batches(what: str) -> DataError:
+    """What to raise where data that are called so give nothing."""
+    return DataError(f"{what} has no batches; it is empty, or it can be iterated only once")
 
 
 class Begun:
