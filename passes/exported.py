@@ -38,7 +38,8 @@ def export_graphs(
     """The model's raw graph by `torch.export` (non-strict, any batch size); parameters are the model's own.
 
     Then the same after torch has functionalized it, which takes as long again: views that are written into are told apart
-    there, whichever they are, and the graph is less like what the user wrote.
+    there, whichever they are, the casts of `torch.autocast` are ops, and the graph is less like what the user wrote. A
+    model that switches autocast on is given so only.
 
     Args:
         model: in evaluation mode.
@@ -63,7 +64,8 @@ def export_graphs(
                 strict=False,
             )
             captured = program.module()
-        yield _Rebuilt(model, captured, inputs, "model", _first).raw()
+        if not _casts(captured):
+            yield _Rebuilt(model, captured, inputs, "model", _first).raw()
         with quiet():
             captured = program.run_decompositions({}).module()
         yield _Rebuilt(model, captured, inputs, "model", _first).raw()
@@ -73,6 +75,16 @@ def export_graphs(
         raise TraceError(
             f"torch.export cannot capture {type(model).__name__}: {_reason(error)}{raised_at(error)}"
         ) from error
+
+
+def _casts(captured: fx.GraphModule) -> bool:
+    """Whether a part of the graph runs with `torch.autocast` switched on."""
+    graphs = [module for module in captured.modules() if isinstance(module, fx.GraphModule)]
+    return any(
+        node.args[2]
+        for own in graphs
+        for node in own.graph.find_nodes(op="call_function", target=torch.ops.higher_order.wrap_with_autocast)
+    )
 
 
 def _first(results: Any) -> Any:

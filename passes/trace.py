@@ -134,7 +134,7 @@ def _captured(
         except CaptureError as error:  # perhaps for what it writes
             try:
                 graph = checked(next(raws))
-            except TraceError:
+            except (TraceError, StopIteration):
                 raise error from None
         graph.meta["captured"] = f"by torch.export, because {reason}"
         log.info("%s captured by torch.export, because %s", type(model).__name__, reason)

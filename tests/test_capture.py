@@ -370,6 +370,23 @@ def test_what_symbolic_tracing_cannot_write_out_is_exported(forward: Any) -> Non
     inverted(graph, x)
 
 
+def _autocast(self: Any, x: Tensor) -> Any:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = self.fc(x).relu()
+        with torch.autocast("cpu", enabled=False):
+            y = self.fc(y.float())
+    return self.head(y)
+
+
+def test_autocast_in_forward_is_followed() -> None:
+    model, x = Model(_autocast, fc=nn.Linear(6, 6), head=nn.Linear(6, 2)), torch.randn(4, 6)
+    graph = fxinvert.trace(model, X)
+    with torch.no_grad():
+        torch.testing.assert_close(graph(x), model(x), rtol=0, atol=0)
+    assert keys(graph).count("_to_copy") == 2
+    inverted(graph, x)
+
+
 def _masked(self: Any, x: Tensor) -> Any:
     mask = x.new_zeros(6)
     for i, part in enumerate((slice(0, 2), slice(2, 6))):
