@@ -82,8 +82,8 @@ def check_reproduces(
                 "without training=self.training does that, or noise that forward() draws: make it an input)"
             )
         raise CaptureError(
-            f"the traced graph does not reproduce the model: {problem}. If forward() switches torch.autocast, which a ready graph "
-            f"does not tell, let it compute in one precision; if not: {REPORT}"
+            f"the traced graph does not reproduce the model: {problem}. If forward() switches torch.autocast, which a ready "
+            f"graph does not tell, let it compute in one precision; if not: {REPORT}"
         )
     if not expected.dim() or not len(expected) or len(expected) % max(batch_size(inputs), 1):
         raise _no_rows(graph, values, f"its output has shape {tuple(expected.shape)}")
