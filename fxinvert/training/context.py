@@ -24,7 +24,7 @@ from fxinvert.passes.outputs import Key
 from fxinvert.passes.trace import interpreted, is_normalized
 from fxinvert.rules import RuleSet, default_rules
 from fxinvert.training.batch import Batch, checked
-from fxinvert.training.budget import SOLVERS, WORK, Budget, budget_for, bytes_of_sample
+from fxinvert.training.budget import SOLVERS, WORK, Budget, Size, budget_for, bytes_of_sample
 from fxinvert.training.chunks import Source
 from fxinvert.training.data import no_batches
 
@@ -54,6 +54,7 @@ class Context:
         graph: the model's graph.
         nodes: its nodes, by path.
         tensors: its parameters and floating-point buffers, by name.
+        sizes: of the equations of ops that are trained, by use, as far as they are known.
         masks: by name, 0 where an entry of a parameter stays zero and 1 elsewhere; of parameters with such entries.
 
     Raises:
@@ -102,6 +103,7 @@ class Context:
         }
         self._each = bytes_of_sample(self.graph, len(self.first))
         self._loaded, self._state = "", State()
+        self.sizes: dict[str, Size] = {}
         self._inverses: dict[OutputTarget, InverseGraph] = {}
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -63,7 +64,9 @@ def sums(
             first = 0
             for part in context.parts(batch):
                 values = inverses[0].forward(part.inputs)
-                kept = kept or context.budget.rows(_sizes(inverses[0], nodes, values), times=len(inverses))
+                kept = kept or context.budget.rows(
+                    _sizes(context, inverses[0], nodes, values), times=len(inverses)
+                )
                 felt = sensitivities(inverses[0], nodes, part) if weighted else {}
                 for inverse, total in zip(inverses, totals, strict=True):
                     last = inverse.output_node
@@ -104,20 +107,24 @@ def in_passes(
         output_targets: for each of which all sums are held.
     """
     nodes = [context.nodes[path] for path in paths]
-    inverse = context.inverse(output_targets[0])
-    with torch.no_grad(), evaluating(context.graph):
-        sizes = _sizes(inverse, nodes, inverse.forward(context.first.inputs))
+    inverse, values = context.inverse(output_targets[0]), dict[fx.Node, Any]()
+    if not context.sizes.keys() >= set(map(use_of, nodes)):
+        with torch.no_grad(), evaluating(context.graph):
+            values = inverse.forward(context.first.inputs)
     by_use: dict[str, list[str]] = {}
     for path, node in zip(paths, nodes, strict=True):
         by_use.setdefault(use_of(node), []).append(path)
-    passes = context.budget.passes(sizes, len(output_targets))
+    passes = context.budget.passes(_sizes(context, inverse, nodes, values), len(output_targets))
     return [[path for use in uses for path in by_use[use]] for uses in passes]
 
 
-def _sizes(inverse: InverseGraph, nodes: Sequence[fx.Node], values: Values) -> dict[str, Size]:
-    """Of the equations of some ops, whatever the samples whose values are given."""
-    found = dict[str, Size]()
+def _sizes(
+    context: Context, inverse: InverseGraph, nodes: Sequence[fx.Node], values: Values
+) -> dict[str, Size]:
+    """Of the equations of some ops, whatever the samples whose values are given; those known already need none."""
     for node in nodes:
+        if use_of(node) in context.sizes:
+            continue
         op, trainable = inverse.op(node, values), trainable_of(inverse, node)
         op = op if op.by_sample else op.samples(slice(0, 1))
         if isinstance(trainable, ByPosition):
@@ -125,8 +132,8 @@ def _sizes(inverse: InverseGraph, nodes: Sequence[fx.Node], values: Values) -> d
             rows, errors = trainable.features(op, at), trainable.outputs(op, op.output, at)
         else:
             rows, errors = trainable.features(op), trainable.outputs(op, op.output)
-        found[use_of(node)] = Size(len(rows), errors.shape[2], rows.shape[2])
-    return found
+        context.sizes[use_of(node)] = Size(len(rows), errors.shape[2], rows.shape[2])
+    return {use_of(node): context.sizes[use_of(node)] for node in nodes}
 
 
 def trainable_of(inverse: InverseGraph, node: fx.Node) -> Trainable:
