@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 from rule_samples import Inverted, WithBuffer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import fxinvert
-from fxinvert.rules import Status, entrywise, kernels
+from fxinvert.rules import Branch, Status, entrywise, kernels
+from fxinvert.rules.choice import choice
+from fxinvert.rules.elementwise import silu
 from fxinvert.rules.registry import Kind
 from fxinvert.testing import check_rule
 
@@ -295,8 +298,8 @@ def test_the_answer_is_the_same_however_it_is_worked_through(
 
 
 def test_large_batches_are_worked_through_in_blocks() -> None:
-    x, target = torch.randn(2, 6, 30000, dtype=F64)
-    c = torch.randn(30000, dtype=F64)
+    x, target = torch.randn(2, 6, 50000, dtype=F64)
+    c = torch.randn(50000, dtype=F64)
     assert x.numel() > entrywise.BLOCK
     value, certificate = Inverted(WithBuffer(torch.maximum, c), x)(x, target)
     expected = torch.where(target > c, target, torch.minimum(x, c))
@@ -346,3 +349,57 @@ def test_logarithms_of_kernels_have_six_digits() -> None:
     ).float()
     expected = x.double().log()
     assert ((kernels.logarithm(x) - expected).abs() <= 3e-7 * expected.abs().clamp(min=1)).all()
+
+
+def _mirrored(branch: Branch) -> Branch:
+    """That of x ↦ f(−x)."""
+    return replace(
+        branch,
+        low=-branch.high,
+        high=-branch.low,
+        inverse=lambda y, anchor: -branch.inverse(y, -anchor),
+        rises=not branch.rises,
+    )
+
+
+def _turned(branch: Branch) -> Branch:
+    """That of x ↦ −f(x)."""
+    return replace(
+        branch,
+        least=-branch.most,
+        most=-branch.least,
+        inverse=lambda y, anchor: branch.inverse(-y, anchor),
+        rises=not branch.rises,
+    )
+
+
+@pytest.mark.parametrize(
+    ("turn", "function"),
+    [
+        (lambda b: b, F.silu),
+        (_mirrored, lambda x: F.silu(-x)),
+        (_turned, lambda x: -F.silu(x)),
+    ],
+    ids=["valley", "mirrored", "hill"],
+)
+def test_a_costly_branch_is_asked_only_where_it_may_be_the_nearer(
+    turn: Callable[[Branch], Branch], function: Callable[[Tensor], Tensor]
+) -> None:
+    asked = []
+
+    def counted(y: Tensor, anchor: Tensor) -> Tensor:
+        asked.append(y.numel())
+        return left.inverse(y, anchor)
+
+    left, right = (turn(side) for side in silu())
+    costly = choice((replace(left, inverse=counted), right))
+    plain = choice((replace(left, costly=False), replace(right, costly=False)))
+    x, other = 2 * torch.randn(2, 40, 30, dtype=F64, generator=torch.Generator().manual_seed(0))
+    target, output = function(other), function(x)
+    for given in (output, torch.where(x > 1, target, output)):  # some stay
+        found, expected = (
+            choose(x, target, given, F64, torch.empty_like(x), False) for choose in (costly, plain)
+        )
+        assert torch.equal(found, expected)
+        assert 0 < asked[-1] < x.numel() / 2
+    assert (found == x).any()

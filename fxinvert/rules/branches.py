@@ -13,10 +13,12 @@ which is the anchored equation with λ → 0 for a function of one variable. `ch
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,7 +32,7 @@ Number = float | Tensor
 MARGIN = 1e-6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # known by identity
 class Branch:
     """An interval on which a scalar function is monotone or constant; ends are numbers, or tensors that broadcast.
 
@@ -44,6 +46,7 @@ class Branch:
         rounded: whether the op computes the constant of a constant branch with rounding.
         plain: whether the function is y = x on it.
         keeps: whether the inverse of a value of the image lies in the interval, and is finite, whatever rounding does.
+        costly: whether the inverse takes so long that it pays to look first which entries need it.
         line: writes the inverse of all values to a tensor in one pass, if the function is made of straight lines without ends.
     """
 
@@ -60,12 +63,18 @@ class Branch:
     rounded: bool = False
     plain: bool = False
     keeps: bool = False
+    costly: bool = False
     line: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @property
     def flat(self) -> bool:
         """Whether the function is constant on it."""
         return self.rises is None and self.least is self.most
+
+    @functools.cached_property
+    def numeric(self) -> bool:
+        """Whether all ends are numbers."""
+        return not any(isinstance(end, Tensor) for end in (self.low, self.high, self.least, self.most))
 
     def last(self, dtype: torch.dtype) -> tuple[Number, Number]:
         """The least and the largest value that are returned: an open end is missed by a margin that `dtype` can tell."""
@@ -127,6 +136,16 @@ def holds(compare: Callable[..., Tensor], one: Tensor, other: Number, out: Tenso
     if waits(one):
         return compare(one, other)
     return compare(one, other, out=torch.empty_like(one) if out is None else out)
+
+
+def differ(one: Tensor, other: Tensor) -> bool:
+    """Whether no entry of the two is the same; False where looking waits for a device."""
+    if waits(one):
+        return False
+    # numpy compares in a third of the time; where entries often are the same, a few tell
+    few = slice(0, 1024 if one.dim() == 1 else 1)
+    first, second = one.detach().numpy(), other.detach().numpy()
+    return bool(np.not_equal(first[few], second[few]).all() and np.not_equal(first, second).all())
 
 
 def chosen(one: Tensor, other: Tensor, where: Tensor, out: Tensor | None = None) -> Tensor:

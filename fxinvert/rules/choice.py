@@ -14,14 +14,17 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fxinvert.linalg.memory import waits
-from fxinvert.rules.branches import Branch, Number, chosen, holds, within
+from fxinvert.rules.branches import Branch, Number, chosen, differ, holds, within
 
 #: makes any difference in the distance from the target count for more than the distance from the anchor
 FIRST = 1e30
+#: values between which the middle between two branches is bounded
+CELLS = 1024
 
 #: (anchor, target, output, dtype of the answer, where to write it, whether it may not overflow) -> the answer
 Choice = Callable[[Tensor, Tensor, Tensor, torch.dtype, Tensor, bool], Tensor]
@@ -29,8 +32,7 @@ Choice = Callable[[Tensor, Tensor, Tensor, torch.dtype, Tensor, bool], Tensor]
 
 def choice(branches: tuple[Branch, ...]) -> Choice:
     """The least work that finds the nearest pre-image."""
-    ends = (end for b in branches for end in (b.low, b.high, b.least, b.most))
-    return (_chosen if any(isinstance(end, Tensor) for end in ends) else _known)(branches)
+    return (_known if all(b.numeric for b in branches) else _chosen)(branches)
 
 
 @functools.lru_cache(maxsize=128)
@@ -123,13 +125,19 @@ class _Direct:
             torch.clamp(x, max=self.floor, out=out)
             return torch.maximum(out, torch.threshold(t, self.floor, -math.inf), out=out)
         wanted, value = self._attainable(t, y)
-        moves = holds(torch.ne, wanted, y, out)
-        if main.line and not bounded and not waits(x) and float(moves.amin()):
+        # where the function is constant some entries mostly stay
+        all_move = wanted is t and differ(wanted, y)
+        if all_move and main.line and not bounded:
             return main.line(value, out)
         found = main.input(value, x, dtype, bounded)
         if self.other is not None:
-            found = self._nearer(self.other, found, value, x, dtype, bounded)
-        return chosen(x, found, moves, out)
+            if waits(x) or self.border is None:
+                found = self._nearer(self.other, found, value, x, dtype, bounded)
+            else:
+                found = self._nearer_of_few(self.other, out.copy_(found), value, x, dtype, bounded)
+        if all_move:
+            return found
+        return chosen(x, found, holds(torch.ne, wanted, y, None if found is out else out), out)
 
     def _attainable(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """What is wanted, an entry staying at its anchor where that is the output; and the value to invert.
@@ -163,6 +171,37 @@ class _Direct:
         if other.least > main.least:
             nearer.mul_(holds(torch.gt if other.open_least else torch.ge, value, other.least, middle))
         return chosen(found, second, nearer)
+
+    def _nearer_of_few(
+        self, other: Branch, found: Tensor, value: Tensor, x: Tensor, dtype: torch.dtype, bounded: bool
+    ) -> Tensor:
+        """The same, written over what was found, where few anchors lie on the other branch's side of the border."""
+        assert self.border is not None
+        beyond = np.less if other.high <= self.main.low else np.greater
+        few = beyond(x.detach().numpy(), self.border) & np.less_equal(value.detach().numpy(), other.most)
+        rows = torch.from_numpy(np.flatnonzero(few))
+        if not len(rows):
+            return found
+        own, asked, near = (v.reshape(-1).index_select(0, rows) for v in (found, value, x))
+        return found.put_(rows, self._nearer(other, own, asked, near, dtype, bounded))
+
+    @functools.cached_property
+    def border(self) -> float | None:
+        """An anchor's place beyond which the other branch's pre-images may be nearer; None if that need not be known.
+
+        Both pre-images are monotone in the value: between two values the middle lies within those of their ends.
+        """
+        main, other = self.main, self.other
+        if other is None or not other.costly:
+            return None
+        least, most = float(max(main.least, other.least)), float(min(main.most, other.most))
+        values = torch.linspace(least, most, CELLS + 1, dtype=torch.float64).clamp_(least, most)
+        below = other.high <= main.low
+        end = torch.maximum if below else torch.minimum
+        one, two = (end(x[1:], x[:-1]) for x in (b.inverse(values, values) for b in (main, other)))
+        middles = (one + two) / 2
+        border = float(middles.amax() if below else middles.amin())
+        return border if math.isfinite(border) else None
 
 
 @dataclass(frozen=True)

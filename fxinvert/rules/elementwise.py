@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fxinvert.linalg.memory import waits
 from fxinvert.rules.branches import Branch, Number, Scalar, falling, flat, rising, same
 from fxinvert.rules.certificate import Inverse
 from fxinvert.rules.entrywise import invert_branches
@@ -119,7 +120,7 @@ def valley(function: Scalar, bottom: float, far: float, straight: float) -> Bran
         slope=1,
     )
     sides = falling(far, bottom, (least, edge), left), rising(bottom, INF, (least, INF), right)
-    return tuple(replace(side, keeps=True) for side in sides)
+    return tuple(replace(side, keeps=True, costly=True) for side in sides)
 
 
 @functools.cache
@@ -157,7 +158,8 @@ def tanhshrink() -> Branches:
 
 def hardsigmoid() -> Branches:
     """x / 6 + 1/2, clipped to [0, 1]."""
-    return flat(-INF, -3, 0), rising(-3, 3, (0, 1), lambda y: (6 * y).sub_(3)), flat(3, INF, 1)
+    line = replace(rising(-3, 3, (0, 1), lambda y: (6 * y).sub_(3)), keeps=True)
+    return flat(-INF, -3, 0), line, flat(3, INF, 1)
 
 
 def hardswish() -> Branches:
@@ -181,11 +183,14 @@ def softplus(beta: float, threshold: float) -> Branches:
     """log(1 + exp(βx)) / β, linear beyond the threshold."""
 
     def inverse(y: Tensor) -> Tensor:
-        scaled = beta * y
-        straight = torch.gt(scaled, threshold, out=torch.empty_like(y))
+        scaled = y if beta == 1 else beta * y
         # log(expm1(z)) = z + log(-expm1(-z)) does not overflow
-        curved = torch.neg(scaled).expm1_().neg_().log_().add_(scaled).div_(beta)
-        return torch.lerp(curved, y, straight)
+        curved = torch.neg(scaled).expm1_().neg_().log_().add_(scaled)
+        if beta != 1:
+            curved.div_(beta)
+        if not waits(y) and y.numel() and float(scaled.amax()) <= threshold:
+            return curved
+        return torch.lerp(curved, y, torch.gt(scaled, threshold, out=torch.empty_like(y)))
 
     return everywhere((0, INF), inverse)
 

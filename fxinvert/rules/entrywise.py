@@ -14,12 +14,12 @@ from torch import Tensor
 from fxinvert.linalg.memory import waits
 from fxinvert.rules.branches import Branch
 from fxinvert.rules.certificate import Inverse, Status, certified, reached, relative
-from fxinvert.rules.choice import Choice, choice
+from fxinvert.rules.choice import choice
 from fxinvert.rules.kernels import Kernel, kernel
 from fxinvert.rules.op import Op
 
 #: values that are worked on at once: what an op reads and writes of them stays in the cache
-BLOCK = 1 << 17
+BLOCK = 1 << 18
 
 
 def invert_branches(op: Op, target: Tensor, branches: tuple[Branch, ...]) -> Inverse:
@@ -40,42 +40,47 @@ def invert_branches(op: Op, target: Tensor, branches: tuple[Branch, ...]) -> Inv
     if op.settings.compiled and op.anchor.numel() and not op.by_sample:
         value, total = _fused(op, target, branches, working)
         return certified(op, target, value, facts, total=total)
-    value, choose = torch.empty_like(op.anchor), choice(branches)
+    value = torch.empty_like(op.anchor)
     # that nothing overflows is looked at afterwards, which costs less than to prevent it; not so where digits are cut
     # off, or where looking waits for a device
-    bounded = value.dtype != working or waits(value)
-    fill = functools.partial(_fill, value, op, target, choose, working, lines=branches[0].line is not None)
-    sums = fill(bounded)
-    total = None if waits(value) else float(sums)
-    if total is not None and not math.isfinite(total) and not bounded:
-        total = float(fill(bounded=True))
-    return certified(op, target, value, facts, total=total)
+    careful = value.dtype != working or waits(value)
+    total = _fill(value, op, target, branches, working, careful)
+    if not careful and not math.isfinite(total):
+        total = _fill(value, op, target, branches, working, careful=True)
+    return certified(op, target, value, facts, total=None if waits(value) else total)
 
 
 def _fill(
-    value: Tensor,
-    op: Op,
-    target: Tensor,
-    choose: Choice,
-    working: torch.dtype,
-    bounded: bool,
-    *,
-    lines: bool,
-) -> Tensor:
+    value: Tensor, op: Op, target: Tensor, branches: tuple[Branch, ...], working: torch.dtype, careful: bool
+) -> float:
     """Writes the answer, block by block; returns a sum over products of answers and targets, finite only if all are.
 
-    Of lines the answers alone are summed: they are as infinite as their targets.
+    Where targets are as finite as answers, the answers alone are summed; nothing is where looking waits for a device.
+    Without care answers may overflow, and blocks are looked at for targets beyond an end that is only approached:
+    mostly there are none, and nothing has to be done about them.
     """
-    totals = [torch.zeros((), dtype=working, device=value.device)]
+    inner, least, most = _inner(branches)
+    choose, choose_inner = choice(branches), choice(inner)
+    total, looks = 0.0, not waits(value)
     for own, x, t, y in _blocks(op, value, op.anchor, target, op.output):
         if own.dtype != working:
             x, t, y = x.to(working), t.to(working), y.to(working)
-        found = choose(x, t, y, own.dtype, own if own.dtype == working else torch.empty_like(x), bounded)
+        inside = not careful and _between(t, least, most)
+        found = (choose_inner if inside else choose)(
+            x, t, y, own.dtype, own if own.dtype == working else torch.empty_like(x), careful
+        )
         if found is not own:
             own.copy_(found)
-        # while they are in the cache
-        totals.append(found.sum() if lines else torch.dot(found.reshape(-1), t.reshape(-1)))
-    return torch.stack(totals).sum()
+        if looks:  # while they are in the cache
+            alike = inside and (branches[0].line is not None or math.isfinite(most - least))
+            total += float(found.sum() if alike else torch.dot(found.reshape(-1), t.reshape(-1)))
+    return total
+
+
+def _between(target: Tensor, least: float, most: float) -> bool:
+    """Whether all targets lie between two numbers, if these are finite."""
+    low = least == -math.inf or float(target.amin()) > least
+    return low and (most == math.inf or float(target.amax()) < most)
 
 
 def _fused(
@@ -121,14 +126,14 @@ def _fused(
 def _inner(branches: tuple[Branch, ...]) -> tuple[tuple[Branch, ...], float, float]:
     """A single branch without those ends of its image that are only approached, and these: all targets lie between them."""
     branch = branches[0]
-    least, most = branch.least, branch.most
-    if (
-        len(branches) > 1
-        or isinstance(least, Tensor)
-        or isinstance(most, Tensor)
-        or not (branch.open_least or branch.open_most)
-    ):
+    if len(branches) > 1 or not branch.numeric or not (branch.open_least or branch.open_most):
         return branches, -math.inf, math.inf
+    return _opened(branch)
+
+
+@functools.lru_cache(maxsize=128)
+def _opened(branch: Branch) -> tuple[tuple[Branch], float, float]:
+    least, most = float(branch.least), float(branch.most)
     low, high = (-math.inf if branch.open_least else least), (math.inf if branch.open_most else most)
     opened = replace(branch, least=low, most=high, open_least=False, open_most=False)
     return (opened,), least if branch.open_least else -math.inf, most if branch.open_most else math.inf

@@ -85,12 +85,14 @@ class Rational:
 def _polynomial(coefficients: tuple[float, ...], s: Tensor) -> Tensor:
     """Σ cᵢ sⁱ, by Horner's rule, a new tensor."""
     *rest, second, last = coefficients
-    total = torch.mul(s, last).add_(second)
     if waits(s):
+        total = torch.mul(s, last).add_(second)
         for coefficient in reversed(rest):
             total = total * s + coefficient
-    else:  # in one pass
-        for constant in reversed(_constants(tuple(rest), s.dtype)):
+    else:  # a pass for each
+        *constants, start = _constants((*rest, second), s.dtype)
+        total = torch.add(start, s, alpha=last)
+        for constant in reversed(constants):
             torch.addcmul(constant, total, s, out=total)
     return total
 
