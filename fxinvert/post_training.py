@@ -225,7 +225,7 @@ def post_train(
         if journal is not None:
             journal.is_about(identity(context, plan, feeds, (trainer, settings, ordered, targets, threads)))
         if isinstance(trainer, Auto) and feeds["train"].size in FEW:
-            settings = replace(settings, folds=trainer.folds)
+            settings = replace(settings, folds=trainer.folds, slack=trainer.slack(context))
         total = len(ordered) * sweeps + (len(targets) if len(targets) > 1 else 0)
         with progress_display(total * (settings.folds + (settings.folds > 1)), progress) as display:
             shop = Workshop(crew, shared, feeds, targets[0], display)

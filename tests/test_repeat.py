@@ -142,8 +142,12 @@ def test_the_mean_is_taken_unless_held_out_samples_lose_by_more_than_noise(
     best = Best(Metrics(1.0, 0.5, 2), first)
     best.see(Metrics(0.5, 0.9, 2), single)
     place: Any = Samples(*losses)
-    best.see_mean(metrics, average, place)
+    best.see_mean(metrics, average, place, slack=1.0)
     assert (best.state is average) == taken == (best.metrics is metrics)
+    strict = Best(Metrics(1.0, 0.5, 2), first)
+    strict.see(Metrics(0.5, 0.9, 2), single)
+    strict.see_mean(metrics, average, place, slack=0.0)
+    assert (strict.state is average) == (metrics.loss < 0.5)
 
 
 @pytest.mark.parametrize(

@@ -62,16 +62,19 @@ class Recipe(NamedTuple):
         solve: how ops are solved; None: they are not.
         rates: learning rates, the largest first.
         modes: of runs side by side, by name, whether batch norm uses the statistics of the batch.
+        slack: by how many standard errors held-out samples may lose by the mean of repetitions; none where what each of them
+            proposes are means already.
     """
 
     statistics: bool
     solve: ClosedForm | None
     rates: tuple[float, ...]
     modes: Mapping[str, bool]
+    slack: float
 
 
-PLAIN = Recipe(False, ClosedForm(samples=2048), (1e-2, 3e-3, 1e-3, 3e-4), {"": True})
-NORMALIZED = Recipe(True, None, (3e-3, 1e-3, 3e-4), {"by batch": True, "by running statistics": False})
+PLAIN = Recipe(False, ClosedForm(samples=2048), (1e-2, 3e-3, 1e-3, 3e-4), {"": True}, 1.0)
+NORMALIZED = Recipe(True, None, (3e-3, 1e-3, 3e-4), {"by batch": True, "by running statistics": False}, 0.0)
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,10 @@ class Auto:
         yield Back(given)
         yield from self._begin(work, segments, recipe)
         yield [[Update(SOLVED, {name: v - work.context.tensors[name].detach() for name, v in other.items()})]]
+
+    def slack(self, context: Context) -> float:
+        """By how many standard errors held-out samples may lose by the mean of repetitions with few of them."""
+        return self._recipe(context).slack
 
     def stages(self, probe: Probe, segments: Sequence[Segment]) -> Iterator[Stage]:
         """Yields what `train` does in the first sweep, with as many runs as there may be; of few samples, what is repeated, too."""

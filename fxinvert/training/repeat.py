@@ -5,8 +5,8 @@ from the model as given, each time without one fold of the training samples (Sto
 statistical predictions, JRSS B 36, 1974), while steps are chosen on the same held-out samples. That gives two things:
 
     the mean of the weights that all of these end with, which varies less than those of one: bagging (Breiman, Machine Learning
-        24, 1996), of weights, since all begin with the same model (Wortsman et al., Model soups, ICML 2022); it is taken
-        unless held-out samples say that it is worse than the single one by more than their noise, which was chosen by them;
+        24, 1996), of weights, since all begin with the same model (Wortsman et al., Model soups, ICML 2022); it is judged
+        like any other step, or taken unless held-out samples lose by it more than their noise: they chose the single one;
     what the samples of each fold gain from weights that were found without them, and that nothing was chosen by.
 
 The second helps to confirm a gain where held-out samples are too few to. It is measured half the way to those weights: what differs

@@ -77,16 +77,22 @@ class Best:
         if metrics.loss < self.metrics.loss and metrics.no_worse_than(self.baseline):
             self._take(metrics, state)
 
-    def see_mean(self, metrics: Metrics, state: State, place: Place) -> None:
-        """Takes a state that varies less than the best, unless held-out samples lose by it more than a standard error.
+    def see_mean(self, metrics: Metrics, state: State, place: Place, slack: float) -> None:
+        """The same of a state that varies less, which is taken, too, where held-out samples lose by it less than some noise.
 
         That is the rule of Breiman et al. (Classification and regression trees, 1984, 3.4.3): the least held-out loss is the
         one that chance favours most.
+
+        Args:
+            metrics: of the state.
+            state: a mean of several.
+            place: where samples tell what they lose.
+            slack: standard errors of that loss.
         """
-        self.latest = metrics
-        if metrics.loss < self.baseline.loss and metrics.no_worse_than(self.baseline):
+        self.see(metrics, state)
+        if slack and self.state is not state and metrics.loss < self.baseline.loss:
             place.use(self.state)
-            if place.gain(state).loss.score > -1:
+            if metrics.no_worse_than(self.baseline) and place.gain(state).loss.score > -slack:
                 self._take(metrics, state)
 
     def _take(self, metrics: Metrics, state: State) -> None:
@@ -123,6 +129,7 @@ class Settings:
         confidence: with which held-out samples must confirm the gain of all sweeps.
         folds: of the training samples, without each of which sweeps are repeated (see `fxinvert.training.repeat`); 1: they
             are not.
+        slack: by how many standard errors held-out samples may lose by the mean of these.
     """
 
     sweeps: int = 3
@@ -133,6 +140,7 @@ class Settings:
     least_gain: float = 0.0
     confidence: float = 0.95
     folds: int = 1
+    slack: float = 0.0
 
 
 def run_sweeps(
@@ -202,7 +210,7 @@ def run_sweeps(
             _repeat(
                 place,
                 best,
-                settings.folds,
+                settings,
                 waves,
                 lambda own: run_sweeps(own, method, waves, targets, once, advance)[0].state,
             )
@@ -215,16 +223,16 @@ def run_sweeps(
 
 
 def _repeat(
-    place: Place, best: Best, folds: int, waves: Sequence[Wave], sweep: Callable[[Place], State]
+    place: Place, best: Best, settings: Settings, waves: Sequence[Wave], sweep: Callable[[Place], State]
 ) -> Record:
     """Sees the mean of the best state and those of repeated sweeps, and what samples gain that these have not seen."""
     began, before = time.perf_counter(), best.metrics
     place.use(place.begun)
-    best.unseen, states = repeated(place.begun, place.folds(folds), sweep)
+    best.unseen, states = repeated(place.begun, place.folds(settings.folds), sweep)
     state = mean([best.state, *states])
     place.use(state)
     (metrics,) = place.measure([[]], [Candidate(0, ())])
-    best.see_mean(metrics, state, place)
+    best.see_mean(metrics, state, place, settings.slack)
     step = float(best.state is state)
     return Record(
         sweep=place.sweep,
