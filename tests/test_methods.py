@@ -616,3 +616,11 @@ def test_methods_may_go_back_and_the_best_of_all_is_kept() -> None:
     assert solved.after.loss < min(nothing.before.loss, solved.before.loss)
     assert nothing.before == nothing.after
     assert result.final == solved.after
+
+
+def test_a_group_norm_of_single_values_is_trained() -> None:
+    """Torch's own function refuses one sample of it; a batch is normalized to zeros."""
+    model = nn.Sequential(nn.Linear(6, 4), nn.GroupNorm(4, 4), nn.Linear(4, 2))
+    batches = [(torch.randn(8, 6), torch.arange(8) % 2) for _ in range(2)]
+    result = fxinvert.post_train(model, batches, method="closed_form", sweeps=1)
+    assert result.final.loss <= result.baseline.loss
