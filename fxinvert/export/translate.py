@@ -15,6 +15,7 @@ from fxinvert.export.annotate import SCOPES
 from fxinvert.export.called import BATCH, Call, Half
 from fxinvert.export.inputs import Case, like
 from fxinvert.export.projected import ProjectedSteps, show_lstms
+from fxinvert.export.translations import translations
 from fxinvert.passes.capture import lengths_followed
 from fxinvert.quiet import quiet
 
@@ -60,6 +61,7 @@ def translate(
                 opset_version=opset,
                 optimize=False,
                 input_names=list(call.inputs.names),
+                custom_translation_table=translations(),
             )
             if program is not None:
                 _optimize(program)

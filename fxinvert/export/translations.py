@@ -1,0 +1,40 @@
+"""Translations to ONNX of ops of other libraries, for which torch's exporter has none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def translations() -> dict[Any, Callable[..., Any]]:
+    """By op, of the libraries that are loaded: torch's `custom_translation_table`."""
+    known = {"transformers::grouped_mm_fallback": _grouped_mm}
+    found = {}
+    for name, function in known.items():
+        library, op = name.split("::")
+        packet = getattr(getattr(torch.ops, library), op, None)
+        if packet is not None:
+            found[packet.default] = function
+    return found
+
+
+def _grouped_mm(rows: Any, weights: Any, ends: Any) -> Any:
+    """Rows times their group's matrix, as experts are applied to the tokens that are sorted by them.
+
+    Args:
+        rows: `(S, K)`.
+        weights: `(G, K, N)`.
+        ends: of the groups among the rows, `(G,)`, ascending.
+    """
+    from onnxscript import opset18
+
+    op: Any = opset18  # its annotations hold for values in scripts, not for calls
+    count = op.Squeeze(op.Shape(rows, start=0, end=1), op.Constant(value_ints=[0]))
+    zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
+    last = op.Constant(value_ints=[1])
+    places = op.Unsqueeze(op.Range(zero, count, one), last)
+    passed = op.Cast(op.GreaterOrEqual(places, op.Cast(ends, to=7)), to=7)  # 7: int64
+    own = op.Gather(weights, op.ReduceSum(passed, last, keepdims=0))
+    return op.Squeeze(op.MatMul(op.Unsqueeze(rows, last), own), last)

@@ -1,0 +1,55 @@
+"""Ops of other libraries that have a translation to ONNX of ours."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fxinvert
+from fxinvert.export.translations import translations
+
+
+def grouped_mm() -> Any:
+    """The op as transformers defines it, or the same where that is not installed."""
+    if find_spec("transformers"):
+        __import__("transformers.integrations.moe")
+    elif not hasattr(torch.ops.transformers, "grouped_mm_fallback"):
+
+        def each(input: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
+            parts = torch.tensor_split(input, offs.cpu()[:-1])
+            return torch.cat([part @ own for part, own in zip(parts, weight, strict=True)])
+
+        def fake(input: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
+            return input.new_empty(input.shape[0], weight.shape[2])
+
+        schema = "(Tensor input, Tensor weight, Tensor offs) -> Tensor"
+        torch.library.custom_op("transformers::grouped_mm_fallback", each, mutates_args=(), schema=schema)
+        torch.library.register_fake("transformers::grouped_mm_fallback", fake)
+    return torch.ops.transformers.grouped_mm_fallback
+
+
+class Experts(nn.Module):
+    """Every row goes through the matrix that a gate chooses; those of one are multiplied together."""
+
+    def __init__(self, multiply: Any) -> None:
+        super().__init__()
+        self.gate, self.multiply = nn.Linear(6, 3), multiply
+        self.weight = nn.Parameter(torch.randn(3, 6, 4))
+
+    def forward(self, x: Tensor) -> Any:
+        chosen = self.gate(x).argmax(-1)
+        order = torch.argsort(chosen)
+        ends = (chosen[:, None] == torch.arange(3)).sum(0).cumsum(0)
+        return self.multiply(x[order], self.weight, ends)[torch.argsort(order)]
+
+
+def test_grouped_products_of_experts_are_exported(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Experts(grouped_mm()).eval()
+    assert len(translations()) == 1
+    report = fxinvert.export_onnx(model, torch.randn(6, 6), tmp_path / "model.onnx", batch_sizes=(1, 3))
+    assert report.max_abs < 1e-4
