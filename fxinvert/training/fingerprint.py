@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -84,11 +85,16 @@ def bits_hash(samples: Tensor) -> Tensor:
     if samples.dtype == torch.bool:
         samples = samples.to(torch.uint8)
     bits = samples.contiguous().view(words).reshape(len(samples), -1)
-    generator = torch.Generator().manual_seed(0)
-    odd = torch.randint(-(2**62), 2**62, (bits.shape[1],), generator=generator) * 2 + 1
-    odd = odd.to(bits.device)
+    odd = _odd(bits.shape[1], bits.device)
     rows = max(_WORDS // bits.shape[1], 1) if bits.shape[1] else 1
     return torch.cat([(part.long() * odd).sum(1) for part in torch.split(bits, rows)])
+
+
+@lru_cache(8)
+def _odd(count: int, device: torch.device) -> Tensor:
+    """Odd pseudo-random numbers, the same everywhere: `(count,)`."""
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randint(-(2**62), 2**62, (count,), generator=generator) * 2 + 1).to(device)
 
 
 def _kept_aside(hashes: Tensor) -> Tensor:

@@ -107,13 +107,15 @@ def in_passes(
         output_targets: for each of which all sums are held.
     """
     nodes = [context.nodes[path] for path in paths]
-    inverse, values = context.inverse(output_targets[0]), dict[fx.Node, Any]()
-    if not context.sizes.keys() >= set(map(use_of, nodes)):
-        with torch.no_grad(), evaluating(context.graph):
-            values = inverse.forward(context.first.inputs)
     by_use: dict[str, list[str]] = {}
     for path, node in zip(paths, nodes, strict=True):
         by_use.setdefault(use_of(node), []).append(path)
+    if len(by_use) == 1:
+        return [list(paths)]
+    inverse, values = context.inverse(output_targets[0]), dict[fx.Node, Any]()
+    if not context.sizes.keys() >= by_use.keys():
+        with torch.no_grad(), evaluating(context.graph):
+            values = inverse.forward(context.first.inputs)
     passes = context.budget.passes(_sizes(context, inverse, nodes, values), len(output_targets))
     return [[path for use in uses for path in by_use[use]] for uses in passes]
 
