@@ -30,6 +30,8 @@ Number = float | Tensor
 #: How near an answer may come to an end of an image that is only reached at infinity, relative to the image's width
 #: (absolute where the image is unbounded). It applies to targets beyond that end: they have no pre-image at all.
 MARGIN = 1e-6
+#: threads of torch that are no faster than numpy's one
+FEW = 2
 
 
 @dataclass(frozen=True, eq=False)  # known by identity
@@ -146,6 +148,19 @@ def differ(one: Tensor, other: Tensor) -> bool:
     few = slice(0, 1024 if one.dim() == 1 else 1)
     first, second = one.detach().numpy(), other.detach().numpy()
     return bool(np.not_equal(first[few], second[few]).all() and np.not_equal(first, second).all())
+
+
+def log(y: Tensor) -> Tensor:
+    """The logarithm, in single precision to four units in the last place where torch has few threads: by numpy.
+
+    That takes a third of the time that torch takes with one thread.
+    """
+    if waits(y) or y.dtype != torch.float32 or torch.get_num_threads() > FEW:
+        return y.log()
+    found = torch.empty_like(y)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        np.log(y.detach().numpy(), out=found.numpy())
+    return found
 
 
 def chosen(one: Tensor, other: Tensor, where: Tensor, out: Tensor | None = None) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fxinvert.linalg.memory import waits
-from fxinvert.rules.branches import Branch, Number, Scalar, falling, flat, rising, same
+from fxinvert.rules.branches import Branch, Number, Scalar, falling, flat, log, rising, same
 from fxinvert.rules.certificate import Inverse
 from fxinvert.rules.entrywise import invert_branches
 from fxinvert.rules.fallback import invert_matrix_free
@@ -32,7 +32,7 @@ Branches = tuple[Branch, ...]
 
 def logit(y: Tensor) -> Tensor:
     """log(y / (1 − y)): torch's own is not vectorized."""
-    return torch.div(y, 1 - y).log_()
+    return log(torch.div(y, 1 - y))
 
 
 def divided(scale: float) -> Scalar:
@@ -106,7 +106,7 @@ def valley(function: Scalar, bottom: float, far: float, straight: float) -> Bran
     left = Rational(
         function,
         (bottom, far),
-        lambda y: y.neg().log_().sub_(math.log(-least)).abs_().sqrt_(),
+        lambda y: log(y.neg()).sub_(math.log(-least)).abs_().sqrt_(),
         lambda s: least * torch.exp(-s * s),
         constant=bottom,
         slope=0,
@@ -185,7 +185,7 @@ def softplus(beta: float, threshold: float) -> Branches:
     def inverse(y: Tensor) -> Tensor:
         scaled = y if beta == 1 else beta * y
         # log(expm1(z)) = z + log(-expm1(-z)) does not overflow
-        curved = torch.neg(scaled).expm1_().neg_().log_().add_(scaled)
+        curved = log(torch.neg(scaled).expm1_().neg_()).add_(scaled)
         if beta != 1:
             curved.div_(beta)
         if not waits(y) and y.numel() and float(scaled.amax()) <= threshold:
@@ -281,7 +281,7 @@ def rules() -> list[Rule]:
         elementwise("selu", lambda a: exponential_unit(1.6732632423543772, 1.0507009873554805)),
         elementwise("tanh", lambda a: everywhere((-1, 1), torch.atanh)),
         elementwise("sigmoid", lambda a: everywhere((0, 1), logit)),
-        elementwise("log_sigmoid", lambda a: everywhere((-INF, 0), lambda y: y - torch.log(-torch.expm1(y)))),
+        elementwise("log_sigmoid", lambda a: everywhere((-INF, 0), lambda y: y - log(-torch.expm1(y)))),
         elementwise("softplus", lambda a: softplus(a["beta"], a["threshold"])),
         elementwise("softsign", lambda a: everywhere((-1, 1), lambda y: y / (1 - y.abs()))),
         elementwise("hardsigmoid", lambda a: hardsigmoid()),

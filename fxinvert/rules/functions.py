@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxinvert.rules.branches import Number, Scalar, falling, flat, periodic, rising, same
+from fxinvert.rules.branches import Number, Scalar, falling, flat, log, periodic, rising, same
 from fxinvert.rules.certificate import Inverse
 from fxinvert.rules.elementwise import (
     INF,
@@ -58,7 +58,7 @@ def exponential(base: float) -> Branches:
     """base^x, for a base > 0."""
     if base == 1:
         return (flat(-INF, INF, 1),)
-    return ((rising if base > 1 else falling)(-INF, INF, (0, INF), lambda y: y.log() / math.log(base)),)
+    return ((rising if base > 1 else falling)(-INF, INF, (0, INF), lambda y: log(y) / math.log(base)),)
 
 
 def logarithm(inverse: Scalar, pole: float = 0) -> Branches:
@@ -124,7 +124,7 @@ def line(key: str, branches: Callable[[], Branches]) -> Rule:
 
 def rules() -> list[Rule]:
     return [
-        line("exp", lambda: everywhere((0, INF), torch.log)),
+        line("exp", lambda: everywhere((0, INF), log)),
         line("exp2", lambda: everywhere((0, INF), torch.log2)),
         line("expm1", lambda: everywhere((-1, INF), torch.log1p)),
         line("log", lambda: logarithm(torch.exp)),
