@@ -8,6 +8,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxinvert.passes.flow import Stretch
+from fxinvert.passes.folded import fold_normalizations
 from fxinvert.passes.leaves import mapped, printable
 
 
@@ -69,7 +70,7 @@ def held(stretch: Stretch) -> list[fx.Node]:
 
 
 def region_graph(stretch: Stretch) -> fx.GraphModule:
-    """The region as a graph module: `(entry, *held)` → exit."""
+    """The region as a graph module: `(entry, *held)` → exit, normalizations folded into convolutions."""
     graph, root = fx.Graph(), nn.Module()
     owner = owner_of(stretch.exit)
     nodes = {n: graph.placeholder(n.name) for n in (stretch.entry, *held(stretch))}
@@ -81,4 +82,5 @@ def region_graph(stretch: Stretch) -> fx.GraphModule:
         args, kwargs = mapped((node.args, node.kwargs), nodes.__getitem__)
         nodes[node] = graph.create_node(node.op, target, args, kwargs, name=node.name)
     graph.output(nodes[stretch.exit])
+    fold_normalizations(graph)
     return printable(fx.GraphModule(root, graph, "Region"))

@@ -1,0 +1,56 @@
+"""Folded: a normalization with fixed statistics, and the convolution before it, as one convolution.
+
+y = γ (W ∗ x + b − m) / √(v + ε) + β is the convolution of x with s W and offset s (b − m) + β, s = γ / √(v + ε): where a
+function is evaluated and differentiated many times, one pass less over its maps in either direction.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import Tensor, fx
+
+CONVOLUTIONS = (
+    torch.ops.aten.conv1d.default,
+    torch.ops.aten.conv2d.default,
+    torch.ops.aten.conv3d.default,
+)
+#: the place of `training` among the arguments of a batch normalization, and that of ε
+TRAINING, EPSILON = 5, 7
+
+
+def fold_normalizations(graph: fx.Graph) -> None:
+    """Folds every batch normalization in evaluation mode that alone reads a convolution, in place."""
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.batch_norm.default):
+        before = node.args[0]
+        fixed = node.args[TRAINING - 1] is not None and not node.args[TRAINING]
+        if not fixed or before.target not in CONVOLUTIONS or len(before.users) > 1:
+            continue
+        x, weight, *others = before.args
+        bias, *rest = others or (None,)
+        with graph.inserting_before(node):
+            arguments = (weight, bias, *node.args[1:TRAINING], node.args[EPSILON])
+            affine = graph.call_function(folded, arguments)
+            parts = [graph.call_function(operator.getitem, (affine, i)) for i in (0, 1)]
+            made = graph.call_function(before.target, (x, *parts, *rest), before.kwargs)
+        node.replace_all_uses_with(made)
+        graph.erase_node(node)
+        graph.erase_node(before)
+
+
+def folded(
+    weight: Tensor,
+    bias: Tensor | None,
+    gain: Tensor | None,
+    shift: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    epsilon: float,
+) -> tuple[Tensor, Tensor]:
+    """s W and s (b − m) + β."""
+    scale = torch.rsqrt(variance + epsilon)
+    scale = scale if gain is None else scale * gain
+    offset = (-mean if bias is None else bias - mean) * scale
+    offset = offset if shift is None else offset + shift
+    return weight * scale.reshape(-1, *[1] * (weight.dim() - 1)), offset
