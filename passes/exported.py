@@ -38,8 +38,8 @@ def export_graphs(
     """The model's raw graph by `torch.export` (non-strict, any batch size); parameters are the model's own.
 
     Then the same after torch has functionalized it, which takes as long again: views that are written into are told apart
-    there, whichever they are, the casts of `torch.autocast` are ops, and the graph is less like what the user wrote. A
-    model that switches autocast on is given so only.
+    there, whichever they are, the casts of `torch.autocast` are ops, `torch.vmap` is written out, and the graph is less
+    like what the user wrote. A model that needs these two is given so only.
 
     Args:
         model: in evaluation mode.
@@ -64,7 +64,7 @@ def export_graphs(
                 strict=False,
             )
             captured = program.module()
-        if not _casts(captured):
+        if not _needs_context(captured):
             yield _Rebuilt(model, captured, inputs, "model", _first).raw()
         with quiet():
             captured = program.run_decompositions({}).module()
@@ -77,13 +77,14 @@ def export_graphs(
         ) from error
 
 
-def _casts(captured: fx.GraphModule) -> bool:
-    """Whether a part of the graph runs with `torch.autocast` switched on."""
+def _needs_context(captured: fx.GraphModule) -> bool:
+    """Whether ops mean what they do by a context that others open: `torch.autocast`, or the levels of `torch.func`."""
     graphs = [module for module in captured.modules() if isinstance(module, fx.GraphModule)]
     return any(
-        node.args[2]
+        getattr(node.target, "__module__", "") == "torch._functorch.predispatch"
+        or (node.target is torch.ops.higher_order.wrap_with_autocast and node.args[2])
         for own in graphs
-        for node in own.graph.find_nodes(op="call_function", target=torch.ops.higher_order.wrap_with_autocast)
+        for node in own.graph.nodes
     )
 
 

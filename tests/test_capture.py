@@ -387,6 +387,18 @@ def test_autocast_in_forward_is_followed() -> None:
     inverted(graph, x)
 
 
+def _mapped(self: Any, x: Tensor) -> Any:
+    return torch.vmap(lambda v: self.fc(v).cumsum(0))(x)
+
+
+def test_vmap_in_forward_is_followed() -> None:
+    model, x = Model(_mapped, fc=nn.Linear(6, 6)), torch.randn(4, 6)
+    graph = fxinvert.trace(model, X)
+    torch.testing.assert_close(graph(x), model(x))
+    assert "cumsum" in keys(graph)
+    inverted(graph, x)
+
+
 def _masked(self: Any, x: Tensor) -> Any:
     mask = x.new_zeros(6)
     for i, part in enumerate((slice(0, 2), slice(2, 6))):
