@@ -34,7 +34,8 @@ from fxinvert.scheduling import Executor, executor_named, waves
 from fxinvert.scheduling.crew import Crew, Task
 from fxinvert.scheduling.executor import torch_threads
 from fxinvert.scheduling.journal import Journal
-from fxinvert.training import Auto, Method, NormalEquations
+from fxinvert.training import Method, NormalEquations
+from fxinvert.training.best import Best
 from fxinvert.training.chunks import CHUNK, source_of
 from fxinvert.training.confirm import Gain
 from fxinvert.training.context import Context, State
@@ -48,9 +49,9 @@ from fxinvert.training.judge import Share, check_share
 from fxinvert.training.metrics import Tally
 from fxinvert.training.named import method_named
 from fxinvert.training.recalibrate import Moments
-from fxinvert.training.repeat import FEW
+from fxinvert.training.repeat import Repeating
 from fxinvert.training.sizes import Quadratic
-from fxinvert.training.sweeps import Best, Settings, Wave, run_sweeps
+from fxinvert.training.sweeps import Settings, Wave, run_sweeps
 from fxinvert.training.wide import WideEquations
 from fxinvert.workshop import Workshop
 
@@ -224,10 +225,13 @@ def post_train(
         feeds, notes = _parts(surveyed)
         if journal is not None:
             journal.is_about(identity(context, plan, feeds, (trainer, settings, ordered, targets, threads)))
-        if isinstance(trainer, Auto) and feeds["train"].size in FEW:
-            settings = replace(settings, folds=trainer.folds, slack=trainer.slack(context))
-        total = len(ordered) * sweeps + (len(targets) if len(targets) > 1 else 0)
-        with progress_display(total * (settings.folds + (settings.folds > 1)), progress) as display:
+        if isinstance(trainer, Repeating):
+            settings = replace(settings, folds=trainer.folds_of(feeds["train"].size))
+        total, folds = (
+            len(ordered) * sweeps + (len(targets) if len(targets) > 1 else 0),
+            settings.folds,
+        )
+        with progress_display(total * (folds + (folds > 1)), progress) as display:
             shop = Workshop(crew, shared, feeds, targets[0], display)
             shown = None if watch is None else _showing(watch, model)
             best, records = run_sweeps(shop, trainer, ordered, targets, settings, display.advance, shown)

@@ -16,12 +16,12 @@ from fxinvert.feed import folds_of, survey_here
 from fxinvert.scheduling import SerialExecutor
 from fxinvert.training import Auto, ClosedForm, Optimizer
 from fxinvert.training.batch import Batch, tensors_of
+from fxinvert.training.best import Best
 from fxinvert.training.chunks import source_of
 from fxinvert.training.confirm import Differences, Gain
 from fxinvert.training.context import Context
 from fxinvert.training.metrics import Metrics
 from fxinvert.training.repeat import FEW, MEAN, mean, repeated
-from fxinvert.training.sweeps import Best
 
 QUICK = Auto(closed_form=ClosedForm(), learning_rates=(1e-2,), runs=1, steps=8, optimizer=Optimizer(epochs=1))
 FEW_DATA = data(80)
@@ -106,10 +106,13 @@ def test_of_few_samples_the_mean_is_the_last_step() -> None:
 
 
 class Samples:
-    """What held-out samples lose from one state to the other is told beforehand."""
+    """What held-out samples gain is told beforehand."""
 
-    def __init__(self, *losses: float) -> None:
-        self.gained = Gain(Differences.of(-torch.tensor(losses)))
+    def __init__(self, gained: Gain) -> None:
+        self.gained = gained
+
+    def state(self) -> Any:
+        return {}
 
     def use(self, state: Any) -> None:
         self.used = state
@@ -119,35 +122,19 @@ class Samples:
 
 
 @pytest.mark.parametrize(
-    ("losses", "metrics", "taken"),
-    [
-        ((-0.3, -0.1), Metrics(0.3, 0.8, 2), True),
-        ((0.4, -0.2), Metrics(0.6, 0.8, 2), True),
-        ((0.4, 0.2), Metrics(0.8, 0.8, 2), False),
-        ((0.4, -0.2), Metrics(0.6, 0.4, 2), False),
-        ((0.9, 0.1), Metrics(1.0, 0.8, 2), False),
-    ],
-    ids=[
-        "better",
-        "within a standard error",
-        "beyond it",
-        "worse than the first",
-        "no better than the first",
-    ],
-)
-def test_the_mean_is_taken_unless_held_out_samples_lose_by_more_than_noise(
-    losses: tuple[float, ...], metrics: Metrics, taken: bool
+    ("unseen", "confidence", "confirmed"),
+    [((0.3, 0.2, 0.4), 0.95, True), ((-0.3, 0.2, -0.4), 0.95, False), ((-0.3, 0.2, -0.4), 0.5, True), ((), 0.95, True)],
+    ids=["gain", "lose", "lose, any gain is enough", "none"],
+)  # fmt: skip
+def test_what_unseen_samples_lose_by_is_not_confirmed(
+    unseen: tuple[float, ...], confidence: float, confirmed: bool
 ) -> None:
-    first, single, average = ({"w": torch.full((1,), value)} for value in (0.0, 1.0, 2.0))
-    best = Best(Metrics(1.0, 0.5, 2), first)
-    best.see(Metrics(0.5, 0.9, 2), single)
-    place: Any = Samples(*losses)
-    best.see_mean(metrics, average, place, slack=1.0)
-    assert (best.state is average) == taken == (best.metrics is metrics)
-    strict = Best(Metrics(1.0, 0.5, 2), first)
-    strict.see(Metrics(0.5, 0.9, 2), single)
-    strict.see_mean(metrics, average, place, slack=0.0)
-    assert (strict.state is average) == (metrics.loss < 0.5)
+    place: Any = Samples(Gain(Differences.of(torch.tensor([1.0, 1.1, 0.9, 1.0]))))
+    best = Best(Metrics(2.0, 0.5, 4), {"w": torch.zeros(1)})
+    best.see(Metrics(1.0, 0.5, 4), {"w": torch.ones(1)})
+    assert best.confirmed(place, 0.95)
+    best.unseen = Gain(Differences.of(torch.tensor(unseen)))
+    assert best.confirmed(place, confidence) == confirmed
 
 
 @pytest.mark.parametrize(

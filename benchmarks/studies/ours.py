@@ -22,7 +22,7 @@ REVISIONS = {"closed_form": 5, "recursive": 5, "gradient": 5, "auto": 7}
 #: of what does otherwise in networks with batch norm
 NORMALIZED_REVISIONS = REVISIONS | {"auto": 4}
 #: the same, of what does otherwise with few training samples
-FEW_REVISIONS, NORMALIZED_FEW_REVISIONS = REVISIONS | {"auto": 8}, NORMALIZED_REVISIONS | {"auto": 5}
+FEW_REVISIONS, NORMALIZED_FEW_REVISIONS = REVISIONS | {"auto": 9}, NORMALIZED_REVISIONS | {"auto": 5}
 SWEEPS = 3
 
 

@@ -62,19 +62,16 @@ class Recipe(NamedTuple):
         solve: how ops are solved; None: they are not.
         rates: learning rates, the largest first.
         modes: of runs side by side, by name, whether batch norm uses the statistics of the batch.
-        slack: by how many standard errors held-out samples may lose by the mean of repetitions; none where what each of them
-            proposes are means already.
     """
 
     statistics: bool
     solve: ClosedForm | None
     rates: tuple[float, ...]
     modes: Mapping[str, bool]
-    slack: float
 
 
-PLAIN = Recipe(False, ClosedForm(samples=2048), (1e-2, 3e-3, 1e-3, 3e-4), {"": True}, 1.0)
-NORMALIZED = Recipe(True, None, (3e-3, 1e-3, 3e-4), {"by batch": True, "by running statistics": False}, 0.0)
+PLAIN = Recipe(False, ClosedForm(samples=2048), (1e-2, 3e-3, 1e-3, 3e-4), {"": True})
+NORMALIZED = Recipe(True, None, (3e-3, 1e-3, 3e-4), {"by batch": True, "by running statistics": False})
 
 
 @dataclass(frozen=True)
@@ -142,18 +139,19 @@ class Auto:
         yield from self._begin(work, segments, recipe)
         yield [[Update(SOLVED, {name: v - work.context.tensors[name].detach() for name, v in other.items()})]]
 
-    def slack(self, context: Context) -> float:
-        """By how many standard errors held-out samples may lose by the mean of repetitions with few of them."""
-        return self._recipe(context).slack
+    def folds_of(self, samples: int) -> int:
+        """Of few training samples, without each of which all of this is repeated; 1: it is not."""
+        return self.folds if samples in FEW else 1
 
     def stages(self, probe: Probe, segments: Sequence[Segment]) -> Iterator[Stage]:
         """Yields what `train` does in the first sweep, with as many runs as there may be; of few samples, what is repeated, too."""
         yield from self._once(probe, segments)
-        if probe.samples in FEW and self.folds > 1:
-            rest = probe.of(probe.samples - probe.samples // self.folds)
+        folds = self.folds_of(probe.samples)
+        if folds > 1:
+            rest = probe.of(probe.samples - probe.samples // folds)
             for stage in self._once(rest, segments):
                 tasks = tuple((f"{name}, without a fold", cost) for name, cost in stage.tasks)
-                yield replace(stage, tasks=tasks, times=stage.times * self.folds)
+                yield replace(stage, tasks=tasks, times=stage.times * folds)
 
     def _once(self, probe: Probe, segments: Sequence[Segment]) -> Iterator[Stage]:
         """Yields what `train` does with the samples."""

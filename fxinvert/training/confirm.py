@@ -37,6 +37,8 @@ from fxinvert.training.outputs import OutputsOver, outputs_over
 
 #: answers that turned right, which a loss that has fallen counts as
 PRIOR = 6
+#: the confidence that any gain has
+ANY = 0.5
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Gain:
         """Whether samples that nobody has looked at gain, too: the loss has fallen, and answers have not become worse.
 
         Args:
-            confidence: the probability with which that is said, at least 1/2.
+            confidence: the probability with which that is said, at least `ANY`.
             other: what other samples gain; both together say so.
         """
         gains, quantile = [self, *([other] if other else [])], NormalDist().inv_cdf(confidence)

@@ -6,10 +6,11 @@ statistical predictions, JRSS B 36, 1974), while steps are chosen on the same he
 
     the mean of the weights that all of these end with, which varies less than those of one: bagging (Breiman, Machine Learning
         24, 1996), of weights, since all begin with the same model (Wortsman et al., Model soups, ICML 2022); it is judged
-        like any other step, or taken unless held-out samples lose by it more than their noise: they chose the single one;
+        like any other step;
     what the samples of each fold gain from weights that were found without them, and that nothing was chosen by.
 
-The second helps to confirm a gain where held-out samples are too few to. It is measured half the way to those weights: what differs
+The second helps to confirm a gain where held-out samples are too few to, and where these samples lose, there is none: to the
+twenty that chose them, steps can look like a gain that they are not. It is measured half the way to those weights: what differs
 between them from fold to fold has a quarter of its variance there, as it has in the mean of four, and what they have in common
 half of its effect, so that no more is confirmed than the mean gains.
 """
@@ -17,7 +18,7 @@ half of its effect, so that no more is confirmed than the mean gains.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -33,6 +34,15 @@ MEAN = "mean of all repetitions"
 
 
 P = TypeVar("P", bound=Work)
+
+
+@runtime_checkable
+class Repeating(Protocol):
+    """A method whose sweeps are repeated where samples are few."""
+
+    def folds_of(self, samples: int) -> int:
+        """Of so many training samples, without each of which sweeps are repeated; 1: they are not."""
+        ...
 
 
 def repeated(

@@ -3,115 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from fxinvert.output_target import OutputTarget
 from fxinvert.passes.plan import Segment
 from fxinvert.result import Record
-from fxinvert.training.batch import Batch
-from fxinvert.training.confirm import Gain
+from fxinvert.training.best import Best
+from fxinvert.training.confirm import ANY
 from fxinvert.training.context import State
-from fxinvert.training.judge import Candidate, HeldOut, Judged, Share, judge
+from fxinvert.training.judge import Candidate, Judged, Share, judge
 from fxinvert.training.metrics import Metrics
+from fxinvert.training.place import Place
 from fxinvert.training.recalibrate import recalibrated
 from fxinvert.training.repeat import MEAN, mean, repeated
-from fxinvert.training.work import Back, Method, Proposal, Work, moved
+from fxinvert.training.work import Back, Method, Proposal, moved
 
 Wave = tuple[Segment, ...]
-
-
-class Place(Work, HeldOut, Protocol):
-    """Work, and what judging it needs."""
-
-    output_target: OutputTarget
-    output_targets: Sequence[OutputTarget]
-
-    def state(self) -> State:
-        """A copy of the parameters and buffers that jobs are done with."""
-        ...
-
-    def begin(self, text: str) -> None:
-        """Says what comes next."""
-        ...
-
-    def use(self, state: Mapping[str, Any]) -> None:
-        """Jobs that begin from now on are done with these parameters and buffers."""
-        ...
-
-    def folds(self, count: int) -> Iterator[tuple[Place, list[Batch]]]:
-        """The same without each fold of the training samples, and the samples of the fold."""
-        ...
-
-    def gain(self, state: State) -> Gain:
-        """What held-out samples gain from another state."""
-        ...
-
-    def remembered(self, about: Any, do: Callable[[], Any]) -> Any:
-        """What `do` gives; if it was done before with the same state and the same `about`, what it gave then."""
-        ...
-
-
-@dataclass
-class Best:
-    """The best state seen that is no worse than the baseline, and the metrics of the latest state.
-
-    Attributes:
-        gain: what held-out samples gain from it.
-        unseen: what training samples gain from repeated sweeps without them, if any were.
-    """
-
-    metrics: Metrics
-    state: State = field(repr=False)
-    gain: Gain | None = None
-    unseen: Gain | None = None
-
-    def __post_init__(self) -> None:
-        self.baseline = self.latest = self.metrics
-        self._begun = self.state
-
-    def see(self, metrics: Metrics, state: State) -> None:
-        """Takes notice of a state."""
-        self.latest = metrics
-        if metrics.loss < self.metrics.loss and metrics.no_worse_than(self.baseline):
-            self._take(metrics, state)
-
-    def see_mean(self, metrics: Metrics, state: State, place: Place, slack: float) -> None:
-        """The same of a state that varies less, which is taken, too, where held-out samples lose by it less than some noise.
-
-        That is the rule of Breiman et al. (Classification and regression trees, 1984, 3.4.3): the least held-out loss is the
-        one that chance favours most.
-
-        Args:
-            metrics: of the state.
-            state: a mean of several.
-            place: where samples tell what they lose.
-            slack: standard errors of that loss.
-        """
-        self.see(metrics, state)
-        if slack and self.state is not state and metrics.loss < self.baseline.loss:
-            place.use(self.state)
-            if metrics.no_worse_than(self.baseline) and place.gain(state).loss.score > -slack:
-                self._take(metrics, state)
-
-    def _take(self, metrics: Metrics, state: State) -> None:
-        self.metrics, self.state, self.gain = metrics, state, None
-
-    def confirmed(self, place: Place, confidence: float) -> bool:
-        """Whether held-out samples confirm, with some confidence, that the state is better than the first; or is the first."""
-        if self.metrics is self.baseline:
-            return True
-        if self.gain is None:
-            now = place.state()
-            place.use(self._begun)
-            self.gain = place.gain(self.state)
-            place.use(now)
-        return self.gain.confirmed(confidence) or self.gain.confirmed(confidence, self.unseen)
-
-    def kept(self, place: Place, confidence: float) -> State:
-        """The state that is returned if nothing follows."""
-        return self.state if self.confirmed(place, confidence) else self._begun
 
 
 @dataclass(frozen=True)
@@ -129,7 +38,6 @@ class Settings:
         confidence: with which held-out samples must confirm the gain of all sweeps.
         folds: of the training samples, without each of which sweeps are repeated (see `fxinvert.training.repeat`); 1: they
             are not.
-        slack: by how many standard errors held-out samples may lose by the mean of these.
     """
 
     sweeps: int = 3
@@ -140,7 +48,6 @@ class Settings:
     least_gain: float = 0.0
     confidence: float = 0.95
     folds: int = 1
-    slack: float = 0.0
 
 
 def run_sweeps(
@@ -205,12 +112,12 @@ def run_sweeps(
         if idle >= settings.patience or gained == 0:
             break
     if settings.folds > 1:
-        once = replace(settings, folds=1, confidence=0.5)
+        once = replace(settings, folds=1, confidence=ANY)
         records.append(
             _repeat(
                 place,
                 best,
-                settings,
+                settings.folds,
                 waves,
                 lambda own: run_sweeps(own, method, waves, targets, once, advance)[0].state,
             )
@@ -223,16 +130,16 @@ def run_sweeps(
 
 
 def _repeat(
-    place: Place, best: Best, settings: Settings, waves: Sequence[Wave], sweep: Callable[[Place], State]
+    place: Place, best: Best, folds: int, waves: Sequence[Wave], sweep: Callable[[Place], State]
 ) -> Record:
     """Sees the mean of the best state and those of repeated sweeps, and what samples gain that these have not seen."""
     began, before = time.perf_counter(), best.metrics
     place.use(place.begun)
-    best.unseen, states = repeated(place.begun, place.folds(settings.folds), sweep)
+    best.unseen, states = repeated(place.begun, place.folds(folds), sweep)
     state = mean([best.state, *states])
     place.use(state)
     (metrics,) = place.measure([[]], [Candidate(0, ())])
-    best.see_mean(metrics, state, place, settings.slack)
+    best.see(metrics, state)
     step = float(best.state is state)
     return Record(
         sweep=place.sweep,
