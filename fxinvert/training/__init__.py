@@ -9,6 +9,7 @@ from fxinvert.training.gauss_newton import GaussNewton
 from fxinvert.training.gradient import Gradient, Optimizer
 from fxinvert.training.joint import Joint
 from fxinvert.training.metrics import Metrics, evaluate
+from fxinvert.training.repeat import Repeating
 from fxinvert.training.statistics import NormalEquations, Solved
 from fxinvert.training.work import Back, Method, Proposal, Update, Work
 
@@ -29,6 +30,7 @@ __all__ = [
     "Optimizer",
     "Probe",
     "Proposal",
+    "Repeating",
     "Solved",
     "Stage",
     "Update",
