@@ -34,7 +34,7 @@ from fxinvert.scheduling import Executor, executor_named, waves
 from fxinvert.scheduling.crew import Crew, Task
 from fxinvert.scheduling.executor import torch_threads
 from fxinvert.scheduling.journal import Journal
-from fxinvert.training import Method, NormalEquations
+from fxinvert.training import Method, NormalEquations, Repeating
 from fxinvert.training.best import Best
 from fxinvert.training.chunks import CHUNK, source_of
 from fxinvert.training.confirm import Gain
@@ -49,7 +49,6 @@ from fxinvert.training.judge import Share, check_share
 from fxinvert.training.metrics import Tally
 from fxinvert.training.named import method_named
 from fxinvert.training.recalibrate import Moments
-from fxinvert.training.repeat import Repeating
 from fxinvert.training.sizes import Quadratic
 from fxinvert.training.sweeps import Settings, Wave, run_sweeps
 from fxinvert.training.wide import WideEquations

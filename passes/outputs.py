@@ -14,6 +14,8 @@ from torch import Tensor
 from fxinvert.errors import TraceError
 
 Key = int | str
+#: the output that is supervised where none is named
+LOGITS = "logits"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +39,12 @@ class Chosen:
         keys: index or name of the output, `"maps.0"` in what is nested; several are flattened and joined, `(B, …)` each
             → `(B, sum)`; none: the model returns a single tensor.
         ways: the keys that lead to each.
+        guessed: all that there are, in words, where none was named and the first was taken.
     """
 
     keys: tuple[Key, ...]
     ways: tuple[tuple[Key, ...], ...] = ()
+    guessed: str = ""
 
     @classmethod
     def of(cls, values: Any, output: Key | tuple[Key, ...] | list[Key] | None) -> Chosen:
@@ -73,7 +77,8 @@ class Chosen:
         for key in named:
             if key not in tensors:
                 raise TraceError(f"the model has no output {key!r}; it returns {listed}")
-        return cls(named, tuple(ways[key] for key in named))  # type: ignore[arg-type, index]
+        guessed = listed if output is None and len(ways) > 1 and named != (LOGITS,) else ""
+        return cls(named, tuple(ways[key] for key in named), guessed)  # type: ignore[arg-type, index]
 
     @property
     def whole(self) -> bool:
@@ -127,7 +132,7 @@ def _default(values: Any, tensors: list[Key], listed: str) -> Key:
             f"the model returns {len(tensors)} outputs ({listed}); "
             f"name the one that the labels are for, e.g. output={tensors[0]!r}"
         )
-    return "logits" if "logits" in tensors else tensors[0]
+    return LOGITS if LOGITS in tensors else tensors[0]
 
 
 def names_of(values: Any) -> list[Key]:

@@ -82,7 +82,14 @@ def interpreted(
     with evaluating(model), unchanged(model), torch.no_grad(), torch.random.fork_rng(devices=cuda):
         result = _result(model, form, values, rules)
         chosen = Chosen.of(result, output)
-        graph = _captured(model, form, values, chosen, chosen(result), rules)
+        try:
+            graph = _captured(model, form, values, chosen, chosen(result), rules)
+        except TraceError as error:
+            if not chosen.guessed:
+                raise
+            raise TraceError(
+                f"{error}; no output was named, and of {chosen.guessed} the first was taken: name another by output=…"
+            ) from error
     graph.meta["inputs"], graph.meta["heads"] = form, chosen.heads(result)
     return graph
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -17,6 +18,12 @@ from fxinvert.errors import NoRuleError, RuleError, TraceError
 @fx.wrap
 def unknown_function(x: Tensor) -> Tensor:
     return x.sinh()
+
+
+@dataclass
+class Compared:
+    scores: Tensor
+    features: Tensor
 
 
 # --- what cannot be traced ----------------------------------------------------------------------------------
@@ -60,6 +67,7 @@ def _says_nothing_at_a_node(self: Any, x: Tensor) -> Tensor:
         (Model(lambda self, x: x.sum(0)), "batch size of the example"),
         (Model(lambda self, x: x[x[:, 0].gt(9).nonzero()[:, 0]]), r"data-dependent.*'nonzero'.*selects by values"),
         (Model(lambda self, x: x[x > x.amin()]), r"data-dependent.*'getitem'.*selects by values"),
+        (Model(lambda self, x: Compared(x @ x.mT, x + 1)), r"batch size.*of 'scores', 'features' the first was taken"),
         (Model(lambda self, x: x.flatten().unique()), r"data-dependent \(for twice the samples"),
         (Model(lambda self, x: self.fc(x), fc=nn.Linear(4, 2)), r"does not run on .*'fc'.*cannot be multiplied"),
         (Model(_says_nothing), r"does not run on .*\(2, 3\): AssertionError"),
