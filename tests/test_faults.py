@@ -79,6 +79,7 @@ def test_killing_the_main_process_changes_nothing(tmp_path: Path, kills: int) ->
 @pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_killing_workers_changes_nothing(tmp_path: Path, kills: int) -> None:
     executor, chance = ProcessExecutor(2), random.Random(0)
+    settings: dict[str, Any] = {"sweeps": 1, "chunk": 1}  # many tasks, so that it is still at work when it is killed again
     killed: list[list[int]] = []
     stop = threading.Event()
 
@@ -95,12 +96,12 @@ def test_killing_workers_changes_nothing(tmp_path: Path, kills: int) -> None:
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        result = train(run_directory=tmp_path, executor=executor, retries=kills + 1, sweeps=1)
+        result = train(run_directory=tmp_path, executor=executor, retries=kills + 1, **settings)
     finally:
         stop.set()
         killer.join()
     assert len(killed) == kills
-    assert weights(result) == weights(train(sweeps=1))
+    assert weights(result) == weights(train(**settings))
     assert set(Counter(line["key"] for line in events(tmp_path, "task")).values()) == {1}
 
 
