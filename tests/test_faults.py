@@ -79,7 +79,8 @@ def test_killing_the_main_process_changes_nothing(tmp_path: Path, kills: int) ->
 @pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_killing_workers_changes_nothing(tmp_path: Path, kills: int) -> None:
     executor, chance = ProcessExecutor(2), random.Random(0)
-    settings: dict[str, Any] = {"sweeps": 1, "chunk": 1}  # many tasks, so that it is still at work when it is killed again
+    # many tasks, so that it is still at work when it is killed again
+    settings: dict[str, Any] = {"sweeps": 1, "chunk": 1}
     killed: list[list[int]] = []
     stop = threading.Event()
 
