@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,8 @@ class Ratio:
         return asdict(self)
 
 
+#: what `mallopt` calls the size from which memory is mapped, and what is free before it is given back (malloc.h)
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
 #: how long a ratio is measured, at least, and how often in turn
 TIME, ROUNDS = 0.6, 5
 
@@ -108,6 +111,19 @@ def ratio_in_turn(
             seconds_taken.append(time.process_time() - start)
     ours, theirs = (median(several[1:]) for several in taken)  # the first call warms up
     return Ratio(what, compared_with, ours / theirs, aim, note)
+
+
+def keep_memory() -> None:
+    """From now on glibc's allocator keeps what it has been given back; other C libraries do as they do.
+
+    Else memory for a result of a few megabytes comes fresh from the system now and then, as the process's past decides, and
+    an op that hardly computes takes three times as long.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    library = ctypes.CDLL(None)
+    for parameter, value in ((M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**31 - 1)):
+        library.mallopt(parameter, value)
 
 
 def environment() -> dict[str, str]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import fxinvert
-from benchmarks.measure import Ratio, ratio_in_turn
+from benchmarks.measure import Ratio, keep_memory, ratio_in_turn
 from fxinvert.rules import Op
 from fxinvert.rules.fallback import invert_matrix_free
 
@@ -101,6 +101,7 @@ SMOOTH: dict[str, Callable[[Tensor], Tensor]] = {
 
 def run(rows: int = 64) -> Iterator[Ratio]:
     """Inverse over forward, for `rows` samples of 16×32×32 values."""
+    keep_memory()
     torch.manual_seed(0)
     x, other = torch.randn(2, rows, 16, 32, 32)
     for module, aim in CASES:
