@@ -226,11 +226,8 @@ def post_train(
             journal.is_about(identity(context, plan, feeds, (trainer, settings, ordered, targets, threads)))
         if isinstance(trainer, Repeating):
             settings = replace(settings, folds=trainer.folds_of(feeds["train"].size))
-        total, folds = (
-            len(ordered) * sweeps + (len(targets) if len(targets) > 1 else 0),
-            settings.folds,
-        )
-        with progress_display(total * (folds + (folds > 1)), progress) as display:
+        total = len(ordered) * sweeps + (len(targets) if len(targets) > 1 else 0)
+        with progress_display(total * (settings.folds + (settings.folds > 1)), progress) as display:
             shop = Workshop(crew, shared, feeds, targets[0], display)
             shown = None if watch is None else _showing(watch, model)
             best, records = run_sweeps(shop, trainer, ordered, targets, settings, display.advance, shown)

@@ -13,7 +13,6 @@ from benchmarks.studies.curve import Curve, Timed, follow
 from benchmarks.studies.frame import Run, Study
 from benchmarks.studies.tasks import HELD_OUT, Task, task
 from fxinvert.training import Auto
-from fxinvert.training.repeat import FEW
 
 #: network, repair, samples to repair with, whether it belongs to the quick form
 TASKS = [
@@ -53,7 +52,8 @@ def runs(seeds: int) -> Iterator[Run]:
     for seed in range(seeds):
         for network, repair, samples, quick in TASKS:
             own = "recursive" if network in RESIDUAL else "closed_form"
-            few = round((1 - HELD_OUT) * samples) in FEW
+            folds = Auto().folds_of(round((1 - HELD_OUT) * samples))
+            few = folds > 1
             if network in RESIDUAL:
                 revisions = ours.NORMALIZED_FEW_REVISIONS if few else ours.NORMALIZED_REVISIONS
             else:
@@ -72,7 +72,7 @@ def runs(seeds: int) -> Iterator[Run]:
                     if method == "closed_form" and repair == "under_trained":
                         settings["by_steps"] = True
                 elif method == repair_page.ADAMW:
-                    times = 1 + Auto().folds if few else 1
+                    times = 1 + folds if few else 1
                     settings["seconds"] = times * LONGER.get((network, samples), least + each * samples)
                 else:
                     settings["held_out"] = 0.2

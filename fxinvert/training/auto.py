@@ -129,8 +129,8 @@ class Auto:
             return
         names = self._arguments(work.context, work.output_target, segments)["names"]
         given = {name: work.begun[name] for name in names}
-        solved = {name: v for name, v in given.items() if not torch.equal(v, work.context.tensors[name])}
-        if recipe.solve is None or not solved:
+        now = work.context.tensors
+        if recipe.solve is None or all(torch.equal(value, now[name]) for name, value in given.items()):
             yield from self._begin(work, segments, recipe)
             return
         yield from self._follow(work, segments, recipe, recipe.rates, SOLVED)

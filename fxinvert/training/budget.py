@@ -127,7 +127,7 @@ class Budget:
             SolveError: the limit is too small for the least number of rows.
         """
         found = self._rows(sizes, times)
-        if min((rows for rows in found.values() if rows is not None), default=FEWEST) >= FEWEST:
+        if _useful(found):
             return found
         wide = [sizes[key] for key, rows in found.items() if rows is not None]
         # half of what there is for sums always remains for these, unless all matrices fit
@@ -150,8 +150,7 @@ class Budget:
         Args:
             sizes, times: as for `rows`.
         """
-        kept = self._rows(sizes, times).values()
-        if min((rows for rows in kept if rows is not None), default=FEWEST) >= FEWEST:
+        if _useful(self._rows(sizes, times)):
             return [list(sizes)]
         found: list[list[K]] = [[]]
         for key in sizes:
@@ -179,6 +178,11 @@ class Budget:
 def budget_for(each: int) -> Budget:
     """By default: 2 GiB, or what it takes to work on one sample of a model, whose values and targets take so many bytes."""
     return Budget(max(MEMORY_LIMIT, math.ceil(each / VALUES)))
+
+
+def _useful(kept: Mapping[K, int | None]) -> bool:
+    """Whether so many rows are kept of each that has no matrix that these are of any use."""
+    return all(rows is None or rows >= FEWEST for rows in kept.values())
 
 
 def _held(sums: list[int]) -> float:
