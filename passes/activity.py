@@ -20,7 +20,7 @@ from fxinvert.rules.constants import CONSTANTS
 #: makes values of integers
 _EMBEDDING = "embedding"
 #: ops that take no more than shape and dtype of one of their arguments, and its position
-_SHAPE_OF = {"copy": 0, "fill": 0, "expand_as": 1, "reshape_as": 1, "type_as": 1, "view_as": 1}
+_SHAPE_OF = {"copy": 0, "fill": 0, "expand_as": 1, "reshape_as": 1, "to": 1, "type_as": 1, "view_as": 1}
 
 
 def mark(node: fx.Node, value: Any, rules: RuleSet) -> None:

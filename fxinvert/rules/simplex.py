@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from fxinvert.rules.affine import Rows
 from fxinvert.rules.branches import MARGIN
-from fxinvert.rules.certificate import Inverse
+from fxinvert.rules.certificate import Inverse, apart
 from fxinvert.rules.groups import along, axes, settled
 from fxinvert.rules.op import Op
 from fxinvert.rules.registry import Kind, Rule
 
+#: how far below the largest a coordinate's probability is 0 in every dtype: e⁻⁷⁴⁵ is the smallest number of double
+#: precision
+HIDDEN = -745.0
 #: limit of Newton's steps; ten do, unless there is no such point to be found
 STEPS = 25
 #: values that are worked on at once
@@ -24,47 +29,87 @@ def softmax(op: Op, target: Tensor) -> Inverse:
     """y = eˣ / Σeˣ: the pre-images of a point p inside the simplex are log p + c, and c = mean(x0 − log p) is nearest.
 
     Any other target is first moved to the nearest point of the simplex. A coordinate that is zero there is reached only
-    at infinity: it becomes MARGIN times the largest, or stays at its anchor if that is lower. What a mask has set to −∞
-    stays there, and the simplex is that of the other coordinates.
+    at infinity: it becomes MARGIN times the largest, or stays at its anchor if that is lower.
+
+    What a mask hides, by −∞ or by a number so low that its probability is 0 in every dtype (−10⁴, `finfo.min`), is not
+    sought: such a coordinate has yᵢ = 0 and ∂yⱼ/∂xᵢ = 0 for all j, and the pre-image that would show it, log p + c, is
+    as far away as the mask is low. With H these coordinates and V the others, x_H = x0_H, and on x_V the op is a softmax
+    of its own, whose range is the face {p ≥ 0, Σ_V p = 1, p_H = 0} of the simplex: a target is moved to the nearest point
+    of that, and c is the mean over V. Low is what is far below the largest of a row: in one that is hidden as a whole
+    its entries are as they were, for they have no digits left to change.
     """
     group = along(axes(op, op.attributes["dim"]))
     working = torch.promote_types(target.dtype, torch.float32)
     wanted, anchor = group.split(target).to(working), group.split(op.anchor).to(working)
-    rounding = 8 * torch.finfo(target.dtype).eps
+    top = anchor.amax(-1, keepdim=True)
+    below = anchor - top
     # a point of the simplex is taken as it is: small coordinates have digits that a projection would round away
-    on = (wanted.amin(-1) > 0) & ((wanted.sum(-1) - 1).abs() <= rounding) & (anchor.amin(-1) > -torch.inf)
+    on = (wanted.amin(-1) > 0) & (below.amin(-1) > HIDDEN) & _sums_to_one(wanted, target.dtype)
     logs = wanted.log()
-    value = logs.add_((anchor - logs).mean(-1, keepdim=True))
+    value = logs.add_((below - logs).mean(-1, keepdim=True) + top)
     if not bool(on.all()):
-        value[~on] = _onto_softmax(wanted[~on], anchor[~on])
+        value[~on] = _onto_face(wanted[~on], anchor[~on], target.dtype)
     return settled(op, target, value, group, group, outside=~on[..., None])
 
 
-def _onto_softmax(wanted: Tensor, anchor: Tensor) -> Tensor:
-    """The same for targets that are off the simplex, `(…, n)`."""
-    p = onto_simplex(torch.where(anchor == -torch.inf, -torch.inf, wanted))
+def _onto_face(wanted: Tensor, anchor: Tensor, given: torch.dtype) -> Tensor:
+    """The same, `(…, n)`, for targets that are off the simplex or have to be moved onto a face of it."""
+    top = anchor.amax(-1, keepdim=True)
+    below = anchor - top
+    hidden = below <= HIDDEN
+    p = onto_simplex(torch.where(hidden, -torch.inf, wanted))
     lowest = MARGIN * p.amax(-1, keepdim=True)
     inside = p > lowest
+    on = torch.where(hidden, wanted == 0, wanted > 0).all(-1) & _sums_to_one(wanted, given)
+    inside, p = torch.where(on[..., None], ~hidden, inside), torch.where(on[..., None], wanted, p)
     logs = torch.where(inside, p, 1).log()
-    count = inside.sum(-1, keepdim=True).clamp(min=1)
-    shift = torch.where(inside, anchor - logs, 0).sum(-1, keepdim=True) / count
-    return torch.where(inside, logs + shift, torch.minimum(anchor, lowest.log() + shift))
+    shift = torch.where(inside, below - logs, 0).sum(-1, keepdim=True) / inside.sum(-1, keepdim=True)
+    value = torch.where(inside, logs + shift, torch.minimum(below, lowest.log() + shift)) + top
+    return torch.where(hidden, anchor, value)
+
+
+def _sums_to_one(value: Tensor, given: torch.dtype) -> Tensor:
+    """Whether Σ = 1 along the last axis, `(…, n)` → `(…)`, but for the rounding of the dtype it was given in."""
+    return (value.sum(-1) - 1).abs() <= 8 * torch.finfo(given).eps
 
 
 def log_softmax(op: Op, target: Tensor) -> Inverse:
-    """y = x − log Σeˣ: the range is log Σeʸ = 0; the pre-images of a point y there are y + c, c = mean(x0 − y)."""
+    """y = x − log Σeˣ: the range is log Σeʸ = 0; the pre-images of a point y there are y + c, c = mean(x0 − y).
+
+    What a mask hides stays, as for softmax, and is left out of both sums and of the residual.
+    """
     group = along(axes(op, op.attributes["dim"]))
     working = torch.promote_types(target.dtype, torch.float32)
     wanted, anchor = group.split(target).to(working), group.split(op.anchor).to(working)
-    rounding = 8 * torch.finfo(target.dtype).eps
-    on = (wanted.exp().sum(-1) - 1).abs() <= rounding
-    value = wanted + (anchor - wanted).mean(-1, keepdim=True)
-    iterations = 0
+    top = anchor.amax(-1, keepdim=True)
+    below = anchor - top
+    hidden = below <= HIDDEN
+    masked = bool(hidden.any())
+    if masked:
+        wanted = wanted.masked_fill(hidden, -torch.inf)
+    on = _sums_to_one(wanted.exp(), target.dtype)
+    y, iterations = wanted, 0
     if not bool(on.all()):
-        y, iterations = onto_log_simplex(wanted[~on].double())
-        shift = (anchor[~on].double() - y).mean(-1, keepdim=True)
-        value[~on] = (y + shift).to(working)
+        found, iterations = onto_log_simplex(wanted[~on].double())
+        y = wanted.clone()
+        y[~on] = found.to(working)
+    if masked:
+        shift = (below - y).masked_fill(hidden, 0).sum(-1, keepdim=True) / (~hidden).sum(-1, keepdim=True)
+        value = torch.where(hidden, anchor, y + (shift + top))
+        op, target = _without(op, target, group.join(hidden, target))
+    else:
+        value = y + ((below - y).mean(-1, keepdim=True) + top)
     return settled(op, target, value, group, group, outside=~on[..., None], iterations=iterations)
+
+
+def _without(op: Op, target: Tensor, hidden: Tensor) -> tuple[Op, Tensor]:
+    """An op and its target with 0 in hidden places of the output: they follow the others there, and are not sought."""
+
+    def shown(value: Tensor) -> Tensor:
+        return value.masked_fill(hidden, 0)
+
+    shown_op = replace(op, output=shown(op.output), evaluate=lambda *inputs: shown(op(*inputs)))
+    return shown_op, shown(target)
 
 
 def glu(op: Op, target: Tensor) -> Inverse:
@@ -107,7 +152,8 @@ def onto_log_simplex(value: Tensor) -> tuple[Tensor, int]:
     Stationary points have y + η eʸ = v; Newton's step on that and log Σeʸ = 0 takes one division per entry, for the
     matrix is diagonal but for its last row and column. From outside (log Σeᵛ > 0) {log Σeʸ ≤ 0} is convex and the
     solution unique. From inside, the second-order conditions leave two kinds: all entries are raised a little, or mostly
-    the largest one. Both are started from, and the nearest is kept, the plain shift v − log Σeᵛ included.
+    the largest one. Both are started from, and the nearest is kept, the plain shift v − log Σeᵛ included. What is −∞
+    stays.
     """
     total = value.logsumexp(-1, keepdim=True)
     best = value - total
@@ -119,7 +165,7 @@ def onto_log_simplex(value: Tensor) -> tuple[Tensor, int]:
     for start, possible in ((best, total > -1), (lifted, total < 0)):
         y, count = _stationary(start, value, possible)
         y = y - y.logsumexp(-1, keepdim=True)
-        nearer = _squared(y - value) < _squared(best - value)
+        nearer = _squared(apart(y, value)) < _squared(apart(best, value))
         best, steps = torch.where(nearer, y, best), max(steps, count)
     return torch.where(total.abs() <= 4 * torch.finfo(value.dtype).eps, value, best), steps
 
@@ -127,13 +173,13 @@ def onto_log_simplex(value: Tensor) -> tuple[Tensor, int]:
 def _stationary(y: Tensor, value: Tensor, moving: Tensor) -> tuple[Tensor, int]:
     """Newton's method for y + η eʸ = v, log Σeʸ = 0, in the groups that move; each stops by itself."""
     p = y.softmax(-1)
-    eta = ((value - y) * p).sum(-1, keepdim=True) / p.square().sum(-1, keepdim=True)
+    eta = (apart(value, y) * p).sum(-1, keepdim=True) / p.square().sum(-1, keepdim=True)
     steps = 0
     while steps < STEPS and bool(moving.any()):
         steps += 1
         p = y.exp()
         matrix = 1 + eta * p
-        error = y + eta * p - value
+        error = apart(y + eta * p, value)
         weights = p / matrix
         total = p.sum(-1, keepdim=True)
         turn = (total.log() * total - (weights * error).sum(-1, keepdim=True)) / (weights * p).sum(
