@@ -22,6 +22,8 @@ from fxinvert.rules.op import Op
 
 #: tensors of samples, and others -> what is computed of them
 Kernel = Callable[..., tuple[Tensor, ...]]
+#: values that a kernel is laid out for: how it spreads over threads, or a device's processors, is for any number of samples
+VALUES = 1 << 20
 #: the bits of √½
 ROOT_HALF = 0x3F3504F3
 
@@ -47,7 +49,8 @@ def kernel(
 
     # a number of samples that no other axis has, nor 1: axes of one length would be taken to stay so
     sizes = {size for value in (*rows, *held) for size in value.shape[1:]}
-    count = next(size for size in itertools.count(2) if size not in sizes)
+    least = max(2, VALUES // rows[0].shape[1:].numel())
+    count = next(size for size in itertools.count(least) if size not in sizes)
     examples = [*(value.new_zeros([count, *value.shape[1:]]) for value in rows), *held]
 
     def traced(*given: Tensor) -> tuple[Tensor, ...]:
