@@ -23,11 +23,11 @@ from benchmarks.studies.networks import cifar_cnn
 from fxinvert import models
 from fxinvert.estimates import Estimate
 from fxinvert.estimating import estimate
-from fxinvert.feed import survey
 from fxinvert.output_target import output_target
 from fxinvert.progress import progress_display
 from fxinvert.scheduling.crew import Crew
 from fxinvert.scheduling.processes import ProcessExecutor
+from fxinvert.survey import survey
 from fxinvert.training.batch import Batch
 from fxinvert.training.chunks import source_of
 from fxinvert.training.context import Context

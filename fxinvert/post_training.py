@@ -15,7 +15,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from fxinvert.errors import DataError
-from fxinvert.feed import Feed, survey
+from fxinvert.feed import Feed
 from fxinvert.identity import check_plan, identity
 from fxinvert.inversion.inverse_graph import Reconstructed
 from fxinvert.inversion.invert import check_solvers
@@ -34,6 +34,7 @@ from fxinvert.scheduling import Executor, executor_named, waves
 from fxinvert.scheduling.crew import Crew, Task
 from fxinvert.scheduling.executor import torch_threads
 from fxinvert.scheduling.journal import Journal
+from fxinvert.survey import survey
 from fxinvert.training import Method, NormalEquations, Repeating
 from fxinvert.training.best import Best
 from fxinvert.training.chunks import CHUNK, source_of

@@ -7,13 +7,14 @@ from functools import reduce
 from itertools import chain
 from typing import Any
 
-from fxinvert.feed import All, Feed, Stream, Where, folds_of, survey_here
+from fxinvert.feed import All, Feed, Stream, Where, folds_of
 from fxinvert.output_target import OutputTarget
 from fxinvert.progress import Display
 from fxinvert.scheduling.crew import Crew, Task
 from fxinvert.scheduling.executor import Shared
 from fxinvert.scheduling.keys import content_key
 from fxinvert.scheduling.store import Damaged
+from fxinvert.survey import survey_here
 from fxinvert.training.batch import Batch
 from fxinvert.training.chunks import source_of
 from fxinvert.training.confirm import Gain, gain

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 import fxinvert
 from fxinvert import DataError
-from fxinvert.feed import folds_of, survey_here
+from fxinvert.feed import folds_of
 from fxinvert.scheduling import SerialExecutor
+from fxinvert.survey import survey_here
 from fxinvert.training import Auto, ClosedForm, Optimizer
 from fxinvert.training.batch import Batch, tensors_of
 from fxinvert.training.best import Best
