@@ -1,7 +1,7 @@
 """Activity: which values follow the model's input, so that they can have a target.
 
 A value is *active* if it depends on an input through ops that can be differentiated (or that have a rule). Inputs that
-are numbers start it; so does what an embedding makes of integer inputs: its table stays, and the target stops there.
+are numbers start it; so does what an embedding makes of integer inputs: the target stops there.
 Masks, positions and sizes that are computed from inputs are constants of the computation. Only where nothing active
 reaches the output does activity start later, behind the ops that stopped it.
 """

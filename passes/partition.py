@@ -20,6 +20,7 @@ from fxinvert.passes.flow import Flow, has_target
 from fxinvert.passes.plan import Plan, Segment, Shape
 from fxinvert.passes.synthesize import parameters_of
 from fxinvert.rules import RuleSet, default_rules
+from fxinvert.rules.trainable import LookupWeights
 
 
 def partition(
@@ -56,16 +57,20 @@ def partition(
 
 def trained_parameters(node: fx.Node, rules: RuleSet) -> tuple[str, ...]:
     """The names of the parameters of an op that closed-form training can change; empty if it cannot or must not."""
-    rule = rules.get(node.meta.get("op", ""))
-    if rule is None or rule.trainable is None:
+    trainable = rules.trainable(node.meta.get("op", ""))
+    if trainable is None:
         return ()
-    if any(
+    table = isinstance(trainable, LookupWeights)
+    if not table and any(
         n.op != "get_attr" and not n.meta["active"] and "tensor_meta" in n.meta for n in node.all_input_nodes
     ):
         return ()  # a computed weight (weight_norm, a cast) is no parameter
     owner = node.graph.owning_module
     assert owner is not None, "a graph outside of its module"
     names = [n for n in parameters_of(node).values() if isinstance(attribute(owner, n), nn.Parameter)]
+    reads = [n for n in node.graph.find_nodes(op="get_attr") if str(n.target) in names] if table else []
+    if any(user is not node for n in reads for user in n.users):
+        return ()  # a table that another op reads too, as the output layer may, is trained with that
     # frozen parameters stay; a model that is frozen throughout was only loaded for inference
     some_open = any(p.requires_grad for p in owner.parameters())
     frozen = some_open and not all(attribute(owner, n).requires_grad for n in names)
@@ -221,7 +226,8 @@ def _pieces(flow: Flow, cuts: Sequence[fx.Node]) -> list[tuple[str, list[fx.Node
 
 
 def _segment(piece: list[fx.Node], entry: str, trained: dict[fx.Node, tuple[str, ...]]) -> Segment:
-    ops = [node for node in piece if node in trained]
+    sources = dict.fromkeys(n for node in piece for n in followed(node) if not followed(n))
+    ops = [node for node in (*sources, *piece) if node in trained]
     parameters = dict.fromkeys(name for node in ops for name in trained[node])
     owner = piece[0].graph.owning_module
     assert owner is not None, "a graph outside of its module"

@@ -90,6 +90,14 @@ def inverse_op(node: fx.Node, source: fx.Node, rules: RuleSet, settings: SolveSe
     return InverseOp(rule, path, function, unknown, settings.at(path), rows)
 
 
+def source_op(node: fx.Node, settings: SolveSettings) -> InverseOp:
+    """An op that makes values of integers, as a function of these: to be looked at, for nothing inverts it."""
+    unknown = next(n for n in node.all_input_nodes if n.op != "get_attr")
+    place = tree_leaves((node.args, node.kwargs)).index(unknown)
+    path = node.meta["path"]
+    return InverseOp(matrix_free(node.meta["op"]), path, node.target, place, settings.at(path))
+
+
 def inverse_region(stretch: Stretch, rules: RuleSet, settings: SolveSettings) -> InverseOp:
     """What inverts a region for its entry: the fallback, on the region's own graph."""
     name = f"{stretch.entry.meta['path']} → {stretch.exit.meta['path']}"

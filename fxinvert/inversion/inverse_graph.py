@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from fxinvert.errors import DataError, TraceError
+from fxinvert.errors import REPORT, DataError, TraceError
 from fxinvert.heads import Heads
 from fxinvert.inversion.attainable import Bound, within_reach
 from fxinvert.inversion.forward_certificate import certified_forward
@@ -31,8 +31,8 @@ from fxinvert.output_target import OutputTarget
 from fxinvert.passes.capture import evaluating
 from fxinvert.passes.flow import Flow, Stretch, by_sample, has_target
 from fxinvert.passes.inverse_op import InverseOp
-from fxinvert.passes.synthesize import TARGET_OF, arguments_of, inverse_op, solved_ops, synthesize
-from fxinvert.rules import Certificate, Op, RuleSet
+from fxinvert.passes.synthesize import TARGET_OF, arguments_of, inverse_op, solved_ops, source_op, synthesize
+from fxinvert.rules import Certificate, Op, RuleSet, Trainable
 
 Reconstructed = Literal["nodewise", "linearized"]
 #: κ of linearized targets: a first-order model of the output is no better than that
@@ -177,15 +177,25 @@ class InverseGraph:
         return output.args[0]  # type: ignore[no-any-return]
 
     def inverse_op(self, node: fx.Node) -> InverseOp:
-        """What inverts a forward op for the first of its inputs that follows the model's input.
+        """What inverts a forward op for the first of its inputs that follows the model's input; an op with none is shown.
 
         Raises:
             NoRuleError: there is no rule.
         """
         if node.name not in self._ops:
-            source = next(n for n in node.all_input_nodes if n.meta["active"])
-            self._ops[node.name] = inverse_op(node, source, self._rules, self._settings)
+            source = next((n for n in node.all_input_nodes if n.meta["active"]), None)
+            self._ops[node.name] = (
+                source_op(node, self._settings)
+                if source is None
+                else inverse_op(node, source, self._rules, self._settings)
+            )
         return self._ops[node.name]
+
+    def trainable(self, node: fx.Node) -> Trainable:
+        """The parameter side of a forward op that is trained."""
+        found = self._rules.trainable(node.meta["op"])
+        assert found is not None, f"{node.name} cannot be trained. {REPORT}"
+        return found
 
     def explain(self) -> str:
         """How the linear systems of every op are solved, and why; as far as any have been solved yet."""

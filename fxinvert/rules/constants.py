@@ -84,5 +84,5 @@ CONSTANTS: dict[str, str] = {
     "bucketize": INTEGER,
     "searchsorted": INTEGER,
     "count_nonzero": INTEGER,
-    "embedding": "the input is an index: the target stops here, the table stays",
+    "embedding": "the input is an index: the target stops here, and trains the table",
 }

@@ -162,6 +162,12 @@ class RuleSet(Mapping[str, Rule]):
             return self._rules.get(key)
         return matrix_free(key)
 
+    def trainable(self, key: str) -> Trainable | None:
+        """How an op depends on its parameters, if it can be trained in closed form."""
+        from fxinvert.rules.trainable import SOURCES
+
+        return self[key].trainable if key in self else SOURCES.get(key)
+
     def require(self, key: str, where: str) -> Rule:
         """The rule for `key`, as `lookup` finds it.
 

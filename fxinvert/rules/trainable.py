@@ -49,6 +49,29 @@ class LinearWeights(Trainable):
         return _unpacked(parameters, matrix)
 
 
+class LookupWeights(Trainable):
+    """y = W[i], rows of a table: ã is 1 at the index and 0 elsewhere, so that G is diagonal (`training/lookups.py`).
+
+    The row of the padding stays.
+    """
+
+    def features(self, op: Op) -> Tensor:
+        indices, count = op.anchor.reshape(-1), len(op.parameters["weight"])
+        rows = F.one_hot(indices, count).masked_fill_((indices == self.padding(op))[:, None], 0)
+        return rows.to(op.output.dtype)[None]
+
+    def padding(self, op: Op) -> int:
+        """The index of the padding; negative: none."""
+        padding = op.attributes["padding_idx"]
+        return -1 if padding is None else int(padding)
+
+    def outputs(self, op: Op, value: Tensor) -> Tensor:
+        return value.flatten(0, -2)[None]
+
+    def changes(self, parameters: Mapping[str, Tensor], matrix: Tensor) -> dict[str, Tensor]:
+        return {"weight": matrix[0].mT.reshape(parameters["weight"].shape)}
+
+
 class ByPosition(Trainable):
     """The parameter side of an op whose output has many positions, each a row: some of them can be had alone."""
 
@@ -186,6 +209,10 @@ class Scale(Trainable):
 
     def changes(self, parameters: Mapping[str, Tensor], matrix: Tensor) -> dict[str, Tensor]:
         return _unpacked(parameters, matrix)
+
+
+#: ops that make values of integers: no target comes back through them, but one reaches their output, and trains them
+SOURCES: dict[str, Trainable] = {"embedding": LookupWeights()}
 
 
 def by_statistics(op: Op) -> Tensor:

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from fxinvert.linalg.memory import full_precision
 from fxinvert.training.grams import Shifts
+from fxinvert.training.lookups import LookupEquations
 from fxinvert.training.statistics import NormalEquations
 from fxinvert.training.wide import WideEquations
 
 #: bytes of patches that are made at a time
 BLOCK = 2**24
 
-Equations = NormalEquations | WideEquations
+Equations = NormalEquations | WideEquations | LookupEquations
 
 
 def equations(

@@ -45,16 +45,18 @@ K = TypeVar("K")
 
 @dataclass(frozen=True)
 class Size:
-    """Of the normal equations of an op: groups, outputs m and features n of each."""
+    """Of the normal equations of an op: groups, outputs m and features n of each, and whether G is diagonal."""
 
     groups: int
     outputs: int
     features: int
+    diagonal: bool = False
 
     @property
     def gram(self) -> int:
         """Bytes of G and C."""
-        return DOUBLE * self.groups * self.features * (self.features + self.outputs)
+        columns = 1 if self.diagonal else self.features
+        return DOUBLE * self.groups * self.features * (columns + self.outputs)
 
     @property
     def row(self) -> int:

@@ -27,7 +27,7 @@ from fxinvert.passes.synthesize import parameters_of
 from fxinvert.training.blocks import Equations
 from fxinvert.training.context import Context
 from fxinvert.training.costs import Cost, Probe, Stage, size_of
-from fxinvert.training.op_sums import Sums, add, in_passes, sums, trainable_of, use_of
+from fxinvert.training.op_sums import Sums, add, in_passes, sums, use_of
 from fxinvert.training.work import Proposal, Update, Work
 
 #: shares of the damping that are tried with every update
@@ -194,7 +194,7 @@ def _solve(inverse: InverseGraph, node: fx.Node, known: Equations, damping: floa
     if not known.is_finite:
         raise SolveError(f"the statistics of {path!r} are not finite: its inputs or targets overflow")
     solved = known.solve(damping)
-    trainable, names = trainable_of(inverse, node), parameters_of(node)
+    trainable, names = inverse.trainable(node), parameters_of(node)
     parameters: dict[str, Any] = {
         argument: attribute(inverse.graph, name) for argument, name in names.items()
     }

@@ -32,7 +32,6 @@ from fxinvert.training.fingerprint import bits_hash, mixed
 from fxinvert.training.jacobian_rows import JacobianRows
 from fxinvert.training.loss_metric import Answers, answers, directions
 from fxinvert.training.metrics import sample_losses
-from fxinvert.training.op_sums import trainable_of
 from fxinvert.training.replay import leaves_of
 from fxinvert.training.variants import runner_with
 
@@ -170,7 +169,7 @@ def _rows(
     with torch.no_grad():
         for node, felt in zip(nodes, map(list, zip(*found, strict=True)), strict=True):
             op, names = inverse.op(node, values), parameters_of(node)
-            trainable = trainable_of(inverse, node)
+            trainable = inverse.trainable(node)
             own = tuple(names[argument] for argument in ("weight", "bias") if argument in names)
             alone = not shared & set(own) and not context.masks.keys() & set(own)
             if alone and node.meta["op"] == "linear" and op.output.dim() == 2:

@@ -8,18 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxinvert.errors import REPORT
 from fxinvert.inversion.inverse_graph import InverseGraph
 from fxinvert.inversion.replay import Values
 from fxinvert.output_target import OutputTarget
 from fxinvert.passes.capture import evaluating
 from fxinvert.passes.synthesize import parameters_of
 from fxinvert.rules import ByPosition, Op, Trainable
+from fxinvert.rules.trainable import LookupWeights
 from fxinvert.training.batch import Batch
 from fxinvert.training.blocks import BLOCK, Equations, added, equations, equations_over
 from fxinvert.training.budget import Size
 from fxinvert.training.context import Context
 from fxinvert.training.grams import Shifts
+from fxinvert.training.lookups import LookupEquations
 from fxinvert.training.positions import drawn_positions
 from fxinvert.training.sensitivity import sensitivities
 
@@ -73,7 +74,7 @@ def sums(
                     targets = inverse.targets(values, part.labels, [*nodes, last])
                     weights = sample_weights(values[last], targets[last], satisfied_weight)
                     for node in nodes:
-                        op, trainable = inverse.op(node, values), trainable_of(inverse, node)
+                        op, trainable = inverse.op(node, values), inverse.trainable(node)
                         at = None
                         if isinstance(trainable, ByPosition):
                             # the place in the piece of data, so that the same are drawn wherever it is worked on
@@ -127,7 +128,12 @@ def _sizes(
     for node in nodes:
         if use_of(node) in context.sizes:
             continue
-        op, trainable = inverse.op(node, values), trainable_of(inverse, node)
+        op, trainable = inverse.op(node, values), inverse.trainable(node)
+        if isinstance(trainable, LookupWeights):
+            context.sizes[use_of(node)] = Size(
+                1, op.output.shape[-1], len(op.parameters["weight"]), diagonal=True
+            )
+            continue
         op = op if op.by_sample else op.samples(slice(0, 1))
         if isinstance(trainable, ByPosition):
             at = torch.zeros(len(op.output), 1, dtype=torch.long, device=op.output.device)
@@ -136,13 +142,6 @@ def _sizes(
             rows, errors = trainable.features(op), trainable.outputs(op, op.output)
         context.sizes[use_of(node)] = Size(len(rows), errors.shape[2], rows.shape[2])
     return {use_of(node): context.sizes[use_of(node)] for node in nodes}
-
-
-def trainable_of(inverse: InverseGraph, node: fx.Node) -> Trainable:
-    """The parameter side of an op that is trained."""
-    trainable = inverse.inverse_op(node).rule.trainable
-    assert trainable is not None, f"{node.name} cannot be trained. {REPORT}"
-    return trainable
 
 
 def add(known: Sums, more: Sums) -> Sums:
@@ -189,6 +188,9 @@ def _sums_of(
     if felt is not None:
         sensitive = rows(felt).square().mean((0, 2))
         weights = sensitive * weights.repeat_interleave(len(sensitive) // len(weights))
+    if isinstance(trainable, LookupWeights):
+        count, padding = len(op.parameters["weight"]), trainable.padding(op)
+        return LookupEquations.of(op.anchor, count, rows(errors), weights, padding)
     if op.by_sample:
         return equations([features(slice(None))], rows(errors), weights, None, kept)
     shifts = None
