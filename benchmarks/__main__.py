@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -59,6 +60,9 @@ def suite(names: Names = None, quick: Quick = False) -> None:
     """Ratios of times and of memory, measured side by side."""
     for name in _known(names, SUITES):
         if quick and not SUITES[name].quick:
+            continue
+        if SUITES[name].device and not torch.cuda.is_available():
+            console.print(f"{name} was left out: there is no CUDA device", style="yellow")
             continue
         shown = Table("what", "compared with", "ratio", "aim", "note", title=name)
         for r in measured(name, _folder(quick), quick):

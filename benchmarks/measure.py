@@ -126,11 +126,11 @@ def keep_memory() -> None:
         library.mallopt(parameter, value)
 
 
-def environment() -> dict[str, str]:
-    """What the figures depend on."""
+def environment(device: bool = False) -> dict[str, str]:
+    """What the figures depend on; with the CUDA device's name where that is measured."""
     return {
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "threads": str(torch.get_num_threads()),
-    }
+    } | ({"device": torch.cuda.get_device_name()} if device else {})

@@ -106,28 +106,28 @@ def run(rows: int = 64) -> Iterator[Ratio]:
     x, other = torch.randn(2, rows, 16, 32, 32)
     for module, aim in CASES:
         module.eval()
-        inverted = _inversion(module, x, module(other).detach())
+        inverted = inversion(module, x, module(other).detach())
         with torch.no_grad():
             yield ratio_in_turn(
-                f"{_name(module)}: invert", inverted, "forward", functools.partial(module, x), aim
+                f"{name_of(module)}: invert", inverted, "forward", functools.partial(module, x), aim
             )
     for module in UNEVEN:
         forward = functools.partial(module, x)
         reached, off = module(other), module(other) + torch.randn_like(other) / 2
         for target, what in ((reached, ""), (off, ", targets off the range")):
-            inverted = _inversion(module, x, target)
+            inverted = inversion(module, x, target)
             with torch.no_grad():
                 yield ratio_in_turn(
-                    f"{_name(module)}, uneven scales: invert{what}", inverted, "forward", forward, 6
+                    f"{name_of(module)}, uneven scales: invert{what}", inverted, "forward", forward, 6
                 )
     # a view moves nothing and takes no time: what can be asked of its inverse is a copy's
-    flattened = _inversion(nn.Flatten(), x, other.flatten(1))
+    flattened = inversion(nn.Flatten(), x, other.flatten(1))
     yield ratio_in_turn("Flatten: invert", flattened, "a copy of the values", x.clone, 4)
     for module, aim in COMPILED:
-        inverted = _inversion(module, x, module(other).detach(), compiled=True)
+        inverted = inversion(module, x, module(other).detach(), compiled=True)
         with torch.no_grad():
             yield ratio_in_turn(
-                f"{_name(module)}: invert, compiled", inverted, "forward", functools.partial(module, x), aim
+                f"{name_of(module)}: invert, compiled", inverted, "forward", functools.partial(module, x), aim
             )
     yield from _products()
 
@@ -143,7 +143,7 @@ def _products() -> Iterator[Ratio]:
             yield Ratio(f"{name} of {values}: matrix-free, products", "one", found.iterations, 30, left)
 
 
-def _name(module: nn.Module) -> str:
+def name_of(module: nn.Module) -> str:
     """The module's class, with the first of its arguments where the table has several."""
     several = [other for other, _ in CASES if type(other) is type(module)]
     first = str(module).partition("(")[2].removesuffix(")")
@@ -154,7 +154,7 @@ def _given(outputs: Tensor, labels: Tensor) -> Tensor:
     return labels
 
 
-def _inversion(
+def inversion(
     module: nn.Module, x: Tensor, target: Tensor, *, compiled: bool = False
 ) -> Callable[[], object]:
     inverse = fxinvert.invert(module, x[:2], output_target=_given, compiled=compiled)

@@ -13,6 +13,7 @@ from benchmarks import (
     consistency,
     convolution,
     damage,
+    device,
     grid,
     memory,
     reconstruction,
@@ -37,18 +38,20 @@ class Suite:
     Attributes:
         run: measures, one ratio after the other.
         quick: how many of the first ratios are its quick form.
+        device: whether it measures a CUDA device.
         cases: what measures each of its ratios, by name, where that takes long: each is kept as it is done, and not done again.
     """
 
     run: Callable[[], Iterable[Ratio]]
     quick: int
+    device: bool = False
     cases: Callable[[], Mapping[str, Callable[[], Ratio]]] | None = None
 
 
 SUITES = {
     "convolution": Suite(convolution.run, 2),
     "solvers": Suite(solvers.run, 3),
-    "grid": Suite(grid.run, 1, grid.cases),
+    "grid": Suite(grid.run, 1, cases=grid.cases),
     "reconstruction": Suite(reconstruction.run, 2),
     "rules": Suite(rules.run, 10),
     "sums": Suite(sums.run, 1),
@@ -59,6 +62,7 @@ SUITES = {
     "schedules": Suite(schedules.run, 2),
     "consistency": Suite(consistency.run, 2),
     "damage": Suite(damage.run, 1),
+    "device": Suite(device.run, 0, device=True),
 }
 
 
@@ -69,7 +73,7 @@ def measured(name: str, folder: Path, quick: bool) -> list[Ratio]:
         return _resumed(suite.cases(), file)
     with quickly(quick):
         ratios = list(islice(suite.run(), suite.quick if quick else None))
-    _write(file, ratios, time.process_time() - began)
+    _write(file, ratios, time.process_time() - began, suite.device)
     return ratios
 
 
@@ -88,9 +92,9 @@ def _resumed(cases: Mapping[str, Callable[[], Ratio]], file: Path) -> list[Ratio
     return [found[what] for what in cases]
 
 
-def _write(file: Path, ratios: list[Ratio], seconds: float) -> None:
+def _write(file: Path, ratios: list[Ratio], seconds: float, device: bool = False) -> None:
     content = {
-        "environment": environment(),
+        "environment": environment(device),
         "seconds": seconds,
         "ratios": [ratio.to_dict() for ratio in ratios],
     }

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import functools
+from collections.abc import Callable, Iterator
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 import fxinvert
@@ -13,30 +16,39 @@ from benchmarks.studies.networks import cifar_cnn
 from fxinvert import models
 
 
-def run(samples: int = 2048, batch: int = 256) -> Iterator[Ratio]:
-    """Reconstruct, sum, solve and search the step, over forward, backward and update."""
-    torch.manual_seed(0)
-    for name, model, shape in (
+def networks() -> list[tuple[str, nn.Module, tuple[int, ...]]]:
+    """Name, network, and the shape of a sample."""
+    return [
         ("digits_cnn", models.load("digits_cnn", "early"), (1, 8, 8)),
         ("cifar_cnn", cifar_cnn(), (3, 32, 32)),
-    ):
-        x, y = torch.rand(samples, *shape), torch.randint(0, 10, (samples,))
-        data = models.batches(x, y, batch)
-        optimizer = torch.optim.AdamW(model.parameters(), 1e-5)
+    ]
 
-        def epoch(model=model, data=data, optimizer=optimizer) -> None:  # type: ignore[no-untyped-def]
-            for inputs, labels in data:
-                optimizer.zero_grad()
-                torch.autograd.backward(F.cross_entropy(model(inputs), labels))
-                optimizer.step()
 
-        for schedule in ("parallel", "sequential"):
-            yield ratio(
-                f"{name}: closed-form sweep, {schedule}",
-                lambda m=model, d=data, s=schedule: fxinvert.post_train(  # type: ignore[misc]
-                    m, d, schedule=s, sweeps=1, output_target="cross_entropy"
-                ),
-                "AdamW epoch",
-                epoch,
-                aim=3.0 if schedule == "parallel" else None,
-            )
+def run(samples: int = 2048, batch: int = 256) -> Iterator[Ratio]:
+    """Reconstruct, sum, solve and search the step, over forward, backward and update."""
+    for name, model, shape in networks():
+        epoch, sweeps = passes(model, shape, samples, batch)
+        for schedule, sweep in sweeps.items():
+            aim = 3.0 if schedule == "parallel" else None
+            yield ratio(f"{name}: closed-form sweep, {schedule}", sweep, "AdamW epoch", epoch, aim)
+
+
+def passes(
+    model: nn.Module, shape: tuple[int, ...], samples: int, batch: int, device: str = "cpu"
+) -> tuple[Callable[[], None], dict[str, Callable[[], object]]]:
+    """An epoch of AdamW on random data, and a closed-form sweep over the same by each schedule."""
+    torch.manual_seed(0)
+    x, y = torch.rand(samples, *shape, device=device), torch.randint(0, 10, (samples,), device=device)
+    model, data = copy.deepcopy(model).to(device), models.batches(x, y, batch)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-5)
+
+    def epoch() -> None:
+        for inputs, labels in data:
+            optimizer.zero_grad()
+            torch.autograd.backward(F.cross_entropy(model(inputs), labels))
+            optimizer.step()
+
+    def sweep(schedule: str) -> object:
+        return fxinvert.post_train(model, data, schedule=schedule, sweeps=1, output_target="cross_entropy")
+
+    return epoch, {name: functools.partial(sweep, name) for name in ("parallel", "sequential")}
