@@ -269,6 +269,11 @@ def _target_name(target: Any) -> str:
     return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 
 
+def called_at() -> str | None:
+    """`File "model.py", line 3, in forward`: the user's line that is running, if there is one."""
+    return _source_line(_users_stack())
+
+
 #: frames in these folders are not the user's
 _FOREIGN = (str(Path(torch.__file__).parent), str(Path(__file__).resolve().parent))
 

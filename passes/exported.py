@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim, export
+from torch.export import Dim, ExportedProgram, export
 from torch.fx.graph import _PyTreeCodeGen
 from torch.fx.node import map_arg
 from torch.fx.proxy import GraphAppendingTracer
 from torch.utils import _pytree as pytree
 
 from fxinvert.errors import TraceError
+from fxinvert.passes.as_run import AsRun, Question
 from fxinvert.passes.capture import attribute, describe, lengths_followed, raised_at
 from fxinvert.passes.checks import KEEP_FIRST, WITH_BATCH_SIZE
 from fxinvert.passes.inputs import Flat, Inputs
@@ -39,7 +41,8 @@ def export_graphs(
 
     Then the same after torch has functionalized it, which takes as long again: views that are written into are told apart
     there, whichever they are, the casts of `torch.autocast` are ops, `torch.vmap` is written out, and the graph is less
-    like what the user wrote. A model that needs these two is given so only.
+    like what the user wrote. A model that needs these two is given so only. Then both of the model as it runs (`AsRun`),
+    and at once where torch cannot export it else.
 
     Args:
         model: in evaluation mode.
@@ -54,24 +57,63 @@ def export_graphs(
     shared = [v.dim() > 0 and len(v) == rows for v in values]
     if rows == 1:  # a size of 1 would be taken for a constant
         values = tuple(torch.cat([v, v]) if own else v for v, own in zip(values, shared, strict=True))
-    batch = Dim("batch")
+    failed: TraceError | None = None
     try:
-        with quiet(), lengths_followed(model):
-            program = export(
-                Flat(model, inputs, choose),
-                values,
-                dynamic_shapes=(tuple({0: batch} if own else {} for own in shared),),
-                strict=False,
-            )
-            captured = program.module()
+        yield from _graphs(Flat(model, inputs, choose), values, shared)
+    except TraceError as error:
+        failed = error
+    decided: Question | None = None
+    try:
+        as_run = AsRun(model, inputs, choose, values)
+        decided = as_run.decided
+        yield from _graphs(as_run, values, shared)
+    except TraceError as error:
+        first = failed or error
+        raise TraceError(f"{first}{_decided(decided)}") from first
+
+
+def _graphs(flat: Flat, values: tuple[Tensor, ...], shared: list[bool]) -> Iterator[fx.GraphModule]:
+    model, inputs = flat.model, flat.inputs
+    with _raising_ours(model):
+        program = _program(flat, values, shared)
+        captured = program.module()
         if not _needs_context(captured):
             yield _Rebuilt(model, captured, inputs, "model", _first).raw()
         with quiet():
             captured = program.run_decompositions({}).module()
         yield _Rebuilt(model, captured, inputs, "model", _first).raw()
+
+
+def _program(flat: Flat, values: tuple[Tensor, ...], shared: list[bool]) -> ExportedProgram:
+    batch = Dim("batch")
+    with quiet(), lengths_followed(flat.model):
+        return export(
+            flat,
+            values,
+            dynamic_shapes=(tuple({0: batch} if own else {} for own in shared),),
+            strict=False,
+        )
+
+
+def _decided(question: Question | None) -> str:
+    """What a message adds where forward() asks for what data or parameters decide."""
+    if question is None:
+        return ""
+    where = f" at {question.place}" if question.place else ""
+    return (
+        f"; it asks for values{where} ({question.name}) that follow its input or parameters, and the answer changes what it "
+        "computes: let it compute both ways and choose with torch.where"
+    )
+
+
+@contextmanager
+def _raising_ours(model: nn.Module) -> Iterator[None]:
+    """Runs the body; what the exporter raises on the user's code is an error of ours."""
+    try:
+        yield
     except TraceError:
         raise
-    except Exception as error:  # whatever the exporter raises on the user's code
+    except Exception as error:  # whatever it is
         raise TraceError(
             f"torch.export cannot capture {type(model).__name__}: {_reason(error)}{raised_at(error)}"
         ) from error

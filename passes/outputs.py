@@ -80,6 +80,24 @@ class Chosen:
         guessed = listed if output is None and len(ways) > 1 and named != (LOGITS,) else ""
         return cls(named, tuple(ways[key] for key in named), guessed)  # type: ignore[arg-type, index]
 
+    def with_rows(self, values: Any, more: Any) -> Chosen:
+        """The first output of real numbers with a row for every sample in place of one that was guessed and has none.
+
+        Args:
+            values: what the model returns.
+            more: what it returns for twice the samples.
+        """
+
+        def has_rows(way: tuple[Key, ...]) -> bool:
+            few, many = (reduce(item_of, way, v) for v in (values, more))
+            real = few.dim() > 0 and few.is_floating_point()
+            return bool(real and many.shape == (2 * len(few), *few.shape[1:]))
+
+        ways = _ways(values)
+        keys = [*self.keys, *(key for key, way in ways.items() if len(way) == 1)]
+        own = next((key for key in keys if has_rows(ways[key])), self.keys[0])
+        return dataclasses.replace(self, keys=(own,), ways=(ways[own],))
+
     @property
     def whole(self) -> bool:
         """Whether the model returns a single tensor, and that is it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.export import ExportedProgram
 
 from fxinvert.errors import TraceError
 from fxinvert.passes.capture import CaptureError, evaluating, hides_parameters, symbolic_graph, unchanged
-from fxinvert.passes.checks import check_devices, check_readable, check_reproduces, run
+from fxinvert.passes.checks import check_devices, check_readable, check_reproduces, doubled, run
 from fxinvert.passes.exported import export_graphs, exported_graph, in_evaluation, is_exported
 from fxinvert.passes.inputs import Flat, Inputs
 from fxinvert.passes.leaves import copied
@@ -43,7 +44,8 @@ def trace(
         example_inputs: a tensor, the tuple of what the model takes by position, or the mapping of what it takes by
             name; each tensor `(B, …)`, nested in tuples, lists and dicts as the model wants them.
         output: which output is supervised, by index or key (`"maps.0"` in what is nested), for a model with several; or
-            a tuple of those that are, which are joined to `(B, sum of sizes)`.
+            a tuple of those that are, which are joined to `(B, sum of sizes)`. None: of a dataclass the logits, or else
+            the first of real numbers with a row for every sample.
         rules: the rules in force; modules and functions that they name are kept whole.
 
     Raises:
@@ -82,13 +84,16 @@ def interpreted(
     with evaluating(model), unchanged(model), torch.no_grad(), torch.random.fork_rng(devices=cuda):
         result = _result(model, form, values, rules)
         chosen = Chosen.of(result, output)
+        if chosen.guessed:
+            with suppress(TraceError):  # what does not run on other batch sizes is refused below
+                chosen = chosen.with_rows(result, run(Flat(model, form, _whole), doubled(values)))
         try:
             graph = _captured(model, form, values, chosen, chosen(result), rules)
         except TraceError as error:
             if not chosen.guessed:
                 raise
             raise TraceError(
-                f"{error}; no output was named, and of {chosen.guessed} the first was taken: name another by output=…"
+                f"{error}; no output was named, and of {chosen.guessed} {chosen.keys[0]!r} was taken: name another by output=…"
             ) from error
     graph.meta["inputs"], graph.meta["heads"] = form, chosen.heads(result)
     return graph
@@ -101,18 +106,19 @@ def _result(model: nn.Module, form: Inputs, values: tuple[Tensor, ...], rules: R
         TraceError: it does not run on it; the message names the node where it can be found.
     """
 
-    def whole(result: Any) -> Any:
-        return result
-
     try:
-        return run(Flat(model, form, whole), values)
+        return run(Flat(model, form, _whole), values)
     except TraceError as error:
         try:
-            raw = model if isinstance(model, fx.GraphModule) else symbolic_graph(model, form, rules, whole)
+            raw = model if isinstance(model, fx.GraphModule) else symbolic_graph(model, form, rules, _whole)
         except CaptureError:
             raise error from None
         normalize(raw, copied(values), rules)
         raise
+
+
+def _whole(result: Any) -> Any:
+    return result
 
 
 def _captured(
@@ -134,15 +140,17 @@ def _captured(
         check_reproduces(Flat(model, form, chosen), graph, few, values, expected)
         return graph
 
-    def exported(reason: str) -> fx.GraphModule:
-        raws = export_graphs(model, form, values, chosen)
+    def first_checked(raws: Iterator[fx.GraphModule]) -> fx.GraphModule:
         try:
-            graph = checked(next(raws))
-        except CaptureError as error:  # perhaps for what it writes
+            return checked(next(raws))
+        except CaptureError as error:  # perhaps for what it writes, or asks
             try:
-                graph = checked(next(raws))
+                return first_checked(raws)
             except (TraceError, StopIteration):
                 raise error from None
+
+    def exported(reason: str) -> fx.GraphModule:
+        graph = first_checked(export_graphs(model, form, values, chosen))
         graph.meta["captured"] = f"by torch.export, because {reason}"
         log.info("%s captured by torch.export, because %s", type(model).__name__, reason)
         return graph

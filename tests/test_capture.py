@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -413,6 +414,81 @@ def test_constants_that_are_filled_piece_by_piece_are_folded() -> None:
     (mask,) = [n for n in graph.graph.find_nodes(op="get_attr") if "fc" not in str(n.target)]
     assert getattr(graph, str(mask.target)).tolist() == [0, 0, 1, 1, 1, 1]
     torch.testing.assert_close(graph(X), model(X))
+
+
+def _asks_a_constant(self: Any, x: Tensor) -> Any:
+    mask = torch.ones_like(x)
+    return self.fc(x) if mask.all() and mask.sum(1).max().item() == 6 else x
+
+
+def _checks(self: Any, x: Tensor) -> Any:
+    assert x.isfinite().all(), "not finite"
+    if x.amax() > 100:
+        raise ValueError("too large")
+    return self.fc(x)
+
+
+def _says_something(self: Any, x: Tensor) -> Any:
+    if x.amax() < 0:
+        warnings.warn("negative", stacklevel=1)
+    return self.fc(x)
+
+
+def _knows_of_the_capture(self: Any, x: Tensor) -> Any:
+    mask = None if torch.compiler.is_compiling() else torch.ones(x.shape[0], 1)
+    return self.fc(x) * mask
+
+
+def _converts(self: Any, x: Tensor) -> Any:
+    self.fc = self.fc.to(x.dtype)
+    return self.fc(x) if x.shape[1] == 6 else x
+
+
+@pytest.mark.parametrize(
+    "forward", [_asks_a_constant, _checks, _says_something, _knows_of_the_capture, _converts]
+)
+def test_what_runs_ask_without_changing_what_is_computed_is_answered(forward: Any) -> None:
+    model = Model(forward, fc=nn.Linear(6, 6))
+    with warnings.catch_warnings(action="error", category=UserWarning):  # other answers are tried in silence
+        graph = fxinvert.trace(model, X)
+    assert set(keys(graph)) <= {"linear", "mul"}
+    torch.testing.assert_close(graph(2 * X), model(2 * X))
+    inverted(graph, X)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda self, x: self.fc(x) * (2.0 if x.sum() > 0 else 1.0),
+        lambda self, x: self.fc(x) if x.sum() > 0 else self.twin(x),
+        lambda self, x: self.fc(x) if self.fc.weight.sum() > 0 else x,
+        lambda self, x: self.fc(x) * x.sum().item(),
+        lambda self, x: self.fc(x) if x.new_ones(x[x[:, 0] > -0.5].shape[0]).sum() > 0 else x,
+    ],
+)
+def test_what_data_or_parameters_decide_is_refused(forward: Any) -> None:
+    own = nn.Linear(6, 6)
+    model = Model(forward, fc=own, twin=copy.deepcopy(own))  # another way, even if it gives the same
+    with pytest.raises(TraceError):
+        fxinvert.trace(model, X)
+
+
+@dataclass
+class Scored:
+    loss: Tensor
+    scores: Tensor
+    best: Tensor
+    features: Tensor
+
+
+def _scored(self: Any, x: Tensor) -> Any:
+    y = self.fc(x)
+    return Scored(y.mean(), y @ y.mT, y.argmax(1), y)
+
+
+def test_without_a_name_the_first_output_with_rows_is_supervised() -> None:
+    model = Model(_scored, fc=nn.Linear(6, 4))
+    torch.testing.assert_close(fxinvert.trace(model, X)(X), model(X).features)
 
 
 # --- refused ------------------------------------------------------------------------------------------------

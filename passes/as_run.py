@@ -1,0 +1,235 @@
+"""As run: a model whose questions to tensors are answered as runs of it on the example answered them.
+
+`torch.export` follows tensors without values. Code that asks for one (`if mask.any():`) stops it even where the answer is
+the same for all data, as of a mask that forward() makes itself; and code that asks whether it is being captured may go
+other ways than it runs. What is captured here goes the way that runs go. An answer that the data or the parameters decide
+is given only where the other one would change nothing that is computed, as where code warns of it, or raises, as where code
+checks it: all else would fix for all data what holds for the example.
+"""
+
+from __future__ import annotations
+
+import dis
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fxinvert.errors import TraceError
+from fxinvert.passes.capture import called_at
+from fxinvert.passes.checks import doubled, run
+from fxinvert.passes.inputs import Flat, Inputs
+from fxinvert.quiet import quiet
+
+#: what Python asks of tensors for plain values
+_QUESTIONS = frozenset(
+    ["__bool__", "__contains__", "__float__", "__index__", "__int__", "allclose", "equal", "is_nonzero", "item", "tolist"]
+)  # fmt: skip
+#: ops that take only the shape of their input
+_SHAPED = frozenset(
+    ["empty_like", "full_like", "new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros", "ones_like", "rand_like",
+     "randn_like", "zeros_like"]
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question to a tensor: its name, where it is asked, the answer, and whether data or parameters decide that."""
+
+    name: str
+    place: str | None
+    answer: Any
+    decided: bool
+
+
+class AsRun(Flat):
+    """A model as a function of a flat list of tensors, captured the way that it runs.
+
+    Attributes:
+        questions: what runs on batches of two sizes ask alike, up to the first whose answer data or parameters decide and
+            which changes what is computed.
+        decided: that one; None: there is none.
+    """
+
+    def __init__(
+        self, model: nn.Module, inputs: Inputs, choose: Callable[[Any], Any], values: tuple[Tensor, ...]
+    ) -> None:
+        super().__init__(model, inputs, choose)
+        flat = Flat(model, inputs, choose)
+        first = _Run(flat, values)
+        pairs = zip(first.questions, _Run(flat, doubled(values)).questions, strict=False)
+        self.questions: list[Question] = []
+        self.decided: Question | None = None
+        for i, (one, two) in enumerate(pairs):
+            if (one.decided or one != two) and first.differs_by(i):
+                self.decided = one
+                break
+            self.questions.append(one)
+
+    def forward(self, *values: Any) -> Any:
+        with _running(), _Answering(self.questions):
+            return super().forward(*values)
+
+
+@contextmanager
+def _running() -> Iterator[None]:
+    """Runs the body with code being told that it runs, not that it is captured; modules that it converts are so already."""
+
+    def converted(module: nn.Module, *_: Any) -> nn.Module:
+        return module
+
+    compiler, apply = torch.compiler, nn.Module._apply
+    flags = compiler._is_compiling_flag, compiler._is_exporting_flag
+    compiler._is_compiling_flag = compiler._is_exporting_flag = False
+    nn.Module._apply = converted  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        compiler._is_compiling_flag, compiler._is_exporting_flag = flags
+        nn.Module._apply = apply  # type: ignore[method-assign]
+
+
+class _Answering(TorchFunctionMode):
+    """Answers questions in the order in which runs asked them; code may leave some out while it is captured."""
+
+    def __init__(self, questions: Iterable[Question]) -> None:
+        super().__init__()
+        self.left = iter(questions)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in _QUESTIONS:
+            asked = name, called_at()
+            for question in self.left:
+                if (question.name, question.place) == asked:
+                    return question.answer
+        return func(*args, **(kwargs or {}))
+
+
+class _Run:
+    """A run of a model: what it computes, and what it asks.
+
+    Args:
+        flat: the model.
+        values: its inputs.
+        other: the number of a truth value that is answered the other way.
+    """
+
+    def __init__(self, flat: Flat, values: tuple[Tensor, ...], other: int | None = None) -> None:
+        self.flat, self.values = flat, values
+
+        def recorded(*copies: Tensor) -> Any:
+            self.following = _Following([*copies, *flat.parameters()])
+            self.asking = _Asking(self.following, other)
+            with self.following, self.asking:
+                return flat(*copies)
+
+        self.result = run(recorded, values)  # type: ignore[arg-type]
+
+    @property
+    def questions(self) -> list[Question]:
+        return self.asking.asked
+
+    @property
+    def computed(self) -> Any:
+        """All ops, and where the result lies."""
+        return self.following.ops, self.following.number(self.result)
+
+    def differs_by(self, number: int) -> bool:
+        """Whether another answer to a question would change what is computed; the user's code may refuse to go on with it."""
+        if not isinstance(self.questions[number].answer, bool):
+            return True
+        try:
+            with quiet():
+                other = _Run(self.flat, self.values, number)
+        except TraceError as error:
+            return not _refuses(error.__cause__, self.questions[number])
+        return other.computed != self.computed or not torch.equal(other.result, self.result)
+
+
+class _Asking(TorchFunctionMode):
+    """Notes the questions of a run, and their answers; one of them may be answered the other way."""
+
+    def __init__(self, following: _Following, other: int | None) -> None:
+        super().__init__()
+        self.following, self.other, self.asked = following, other, list[Question]()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        answer = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if name in _QUESTIONS:
+            answer = not answer if len(self.asked) == self.other else answer
+            self.asked.append(Question(name, called_at(), answer, self.following.decide((args, kwargs))))
+        return answer
+
+
+def _refuses(error: BaseException | None, question: Question) -> bool:
+    """Whether the code that asks a question raises an error itself, as `assert` does."""
+    place = error.__traceback__ if error else None
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    if place is None:
+        return False
+    code = place.tb_frame.f_code
+    raises = code.co_code[place.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return raises and question.place is not None and code.co_filename in question.place
+
+
+class _Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows which tensors have values that depend on those of some, and how."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        #: every op, the shapes that it gives, and what it is given: of tensors, which of the memory that is followed
+        self.ops: list[tuple[Any, list[torch.Size], list[Any]]] = []
+        self.everything = False  # numbers of rows depend on values: whatever comes may
+        # memory that is followed, by address, and its number; kept, so that none takes another's place
+        self.memory: dict[int, tuple[int, torch.UntypedStorage]] = {}
+        self._mark(tensors)
+
+    def decide(self, argument: Any) -> bool:
+        """Whether a (nested) argument holds such a tensor."""
+        return self.everything or any(self.number(value) is not None for value in _tensors(argument))
+
+    def number(self, value: Any) -> Any:
+        """Which of the memory that is followed a tensor lies in; None: in none; anything else is itself."""
+        known = isinstance(value, Tensor)
+        return self.memory.get(value.untyped_storage()._cdata, (None,))[0] if known else value
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = [self.number(value) for value in tree_leaves((args, kwargs))]
+        result = func(*args, **(kwargs or {}))
+        self.ops.append((func, [value.shape for value in _tensors(result)], given))
+        if func.overloadpacket.__name__ not in _SHAPED and self.decide((args, kwargs)):
+            self.everything |= _decides_rows(func, args)
+            self._mark(_tensors(result))
+        return result
+
+    def _mark(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            self.memory.setdefault(storage._cdata, (len(self.memory), storage))
+
+
+def _tensors(argument: Any) -> list[Tensor]:
+    return [value for value in tree_leaves(argument) if isinstance(value, Tensor)]
+
+
+def _decides_rows(op: Any, args: tuple[Any, ...]) -> bool:
+    """Whether an op gives as many rows as the values of its inputs say; of indices those do that are truth values."""
+    return torch.Tag.dynamic_output_shape in op.tags and (
+        op is not torch.ops.aten.index.Tensor
+        or any(value.dtype == torch.bool for value in _tensors(args[1:]))
+    )
