@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import fxinvert
-from fxinvert.errors import CutError
+from fxinvert.errors import CutError, DataError
 from fxinvert.feed import Feed
 from fxinvert.passes.capture import attribute
 from fxinvert.passes.plan import Plan
@@ -19,8 +19,10 @@ def check_plan(plan: Plan, context: Context) -> None:
     """Checks that a plan was made for this graph.
 
     Raises:
-        CutError: it was not; it is said what differs.
+        CutError: it was not, and it is said what differs; or it is no plan.
     """
+    if not isinstance(plan, Plan):
+        raise CutError(f"the plan is {type(plan).__name__}; one from fxinvert.partition is needed")
     made = "the plan was made for another graph"
     known = dict(context.graph.named_parameters(remove_duplicate=False)) | context.nodes
     for segment in plan.segments:
@@ -35,6 +37,22 @@ def check_plan(plan: Plan, context: Context) -> None:
         if count != segment.parameter_count:
             raise CutError(
                 f"{made}: segment {segment.name!r} has {segment.parameter_count:,} parameters there and {count:,} here"
+            )
+
+
+def check_finite(plan: Plan, context: Context) -> None:
+    """Checks that the parameters that are to be trained are finite.
+
+    Raises:
+        DataError: one of them is not.
+    """
+    for name in dict.fromkeys(name for segment in plan.segments for name in segment.parameters):
+        value = attribute(context.graph, name)
+        bad = int((~torch.isfinite(value)).sum())
+        if bad:
+            raise DataError(
+                f"parameter {name!r} has NaN or infinite values in {bad} of {value.numel()} places; load weights that "
+                "are finite"
             )
 
 

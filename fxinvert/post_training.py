@@ -16,13 +16,14 @@ from torch.export import ExportedProgram
 
 from fxinvert.errors import DataError
 from fxinvert.feed import Feed
-from fxinvert.identity import check_plan, identity
+from fxinvert.identity import check_finite, check_plan, identity
 from fxinvert.inversion.inverse_graph import Reconstructed
 from fxinvert.inversion.invert import check_solvers
 from fxinvert.linalg.anchored import Method as SolverMethod
 from fxinvert.output_target import OutputTargetFunction, automatic
 from fxinvert.output_target import output_target as named_target
 from fxinvert.passes.capture import attribute
+from fxinvert.passes.checks import check_readable
 from fxinvert.passes.exported import in_evaluation
 from fxinvert.passes.outputs import Key
 from fxinvert.passes.partition import partition
@@ -178,6 +179,7 @@ def post_train(
     began = time.perf_counter()
     if isinstance(model, ExportedProgram):
         model = in_evaluation(model.module())
+    check_readable(model)
     _check_counts(sweeps=sweeps, patience=patience, threads=threads, chunk=chunk)
     if memory_limit is not None:
         _check_counts(memory_limit=memory_limit)
@@ -201,6 +203,7 @@ def post_train(
         check_solvers(context.graph, context.solvers)
         plan = plan or partition(context.graph, rules=rules)
         check_plan(plan, context)
+        check_finite(plan, context)
         ordered = ordered_waves(plan, schedule, trainer, context.graph.graph, only)
         targets = (
             automatic(context.first.labels) if output_target == "auto" else [named_target(output_target)]

@@ -275,7 +275,7 @@ def called_at() -> str | None:
 
 
 #: frames in these folders are not the user's
-_FOREIGN = (str(Path(torch.__file__).parent), str(Path(__file__).resolve().parent))
+_FOREIGN = tuple(str(Path(file).parent) for file in (torch.__file__, __file__, Path(__file__).resolve()))
 
 
 def raised_at(error: BaseException) -> str:

@@ -21,12 +21,15 @@ Values = Mapping[fx.Node, Any]
 _ROUNDING = 1e-2
 
 
-def check_readable(model: nn.Module) -> None:
-    """The model is made of Python code.
+def check_readable(model: object) -> None:
+    """The model is a module, made of Python code.
 
     Raises:
-        TraceError: it is TorchScript.
+        TraceError: it is none, or TorchScript.
     """
+    if not isinstance(model, nn.Module):
+        what = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TraceError(f"the model is {what}; a torch.nn.Module, made and loaded, is needed")
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError(
             "the model is a TorchScript module, into which nothing can look; give the module that it was made from"
@@ -80,6 +83,11 @@ def check_reproduces(
             raise TraceError(
                 "the model is random: two runs in evaluation mode give different outputs (a functional dropout "
                 "without training=self.training does that, or noise that forward() draws: make it an input)"
+            )
+        if bool(_real(expected).isnan().any()):
+            raise TraceError(
+                "the model gives NaN for the example inputs, so that nothing can be compared with it; give inputs that "
+                "it can compute with (attention gives NaN where a mask hides all keys)"
             )
         raise CaptureError(
             f"the traced graph does not reproduce the model: {problem}. If forward() switches torch.autocast, which a ready "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 from torch import fx, nn
 
@@ -19,6 +20,7 @@ from fxinvert.passes.capture import attribute, describe
 from fxinvert.passes.flow import Flow, has_target
 from fxinvert.passes.plan import Plan, Segment, Shape
 from fxinvert.passes.synthesize import parameters_of
+from fxinvert.passes.trace import is_normalized
 from fxinvert.rules import RuleSet, default_rules
 from fxinvert.rules.trainable import LookupWeights
 
@@ -39,8 +41,13 @@ def partition(
         rules: the rules in force, which tell what can be trained.
 
     Raises:
-        CutError: a name matches nothing, a value is no cut, there are not so many segments, or both ways are asked for.
+        CutError: a name matches nothing, a value is no cut, there are not so many segments, both ways are asked for, or
+            the graph is not from `fxinvert.trace`.
     """
+    if not is_normalized(graph):
+        raise CutError(f"{type(graph).__name__} is not traced; partition() needs a graph from fxinvert.trace")
+    if not isinstance(segments, Integral | None):
+        raise CutError(f"segments={segments!r} is {type(segments).__name__}; a whole number is needed")
     cuts = [cuts] if isinstance(cuts, str) else cuts
     if segments is not None and cuts is not None:
         raise CutError("give the number of segments or the cuts, not both")

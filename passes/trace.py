@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 
 from fxinvert.errors import TraceError
 from fxinvert.passes.capture import CaptureError, evaluating, hides_parameters, symbolic_graph, unchanged
-from fxinvert.passes.checks import check_devices, check_readable, check_reproduces, doubled, run
+from fxinvert.passes.checks import batch_size, check_devices, check_readable, check_reproduces, doubled, run
 from fxinvert.passes.exported import export_graphs, exported_graph, in_evaluation, is_exported
 from fxinvert.passes.inputs import Flat, Inputs
 from fxinvert.passes.leaves import copied
@@ -68,17 +68,17 @@ def interpreted(
     """As `trace`, for what runs the graph node by node: without code."""
     if isinstance(model, ExportedProgram):
         model = model.module()
-    if not isinstance(model, nn.Module):
-        raise TraceError(f"the model is {type(model).__name__}; a torch.nn.Module is needed")
+    check_readable(model)
     if is_normalized(model):
         assert isinstance(model, fx.GraphModule)
         return model
     if isinstance(model, fx.GraphModule):
         model = in_evaluation(model)
     rules = rules or default_rules()
-    check_readable(model)
     form = Inputs.of(model.forward, example_inputs)
     values = form.tensors(example_inputs)
+    if not batch_size(values):
+        raise TraceError("example_inputs holds no samples; the first axis counts them, and one is enough")
     check_devices(model, values)
     cuda = sorted({v.device.index for v in values if v.device.type == "cuda"})
     with evaluating(model), unchanged(model), torch.no_grad(), torch.random.fork_rng(devices=cuda):

@@ -46,6 +46,10 @@ def uneven_arrays(here: Path) -> None:
     np.savez(here / "z.npz", x=np.zeros((3, 1, 4, 4)), y=np.zeros(2))
 
 
+def other_images(here: Path) -> None:
+    np.savez(here / "z.npz", x=np.zeros((3, 1, 5, 5), np.float32), y=np.zeros(3, int))
+
+
 def empty_list(here: Path) -> None:
     (here / "cli_empty.py").write_text("def nothing(): return []")
 
@@ -69,6 +73,11 @@ BAD: list[tuple[Callable[[Path], None] | None, str, list[str]]] = [
     (full_folder, "post-train cli_nets:Net data.npz --run-directory full", ["full is not empty"]),
     (unnamed_arrays, "post-train cli_nets:Net z.npz", ["arr_0, arr_1", "x and y are needed"]),
     (uneven_arrays, "post-train cli_nets:Net z.npz", ["(3, 1, 4, 4)", "(2,)"]),
+    (
+        other_images,
+        "post-train cli_nets:Net data.npz --test z.npz",
+        ["does not run on the test data", "3x25"],
+    ),
     (empty_list, "post-train cli_nets:Net cli_empty:nothing", ["no batches"]),
     (None, "post-train cli_nets:Net cli_nets:once", ["only once"]),
     (None, "post-train cli_nets:Net cli_nets:not_a_number", ["NaN", "batch 1", "sample 10"]),

@@ -225,6 +225,8 @@ def test_wrong_settings_are_refused() -> None:
         fxinvert.invert(fx.symbolic_trace(model))
     with pytest.raises(DataError, match="refine=-1"):
         fxinvert.invert(model, x, refine=-1)
+    with pytest.raises(DataError, match="condition_limit=-1; a condition number"):
+        fxinvert.invert(model, x, condition_limit=-1)
 
 
 def test_both_graphs_print_as_tables(early: InverseGraph, capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,6 +125,7 @@ def test_a_plan_is_json_ready(cnn: fx.GraphModule) -> None:
         ({"cuts": ["fc2"]}, "'fc2' is the model's output"),
         ({"segments": 5}, "4 segments at most; 5 were asked for"),
         ({"segments": 0}, "0 were asked for"),
+        ({"segments": "2"}, "segments='2' is str; a whole number"),
         ({"segments": 2, "cuts": ["conv1"]}, "not both"),
     ],
 )
@@ -133,6 +134,11 @@ def test_cuts_that_are_none_are_refused(
 ) -> None:
     with pytest.raises(CutError, match=message):
         fxinvert.partition(cnn, **arguments)  # type: ignore[arg-type]
+
+
+def test_what_is_not_traced_is_refused() -> None:
+    with pytest.raises(CutError, match=r"Linear is not traced; .* from fxinvert.trace"):
+        fxinvert.partition(nn.Linear(3, 2))  # type: ignore[arg-type]
 
 
 def test_an_op_that_gives_several_tensors_does_not_stop_the_plan() -> None:

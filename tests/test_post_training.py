@@ -353,6 +353,21 @@ def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> Non
         fxinvert.post_train(network(), regression_data(), **settings)
 
 
+def test_what_is_no_model_and_what_is_no_plan_are_refused() -> None:
+    with pytest.raises(TraceError, match="the model is the class Linear"):
+        fxinvert.post_train(nn.Linear, regression_data())  # type: ignore[arg-type]
+    with pytest.raises(CutError, match=r"the plan is str; one from fxinvert.partition"):
+        fxinvert.post_train(network(), regression_data(), plan="auto")  # type: ignore[arg-type]
+
+
+def test_weights_that_are_not_finite_are_named() -> None:
+    model = network()
+    name, value = next(iter(model.named_parameters()))
+    value.data.flatten()[0] = torch.nan
+    with pytest.raises(DataError, match=rf"parameter '{name}' has NaN or infinite values in 1 of"):
+        fxinvert.post_train(model, regression_data())
+
+
 def test_a_plan_for_another_model_is_refused() -> None:
     plan = fxinvert.partition(fxinvert.trace(models.digits_cnn(), torch.rand(2, 1, 8, 8)))
     with pytest.raises(CutError, match="made for another graph: this one has no 'conv1"):

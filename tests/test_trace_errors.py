@@ -50,6 +50,12 @@ def _says_nothing_at_a_node(self: Any, x: Tensor) -> Tensor:
     return x + 1
 
 
+def _looks_nowhere(self: Any, x: Tensor) -> Tensor:
+    tokens, hidden = x[:, None, :2], torch.ones_like(x[:, :1], dtype=torch.bool)
+    found: Tensor = self.attention(tokens, tokens, tokens, key_padding_mask=hidden, need_weights=False)[0]
+    return found
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -76,6 +82,9 @@ def _says_nothing_at_a_node(self: Any, x: Tensor) -> Tensor:
         (nn.Sequential(nn.LazyLinear(3)), "lazy modules"),
         (torch.jit.trace(nn.Linear(3, 2), torch.randn(2, 3)), "TorchScript"),  # type: ignore[no-untyped-call]
         (nn.Linear(3, 2, device="meta"), "no values .*load its weights"),
+        (3, "the model is int; a torch.nn.Module"),
+        (nn.Linear, "the model is the class Linear; a torch.nn.Module, made"),
+        (Model(_looks_nowhere, attention=nn.MultiheadAttention(2, 2, batch_first=True)), "gives NaN for the example"),
     ],
 )  # fmt: skip
 def test_models_that_cannot_be_traced_are_refused(model: nn.Module, message: str) -> None:
@@ -108,6 +117,7 @@ class Pair(nn.Module):
             (torch.randn(2, 3), torch.randn(2, 4)),
             r"does not run on the example inputs: node 'add'.*size of tensor a",
         ),
+        ((torch.randn(0, 3), torch.randn(0, 3)), "holds no samples"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(inputs: Any, message: str) -> None:

@@ -16,6 +16,7 @@ import fxinvert
 from fxinvert.commands.config import PostTrainConfig, read_settings
 from fxinvert.commands.doubts import doubts
 from fxinvert.commands.inputs import Inputs, method_of, open_inputs, options_of
+from fxinvert.errors import DataError
 from fxinvert.export import ExportReport, export_onnx
 from fxinvert.export.files import destination_of
 from fxinvert.passes.capture import evaluating
@@ -84,6 +85,7 @@ def _execute(
         )
         for warning in warnings:
             console.print(f"Warning: {warning}.", style="yellow", soft_wrap=True)
+        before = _tested(inputs, inputs.model)  # first of all: it tells whether the test data fit
         result = fxinvert.post_train(
             inputs.model,
             inputs.train,
@@ -113,9 +115,8 @@ def _execute(
         )
         console.print(history_table(result.history))
         measured: dict[str, Change] = {}
-        if inputs.test is not None:
-            before = measure(inputs.model, inputs.test, "test data", inputs.supervised_output)
-            after = measure(result.model, inputs.test, "test data", inputs.supervised_output)
+        after = _tested(inputs, result.model)
+        if before is not None and after is not None:
             measured["test"] = (before, after)
         finish(run, config, result, measured, inputs.example, console, {"warnings": warnings})
     return run.path
@@ -132,16 +133,26 @@ def _telling_how_to_go_on(path: Path, console: Console) -> Iterator[None]:
         raise
 
 
+def _tested(inputs: Inputs, model: nn.Module) -> Metrics | None:
+    """What a model achieves on the test data, if there are any."""
+    if inputs.test is None:
+        return None
+    return measure(model, inputs.test, "test data", inputs.supervised_output)
+
+
 def measure(model: nn.Module, data: Loader, what: str, output: int | str | None = None) -> Metrics:
     """Loss and accuracy of a model, or of one of its outputs, over data.
 
     Raises:
-        DataError: the data or its labels do not fit.
+        DataError: the data or its labels do not fit, or the model does not run on them.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
     def forward(*inputs: Tensor) -> Tensor:
-        outputs: Any = model(*inputs)
+        try:
+            outputs: Any = model(*inputs)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise DataError(f"the model does not run on the {what}: {error}") from error
         chosen: Tensor = Chosen.of(outputs, output)(outputs)
         return chosen
 

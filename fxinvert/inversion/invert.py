@@ -58,7 +58,7 @@ def invert(
     Raises:
         TraceError: the model cannot be captured.
         NoRuleError: an op on the way has no rule.
-        DataError: there is no such output target, solver or node, or no example inputs for a model that is not traced
+        DataError: there is no such output target, condition number, solver or node, or no example inputs for a model that is not traced
             yet.
     """
     rules = rules or default_rules()
@@ -69,6 +69,8 @@ def invert(
         raise DataError("invert() needs example_inputs, or a graph from fxinvert.trace")
     if refine < 0:
         raise DataError(f"refine={refine}; it is a number of steps, 0 for none")
+    if condition_limit is not None and not condition_limit >= 1:
+        raise DataError(f"condition_limit={condition_limit}; a condition number is at least 1")
     check_solvers(model, solvers or {})
     settings = SolveSettings(
         condition_limit=condition_limit,
