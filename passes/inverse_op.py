@@ -236,7 +236,8 @@ def call_arguments(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
     ):  # one function for "with indices" and "without"; the former gives several tensors
         called = boolean_dispatched[called]["if_false"]
     try:
-        signature = inspect.signature(called)
+        known = isinstance(called, types.FunctionType)
+        signature = _signature(called) if known else inspect.signature(called)
         bound = signature.bind(*args, **kwargs)
     except (TypeError, ValueError):  # built-in functions have no signature
         return {str(i): value for i, value in enumerate(args)} | kwargs
@@ -248,6 +249,10 @@ def call_arguments(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
         else:
             named[name] = value
     return named
+
+
+#: of functions, which do not keep modules alive
+_signature = functools.lru_cache(maxsize=256)(inspect.signature)
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 import fxinvert
 from fxinvert.rules import Branch, Status, entrywise, kernels
+from fxinvert.rules.branches import Spare
 from fxinvert.rules.choice import choice
 from fxinvert.rules.elementwise import silu
 from fxinvert.rules.registry import Kind
@@ -398,7 +399,7 @@ def test_a_costly_branch_is_asked_only_where_it_may_be_the_nearer(
     target, output = function(other), function(x)
     for given in (output, torch.where(x > 1, target, output)):  # some stay
         found, expected = (
-            choose(x, target, given, F64, torch.empty_like(x), False) for choose in (costly, plain)
+            choose(x, target, given, F64, torch.empty_like(x), False, Spare()) for choose in (costly, plain)
         )
         assert torch.equal(found, expected)
         assert 0 < asked[-1] < x.numel() / 2

@@ -49,7 +49,7 @@ class Branch:
         plain: whether the function is y = x on it.
         keeps: whether the inverse of a value of the image lies in the interval, and is finite, whatever rounding does.
         costly: whether the inverse takes so long that it pays to look first which entries need it.
-        line: writes the inverse of all values to a tensor in one pass, if the function is made of straight lines without ends.
+        written: the same as the inverse, finite or not, of these and a tensor that may be written to.
     """
 
     low: Number
@@ -66,12 +66,18 @@ class Branch:
     plain: bool = False
     keeps: bool = False
     costly: bool = False
-    line: Callable[[Tensor, Tensor], Tensor] | None = None
+    written: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
     @property
     def flat(self) -> bool:
         """Whether the function is constant on it."""
         return self.rises is None and self.least is self.most
+
+    @property
+    def endless(self) -> bool:
+        """Whether it leads from every number to every number, and so to infinity at infinity only."""
+        ends = (-math.inf, math.inf)
+        return self.numeric and (self.low, self.high) == ends and (self.least, self.most) == ends
 
     @functools.cached_property
     def numeric(self) -> bool:
@@ -231,10 +237,32 @@ def _off(end: Number, direction: int, dtype: torch.dtype) -> Number:
     return end + direction * (size * digits.eps + digits.tiny)
 
 
-def within(value: Tensor, low: Number, high: Number) -> Tensor:
-    """`value` moved into [low, high], whose ends are numbers or tensors; itself where neither is finite."""
+class Spare:
+    """Memory for what is found on the way to an answer, the same for all blocks, of which the first is the largest.
+
+    There is none on a device, whose allocator keeps what it is given back, and while a kernel is traced.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[int, Tensor] = {}
+
+    def __call__(self, place: int, like: Tensor) -> Tensor | None:
+        """What is held in a place, of a tensor's shape; its values are whatever they are."""
+        if waits(like):
+            return None
+        held = self._held.get(place)
+        if held is None:
+            held = self._held[place] = torch.empty_like(like)
+        return held if held.shape == like.shape else held[: len(like)]
+
+
+def within(value: Tensor, low: Number, high: Number, out: Tensor | None = None) -> Tensor:
+    """`value` moved into [low, high], whose ends are numbers or tensors; itself where neither is finite.
+
+    Else it may be written to `out`.
+    """
     if isinstance(low, Tensor) or isinstance(high, Tensor):
         ends = (torch.as_tensor(end, dtype=value.dtype, device=value.device) for end in (low, high))
-        return torch.clamp(value, *ends)
+        return torch.clamp(value, *ends, out=out)
     least, most = (None if math.isinf(end) else end for end in (low, high))
-    return value if least is None and most is None else value.clamp(least, most)
+    return value if least is None and most is None else torch.clamp(value, least, most, out=out)

@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 
 from fxinvert.linalg.memory import waits
-from fxinvert.rules.branches import Branch, Number, chosen, differ, holds, within
+from fxinvert.rules.branches import Branch, Number, Spare, chosen, differ, holds, within
 
 #: makes any difference in the distance from the target count for more than the distance from the anchor
 FIRST = 1e30
 #: values between which the middle between two branches is bounded
 CELLS = 1024
 
-#: (anchor, target, output, dtype of the answer, where to write it, whether it may not overflow) -> the answer
-Choice = Callable[[Tensor, Tensor, Tensor, torch.dtype, Tensor, bool], Tensor]
+#: (anchor, target, output, dtype of the answer, where to write it, whether it may not overflow, other memory) -> the answer
+Choice = Callable[[Tensor, Tensor, Tensor, torch.dtype, Tensor, bool, Spare], Tensor]
 
 
 def choice(branches: tuple[Branch, ...]) -> Choice:
@@ -96,6 +96,15 @@ def _is(one: Number, other: Number) -> bool:
     return one is other or (not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other)
 
 
+def _below(target: Tensor, most: float) -> bool:
+    """Whether all targets are below an end, if that is not infinite; False where looking waits for a device."""
+    if most == math.inf or waits(target):
+        return most == math.inf
+    # where entries often are beyond, a few tell
+    few = target[: 1024 if target.dim() == 1 else 1]
+    return bool(few.amax() < most) and bool(target.amax() < most)
+
+
 @dataclass(frozen=True)
 class _Direct:
     """The nearest pre-image where one branch reaches every value, and at most one other lies beside it.
@@ -112,24 +121,21 @@ class _Direct:
     other: Branch | None = None
 
     def __call__(
-        self, x: Tensor, t: Tensor, y: Tensor, dtype: torch.dtype, out: Tensor, bounded: bool
+        self, x: Tensor, t: Tensor, y: Tensor, dtype: torch.dtype, out: Tensor, bounded: bool, spare: Spare
     ) -> Tensor:
         main = self.main
-        if (
-            main.plain
-            and self.other is None
-            and not isinstance(self.floor, Tensor)
-            and _is(main.most, math.inf)
-        ):
+        if self.clips and _below(t, float(main.most)):
             # y = x above a constant: the target if it is larger, else the constant's nearest point
-            torch.clamp(x, max=self.floor, out=out)
-            return torch.maximum(out, torch.threshold(t, self.floor, -math.inf), out=out)
-        wanted, value = self._attainable(t, y)
+            torch.clamp(x, max=float(self.floor), out=out)
+            larger = torch.threshold(t, float(self.floor), -math.inf, out=spare(0, t))
+            return torch.maximum(out, larger, out=out)
+        wanted, value = self._attainable(t, y, spare)
         # where the function is constant some entries mostly stay
         all_move = wanted is t and differ(wanted, y)
-        if all_move and main.line and not bounded:
-            return main.line(value, out)
-        found = main.input(value, x, dtype, bounded)
+        if main.written is None or bounded:
+            found = main.input(value, x, dtype, bounded)
+        else:
+            found = main.written(value, x, out)
         if self.other is not None:
             if waits(x) or self.border is None:
                 found = self._nearer(self.other, found, value, x, dtype, bounded)
@@ -137,16 +143,18 @@ class _Direct:
                 found = self._nearer_of_few(self.other, out.copy_(found), value, x, dtype, bounded)
         if all_move:
             return found
-        return chosen(x, found, holds(torch.ne, wanted, y, None if found is out else out), out)
+        if self.clips and not waits(x):  # in the cache, where the output is not
+            y = within(x, self.floor, self.ceiling, out)
+        return chosen(x, found, holds(torch.ne, wanted, y, spare(1, x) if found is out else out), out)
 
-    def _attainable(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _attainable(self, t: Tensor, y: Tensor, spare: Spare) -> tuple[Tensor, Tensor]:
         """What is wanted, an entry staying at its anchor where that is the output; and the value to invert.
 
         A target beyond an end that is only approached becomes the last value that is returned; or the output, if
         rounding has brought that even nearer to the end, which keeps the anchor.
         """
         main = self.main
-        wanted = within(t, self.floor, self.ceiling)
+        wanted = within(t, self.floor, self.ceiling, spare(0, t))
         if _is(main.least, self.floor) and _is(main.most, self.ceiling):
             return wanted, wanted
         below, above = main.beyond(t)
@@ -184,6 +192,13 @@ class _Direct:
             return found
         own, asked, near = (v.reshape(-1).index_select(0, rows) for v in (found, value, x))
         return found.put_(rows, self._nearer(other, own, asked, near, dtype, bounded))
+
+    @functools.cached_property
+    def clips(self) -> bool:
+        """Whether the function is y = x, clipped to the image."""
+        main = self.main
+        held = _is(main.least, self.floor) and _is(main.most, self.ceiling)
+        return main.plain and self.other is None and main.numeric and held and bool(main.least < main.most)
 
     @functools.cached_property
     def border(self) -> float | None:
@@ -235,7 +250,7 @@ class _Stepped:
         return cls(step, sides) if fits else None
 
     def __call__(
-        self, x: Tensor, t: Tensor, y: Tensor, dtype: torch.dtype, out: Tensor, bounded: bool
+        self, x: Tensor, t: Tensor, y: Tensor, dtype: torch.dtype, out: Tensor, bounded: bool, spare: Spare
     ) -> Tensor:
         step = self.step
         found = torch.clamp(x, float(step.low), float(step.high), out=out)
@@ -243,8 +258,8 @@ class _Stepped:
             low, high = side.within(dtype)
             above = side.low >= step.high
             middle = (step.least + (low if above else high)) / 2
-            nearer = holds(torch.gt if above else torch.lt, t, middle)
-            found = chosen(found, within(t, low, high), nearer, out)
+            nearer = holds(torch.gt if above else torch.lt, t, middle, spare(0, t))
+            found = chosen(found, within(t, low, high, spare(1, t)), nearer, out)
         return found
 
 
@@ -256,6 +271,7 @@ def _compared(
     dtype: torch.dtype,
     out: Tensor,
     bounded: bool,
+    spare: Spare,
 ) -> Tensor:
     """The best of all candidates, the anchor first: an entry moves only if that brings the output closer."""
     errors, found = [(y - t).abs_()], []

@@ -47,7 +47,7 @@ def hinge(slope: float) -> Branches:
         return flat(-INF, 0, 0), rising(0, INF, (0, INF), same)
     if slope > 0:
         (line,) = everywhere((-INF, INF), lambda y: F.leaky_relu(y, 1 / slope))
-        return (replace(line, line=lambda y, out: torch._C._nn.leaky_relu(y, 1 / slope, out=out)),)
+        return (replace(line, written=lambda y, anchor, out: torch._C._nn.leaky_relu(y, 1 / slope, out=out)),)
     return falling(-INF, 0, (0, INF), divided(slope)), rising(0, INF, (0, INF), same)
 
 
@@ -109,7 +109,7 @@ def valley(function: Scalar, bottom: float, far: float, straight: float) -> Bran
         lambda y: log(y.neg()).sub_(math.log(-least)).abs_().sqrt_(),
         lambda s: least * torch.exp(-s * s),
         constant=bottom,
-        slope=0,
+        adds=False,
     )
     right = Rational(
         function,
@@ -117,7 +117,7 @@ def valley(function: Scalar, bottom: float, far: float, straight: float) -> Bran
         lambda y: y.clamp(max=end).sub_(least).sqrt_(),
         lambda s: least + s * s,
         constant=bottom - least,
-        slope=1,
+        adds=True,
     )
     sides = falling(far, bottom, (least, edge), left), rising(bottom, INF, (least, INF), right)
     return tuple(replace(side, keeps=True, costly=True) for side in sides)
@@ -151,14 +151,19 @@ def tanhshrink() -> Branches:
             lambda y: y.clamp(max=9) ** (1 / 3),
             lambda s: s**3,
             constant=0,
-            slope=1,
+            adds=True,
         )
     )
 
 
 def hardsigmoid() -> Branches:
     """x / 6 + 1/2, clipped to [0, 1]."""
-    line = replace(rising(-3, 3, (0, 1), lambda y: (6 * y).sub_(3)), keeps=True)
+    low = torch.tensor(-3.0)
+
+    def written(y: Tensor, anchor: Tensor, out: Tensor) -> Tensor:
+        return torch.add(low, y, alpha=6, out=out)
+
+    line = replace(rising(-3, 3, (0, 1), lambda y: (6 * y).sub_(3)), keeps=True, written=written)
     return flat(-INF, -3, 0), line, flat(3, INF, 1)
 
 
@@ -208,7 +213,10 @@ def soft_shrunk(lambd: float) -> Branches:
     def nearest(y: Tensor, anchor: Tensor) -> Tensor:
         return torch.add(anchor, y, alpha=STEEP).clamp_(-lambd, lambd).add_(y)
 
-    return (Branch(-INF, INF, -INF, INF, nearest, rises=True),)
+    def written(y: Tensor, anchor: Tensor, out: Tensor) -> Tensor:
+        return torch.clamp(torch.add(anchor, y, alpha=STEEP, out=out), -lambd, lambd, out=out).add_(y)
+
+    return (Branch(-INF, INF, -INF, INF, nearest, rises=True, written=written),)
 
 
 def threshold(limit: float, value: float) -> Branches:

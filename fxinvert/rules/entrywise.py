@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fxinvert.linalg.memory import waits
-from fxinvert.rules.branches import Branch
+from fxinvert.rules.branches import Branch, Spare
 from fxinvert.rules.certificate import Inverse, Status, certified, reached, relative
 from fxinvert.rules.choice import choice
 from fxinvert.rules.kernels import Kernel, kernel
@@ -61,18 +61,20 @@ def _fill(
     """
     inner, least, most = _inner(branches)
     choose, choose_inner = choice(branches), choice(inner)
-    total, looks = 0.0, not waits(value)
+    total, looks, spare = 0.0, not waits(value), Spare()
+    # a sum over answers tells enough where these are as finite as the targets
+    endless = len(branches) == 1 and branches[0].endless
     for own, x, t, y in _blocks(op, value, op.anchor, target, op.output):
         if own.dtype != working:
             x, t, y = x.to(working), t.to(working), y.to(working)
         inside = not careful and _between(t, least, most)
         found = (choose_inner if inside else choose)(
-            x, t, y, own.dtype, own if own.dtype == working else torch.empty_like(x), careful
+            x, t, y, own.dtype, own if own.dtype == working else torch.empty_like(x), careful, spare
         )
         if found is not own:
             own.copy_(found)
         if looks:  # while they are in the cache
-            alike = inside and (branches[0].line is not None or math.isfinite(most - least))
+            alike = inside and (endless or math.isfinite(most - least))
             total += float(found.sum() if alike else torch.dot(found.reshape(-1), t.reshape(-1)))
     return total
 
@@ -103,9 +105,8 @@ def _fused(
 
             def function(x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, ...]:
                 wanted, bounded = t.to(working), careful or x.dtype != working
-                found = choose(
-                    x.to(working), wanted, y.to(working), x.dtype, torch.empty_like(wanted), bounded
-                )
+                out = torch.empty_like(wanted)
+                found = choose(x.to(working), wanted, y.to(working), x.dtype, out, bounded, Spare())
                 answers = found.to(x.dtype)
                 if not looked_at:
                     return (answers,)

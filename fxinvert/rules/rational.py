@@ -1,7 +1,7 @@
 """Inverses without a closed form: rational functions, fitted once to what Newton's method finds.
 
 A variable s of the value is chosen in which the inverse is smooth: zero at the end where the slope may vanish, growing
-like a root there. What the inverse has beside a line is then s · P(s) / Q(s) with polynomials of degree six or less, to
+like a root there. What the inverse has beside a line is then P(s) / Q(s) with polynomials of low degree, to
 five or six digits, enough for single precision; in double precision one Newton step follows, which doubles them.
 """
 
@@ -21,7 +21,7 @@ Scalar = Callable[[Tensor], Tensor]
 
 #: the largest error of a fit, relative to x where that is larger than 1
 ENOUGH = 6e-6
-#: degrees of P and Q that are tried, in turn
+#: degrees of Q that are tried, in turn
 DEGREES = range(4, 9)
 #: places where it is fitted, and the steps of the fit
 PLACES, STEPS = 400, 30
@@ -29,14 +29,15 @@ PLACES, STEPS = 400, 30
 
 @dataclass(eq=False)  # known by identity
 class Rational:
-    """Inverse of a smooth function on an interval on which it is monotone: x ≈ a + b y + s P(s) / Q(s), s = variable(y).
+    """Inverse of a smooth function on an interval on which it is monotone: x ≈ b y + P(s) / Q(s), s = variable(y).
 
     Attributes:
         function: the scalar function, differentiable.
         ends: of the interval of x; s is zero at the first.
         variable: s ≥ 0 of a value, a new tensor; no more than that of the second end.
         value_at: the value with a given s.
-        constant, slope: a and b.
+        constant: P(0) / Q(0).
+        adds: whether b is 1; else it is 0.
     """
 
     function: Scalar
@@ -44,15 +45,12 @@ class Rational:
     variable: Scalar
     value_at: Scalar
     constant: float
-    slope: float
+    adds: bool
 
     def __call__(self, value: Tensor) -> Tensor:
-        above, below = _fitted(self)
         s = self.variable(value)
-        x = _polynomial(above, s).div_(_polynomial(below, s)).mul_(s)
-        x.add_(self.constant)
-        if self.slope:
-            x.add_(value, alpha=self.slope)
+        x, below = (_polynomial(coefficients, s) for coefficients in _fitted(self))
+        x = torch.addcdiv(value, x, below, out=x) if self.adds else x.div_(below)
         return self.newton(x, value) if value.dtype == torch.float64 else x
 
     def newton(self, x: Tensor, value: Tensor) -> Tensor:
@@ -113,7 +111,7 @@ def _fitted(inverse: Rational) -> tuple[tuple[float, ...], tuple[float, ...]]:
         s = (place + 1) * (stop / 2)
         value = inverse.value_at(s)
         x = inverse.solved(value)
-        wanted = (x - inverse.constant - inverse.slope * value) / s
+        wanted = (x - inverse.constant - inverse.adds * value) / s
         weight = s.clamp(min=1) / x.abs().clamp(min=1)
         for degree in DEGREES:
             error, above, below = _fit(place, wanted, weight, degree)
@@ -121,6 +119,8 @@ def _fitted(inverse: Rational) -> tuple[tuple[float, ...], tuple[float, ...]]:
                 break
         scale = float(_powers(below, stop)[0])
         above, below = (_powers(c, stop) / scale for c in (above, below))
+        none = above.new_zeros(1)
+        above = torch.cat([none, above]) + inverse.constant * torch.cat([below, none])
         return tuple(above.tolist()), tuple(below.tolist())
 
 
