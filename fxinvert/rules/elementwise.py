@@ -174,12 +174,11 @@ def hardswish() -> Branches:
     """
 
     def nearest(y: Tensor, anchor: Tensor) -> Tensor:
-        root = y.clamp(max=3).mul_(6).add_(2.25).clamp_(min=0).sqrt_()
+        root = y.clamp(max=3).mul_(6).add_(2.25).sqrt_()  # no value is below the lowest point
         # −1 or 1: ONNX has no copysign, and a choice by masks takes longer than all else
-        side = (
-            y.clamp(min=0).mul_(STEEP).add_(anchor).add_(1.5).add_(1 / STEEP).mul_(STEEP**1.2).clamp_(-1, 1)
-        )
-        return root.mul_(side).add_(y.clamp(min=3)).sub_(4.5)
+        beyond = torch.add(anchor, y.clamp(min=0), alpha=STEEP).add_(1.5)
+        side = beyond.mul_(STEEP**1.2).add_(1).clamp_(-1, 1)
+        return torch.addcmul(y.clamp(min=3), root, side).sub_(4.5)
 
     return (Branch(-INF, INF, -0.375, INF, nearest, rises=True),)
 
