@@ -44,6 +44,5 @@ def _sweeps(samples: int = 4096, batch: int = 512) -> Iterator[Ratio]:
         here, there = sweeps["parallel"], others["parallel"]
         yield ratio(f"{name}: closed-form sweep", here, "AdamW epoch", epoch)
         yield ratio(f"{name}: closed-form sweep", here, "on the processor, one thread", there)
-    layers = nn.Flatten(), nn.Linear(3072, 2048), nn.ReLU(), nn.Linear(2048, 10)
-    epoch, sweeps = sweep.passes(nn.Sequential(*layers), (3, 32, 32), samples, batch, "cuda")
+    epoch, sweeps = sweep.passes(sweep.wide(), (3, 32, 32), samples, batch, "cuda")
     yield ratio("2,048 wide: closed-form sweep", sweeps["parallel"], "AdamW epoch", epoch)

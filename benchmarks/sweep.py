@@ -31,6 +31,15 @@ def run(samples: int = 2048, batch: int = 256) -> Iterator[Ratio]:
         for schedule, sweep in sweeps.items():
             aim = 3.0 if schedule == "parallel" else None
             yield ratio(f"{name}: closed-form sweep, {schedule}", sweep, "AdamW epoch", epoch, aim)
+    for few in (512, samples):
+        epoch, sweeps = passes(wide(), (3, 32, 32), few, batch // 2)
+        what = f"2,048 wide, {few:,} samples: closed-form sweep, parallel"
+        yield ratio(what, sweeps["parallel"], "AdamW epoch", epoch)
+
+
+def wide() -> nn.Module:
+    """3,072 values -> 10 logits, by 2,048."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 2048), nn.ReLU(), nn.Linear(2048, 10))
 
 
 def passes(

@@ -88,6 +88,31 @@ def test_dead_and_empty_ones_stay() -> None:
     assert not nothing.change.any()
 
 
+def test_of_few_samples_the_rows_are_kept_and_the_solution_is_that_of_the_gram_matrix(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 600), nn.Tanh(), nn.Linear(600, 3))
+    sizes = {"0": Size(1, 600, 7), "2": Size(1, 3, 601), "rows": Size(1, 3, 601, rows=8)}
+    assert Budget(2**31).rows(sizes, 1, 64) == {"0": None, "2": 64, "rows": None}
+    assert not any(Budget(2**31).rows(sizes, 1, 151).values())
+    for method in (fxinvert.training.ClosedForm(), fxinvert.training.ClosedForm(every=32)):
+        settings: dict[str, Any] = {
+            "method": method,
+            "sweeps": 2,
+            "output_target": "cross_entropy",
+            "chunk": 4,
+        }
+        few = fxinvert.post_train(model, data(64), **settings)
+        with monkeypatch.context() as patch:
+            patch.setattr(Size, "few", lambda size, samples: None)
+            gram = fxinvert.post_train(model, data(64), **settings)
+        assert few.final.loss < few.baseline.loss
+        assert few.final.loss == pytest.approx(gram.final.loss, rel=1e-4)
+        for name, value in few.model.state_dict().items():
+            torch.testing.assert_close(value, gram.model.state_dict()[name], rtol=1e-3, atol=1e-4)
+
+
 def test_training_goes_the_same_way_whichever_form_is_taken() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 200), nn.Tanh(), nn.Linear(200, 3))

@@ -38,6 +38,8 @@ HELD, MAKING = 2, 1.5
 HELD_ROWS = 12
 #: the largest number of rows that are kept in place of a Gram matrix, and the least that is of any use
 MOST, FEWEST = 2048, 16
+#: rows are kept, all of them, where there are at most this share of the features, of which there are so many that it matters
+FEW, MANY = 1 / 4, 512
 DOUBLE = 8
 
 K = TypeVar("K")
@@ -45,12 +47,13 @@ K = TypeVar("K")
 
 @dataclass(frozen=True)
 class Size:
-    """Of the normal equations of an op: groups, outputs m and features n of each, and whether G is diagonal."""
+    """Of the normal equations of an op: groups, outputs m and features n of each, whether G is diagonal, rows of a sample."""
 
     groups: int
     outputs: int
     features: int
     diagonal: bool = False
+    rows: int = 1
 
     @property
     def gram(self) -> int:
@@ -67,6 +70,11 @@ class Size:
     def cross(self) -> int:
         """Bytes of C."""
         return DOUBLE * self.groups * self.features * self.outputs
+
+    def few(self, samples: float) -> int | None:
+        """The rows of so many samples, if they are so few that G takes more than they do, in memory and in time."""
+        rows = self.rows * samples
+        return max(int(rows), 1) if not self.diagonal and rows <= FEW * self.features >= FEW * MANY else None
 
 
 @dataclass(frozen=True)
@@ -116,21 +124,24 @@ class Budget:
         step = -(-samples // count) if count else 1
         return (slice(first, min(first + step, samples)) for first in range(0, samples, step))
 
-    def rows(self, sizes: Mapping[K, Size], times: int = 1) -> dict[K, int | None]:
+    def rows(self, sizes: Mapping[K, Size], times: int = 1, samples: float = math.inf) -> dict[K, int | None]:
         """For ops that are trained together, the rows that are kept in place of a Gram matrix; None: the matrix is held.
 
-        The largest matrices are not, as many as it takes for the others to fit into half of what there is.
+        The largest matrices are not, as many as it takes for the others to fit into half of what there is; nor are those of ops
+        with few rows in all, for which these take less.
 
         Args:
             sizes: of their equations.
             times: how often all of them are held, for as many output targets.
+            samples: how many there are to sum over, at most.
 
         Raises:
             SolveError: the limit is too small for the least number of rows.
         """
         found = self._rows(sizes, times)
         if _useful(found):
-            return found
+            few = {key: size.few(samples) for key, size in sizes.items()}
+            return {key: few[key] if rows is None else rows for key, rows in found.items()}
         wide = [sizes[key] for key, rows in found.items() if rows is not None]
         # half of what there is for sums always remains for these, unless all matrices fit
         cross = 2 * HELD * sum(size.cross for size in wide)

@@ -96,7 +96,7 @@ class ClosedForm:
             passes = [paths] if self.every else in_passes(probe.context, paths, targets)
             costs, sent, adding, solving = list[tuple[float, float]](), 0, 0.0, 0.0
             for summed in passes:
-                cost, (found,) = probe.measured(sums, self._arguments(targets, paths, summed))
+                cost, (found,) = probe.measured(sums, self._arguments(targets, paths, summed, used))
                 costs.append((cost.operations, cost.seconds))
                 sent = max(sent, size_of(found))
                 adding += probe.seconds(partial(add, copy.deepcopy(found), found))
@@ -126,7 +126,7 @@ class ClosedForm:
         return groups if self.ops == "in_turn" else [[path for group in groups for path in group]]
 
     def _arguments(
-        self, output_targets: Sequence[OutputTarget], paths: list[str], summed: list[str]
+        self, output_targets: Sequence[OutputTarget], paths: list[str], summed: list[str], samples: int
     ) -> dict[str, Any]:
         return {
             "output_targets": output_targets,
@@ -135,6 +135,7 @@ class ClosedForm:
             "satisfied_weight": self.satisfied_weight,
             "weighted": self.error == "weighted",
             "position_fraction": self.position_fraction,
+            "samples": samples,
         }
 
     def _once(self, work: Work, paths: list[str]) -> Iterator[list[Proposal]]:
@@ -179,7 +180,7 @@ class ClosedForm:
         size: int | None,
     ) -> Iterator[list[Sums]]:
         """The sums of each block of samples, for each output target."""
-        for block in work.blocks(sums, self._arguments(targets, paths, summed), size):
+        for block in work.blocks(sums, self._arguments(targets, paths, summed, work.samples), size):
             yield reduce(lambda known, part: list(map(add, known, part)), block)
 
     def _updates(self, work: Work, paths: list[str], known: Sums, share: float) -> Iterator[Update]:

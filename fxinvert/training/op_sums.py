@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -38,6 +39,7 @@ def sums(
     weighted: bool,
     position_fraction: float | None = None,
     summed: Sequence[str] | None = None,
+    samples: float = math.inf,
 ) -> list[Sums]:
     """G and C of some ops over batches, by what the op does with which parameters, for each output target.
 
@@ -52,6 +54,7 @@ def sums(
         weighted: whether errors are weighted by how sensitive the output is to them.
         position_fraction: see `ClosedForm`.
         summed: the paths of those that are summed, where statistics take several passes; None: all.
+        samples: how many there are in all batches that are summed, at most.
     """
     inverses, totals = (
         [context.inverse(target) for target in output_targets],
@@ -66,7 +69,7 @@ def sums(
             for part in context.parts(batch):
                 values = inverses[0].forward(part.inputs)
                 kept = kept or context.budget.rows(
-                    _sizes(context, inverses[0], nodes, values), times=len(inverses)
+                    _sizes(context, inverses[0], nodes, values), len(inverses), samples
                 )
                 felt = sensitivities(inverses[0], nodes, part) if weighted else {}
                 for inverse, total in zip(inverses, totals, strict=True):
@@ -138,9 +141,11 @@ def _sizes(
         if isinstance(trainable, ByPosition):
             at = torch.zeros(len(op.output), 1, dtype=torch.long, device=op.output.device)
             rows, errors = trainable.features(op, at), trainable.outputs(op, op.output, at)
+            count = op.output.shape[2:].numel()
         else:
             rows, errors = trainable.features(op), trainable.outputs(op, op.output)
-        context.sizes[use_of(node)] = Size(len(rows), errors.shape[2], rows.shape[2])
+            count = rows.shape[1]
+        context.sizes[use_of(node)] = Size(len(rows), errors.shape[2], rows.shape[2], rows=count)
     return {use_of(node): context.sizes[use_of(node)] for node in nodes}
 
 
