@@ -1,4 +1,4 @@
-"""Folded: a normalization with fixed statistics, and the convolution before it, as one convolution.
+"""Folded: a normalization with fixed statistics, and the convolution before it, as one convolution; kernels that are held.
 
 y = γ (W ∗ x + b − m) / √(v + ε) + β is the convolution of x with s W and offset s (b − m) + β, s = γ / √(v + ε): where a
 function is evaluated and differentiated many times, one pass less over its maps in either direction.
@@ -10,6 +10,8 @@ import operator
 
 import torch
 from torch import Tensor, fx
+
+from fxinvert.linalg.held import held_convolution
 
 CONVOLUTIONS = (
     torch.ops.aten.conv1d.default,
@@ -37,6 +39,18 @@ def fold_normalizations(graph: fx.Graph) -> None:
         node.replace_all_uses_with(made)
         graph.erase_node(node)
         graph.erase_node(before)
+
+
+def hold_kernels(graph: fx.Graph, entry: fx.Node) -> None:
+    """Differentiates convolutions in their inputs alone, where their kernels do not follow from the entry, in place."""
+    following = {entry}
+    for node in graph.nodes:
+        if following.isdisjoint(node.all_input_nodes):
+            continue
+        following.add(node)
+        others = (a for a in (*node.args[1:], *node.kwargs.values()) if isinstance(a, fx.Node))
+        if node.target in CONVOLUTIONS and following.isdisjoint(others):
+            node.target = held_convolution
 
 
 def folded(

@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxinvert.passes.flow import Stretch
-from fxinvert.passes.folded import fold_normalizations
+from fxinvert.passes.folded import fold_normalizations, hold_kernels
 from fxinvert.passes.leaves import mapped, printable
 
 
@@ -70,7 +70,7 @@ def held(stretch: Stretch) -> list[fx.Node]:
 
 
 def region_graph(stretch: Stretch) -> fx.GraphModule:
-    """The region as a graph module: `(entry, *held)` → exit, normalizations folded into convolutions."""
+    """The region as a graph module: `(entry, *held)` → exit, normalizations folded into convolutions, kernels held."""
     graph, root = fx.Graph(), nn.Module()
     owner = owner_of(stretch.exit)
     nodes = {n: graph.placeholder(n.name) for n in (stretch.entry, *held(stretch))}
@@ -83,4 +83,5 @@ def region_graph(stretch: Stretch) -> fx.GraphModule:
         nodes[node] = graph.create_node(node.op, target, args, kwargs, name=node.name)
     graph.output(nodes[stretch.exit])
     fold_normalizations(graph)
+    hold_kernels(graph, nodes[stretch.entry])
     return printable(fx.GraphModule(root, graph, "Region"))

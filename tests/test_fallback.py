@@ -11,6 +11,7 @@ import pytest
 import torch
 from small_models import Model
 from torch import Tensor, fx, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 import fxinvert
@@ -274,6 +275,23 @@ class Doubled(torch.autograd.Function):
         return 2 * gradients[0]
 
 
+class Once(torch.autograd.Function):
+    """In forward mode, and in reverse mode once."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return 2 * gradients[0]
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Any:
+        return 2 * tangents[0]
+
+
 def attention(x: Tensor) -> Tensor:
     heads = x.reshape(len(x), 1, 4, -1)
     return F.scaled_dot_product_attention(heads, heads, heads).flatten(1)
@@ -284,10 +302,12 @@ def attention(x: Tensor) -> Tensor:
     [
         lambda x: F.conv1d(x[:, None], torch.ones(2, 1, 3).double()).tanh().flatten(1),
         lambda x: Doubled.apply(x).tanh(),  # type: ignore[no-untyped-call]
+        lambda x: Once.apply(x).tanh(),  # type: ignore[no-untyped-call]
+        lambda x: x.logcumsumexp(1).square(),
         attention,
         nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).double().eval(),
     ],
-    ids=["convolution", "reverse mode only", "attention", "fused attention"],
+    ids=["convolution", "reverse mode only", "once in reverse", "kink at 0", "attention", "fused attention"],
 )
 def test_products_are_those_of_the_jacobian(function: Any) -> None:
     fused = isinstance(function, nn.Module)
@@ -306,6 +326,16 @@ def test_products_are_those_of_the_jacobian(function: Any) -> None:
     single = jacobian.to(torch.float32)
     torch.testing.assert_close(single.apply(v.float()), pushed.float(), rtol=1e-4, atol=1e-5)
     assert isinstance(jacobian, operators.LinearOperator)
+
+
+def test_products_evaluate_the_function_once() -> None:
+    calls = []
+    x = torch.randn(3, 8).double()
+    jacobian = Jacobian(lambda v: calls.append(v) or v.tanh(), x)  # type: ignore[func-returns-value]
+    for _ in range(3):
+        torch.testing.assert_close(jacobian.apply(x), x * (1 - x.tanh().square()))
+        jacobian.adjoint(x)
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from linear_problems import F64
+from torch import Tensor
 from torch.nn import functional as F
 
 from fxinvert.linalg import Convolution, LinearOperator, TransposedConvolution
+from fxinvert.linalg.held import held_convolution
 
 
 def assert_transposes(a: LinearOperator, *, tolerance: float) -> None:
@@ -55,3 +59,38 @@ def test_the_cost_is_that_of_the_products() -> None:
     assert plain.cost == 2 * 4 * 8 * 8 * 2 * 9
     turned = TransposedConvolution(torch.randn(4, 2, 3, 3), (4, 8, 8), (2, 8, 8), (1, 1), (1, 1), (1, 1), 1)
     assert turned.cost == plain.cost
+
+
+@pytest.mark.parametrize("batch", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "kernel", "sliding"),
+    [
+        ((4, 9), (6, 4, 3), ()),
+        ((4, 5, 6), (6, 2, 3, 2), ([2], [1, 0], [1, 2], 2)),
+        ((4, 5, 6), (4, 1, 3, 3), (1, 1, 1, 4)),
+        ((2, 4, 4, 4), (3, 2, 2, 2, 2), ([1, 2, 1],)),
+    ],
+)
+def test_a_held_convolution_is_torchs_up_to_its_second_derivatives(
+    shape: tuple[int, ...], kernel: tuple[int, ...], sliding: tuple[Any, ...], batch: bool
+) -> None:
+    weight, bias = torch.randn(kernel, dtype=F64), torch.randn(kernel[0], dtype=F64)
+    x = torch.randn(*([2] if batch else []), *shape, dtype=F64, requires_grad=True)
+    torchs = (F.conv1d, F.conv2d, F.conv3d)[len(shape) - 2]
+    torch.testing.assert_close(held_convolution(x, weight, bias, *sliding), torchs(x, weight, bias, *sliding))
+
+    def sliced(value: Tensor) -> Tensor:
+        return held_convolution(value, weight, bias, *sliding).sin()
+
+    assert torch.autograd.gradcheck(sliced, (x,), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(sliced, (x,))
+
+
+def test_a_held_kernel_costs_a_product_nothing() -> None:
+    weight = torch.randn(3, 3, 3, 3, requires_grad=True)
+    x = torch.randn(1, 3, 5, 5, requires_grad=True)
+    (pulled,) = torch.autograd.grad(
+        held_convolution(x, weight, None, 1, 1), x, torch.ones_like(x), create_graph=True
+    )
+    assert weight.requires_grad
+    assert not pulled.requires_grad, "the adjoint depends on neither the map nor, held, the kernel"

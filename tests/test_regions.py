@@ -16,8 +16,10 @@ import fxinvert
 from fxinvert.linalg import SolveSettings
 from fxinvert.linalg.descent import RATE
 from fxinvert.linalg.fixed_point import fixed_point
+from fxinvert.linalg.held import held_convolution
 from fxinvert.linalg.jacobian import Jacobian, acts_on_values
 from fxinvert.models.residual import BasicBlock
+from fxinvert.passes.folded import CONVOLUTIONS
 from fxinvert.passes.region import Region
 from fxinvert.rules import Inverse, Op, Status
 from fxinvert.rules.certificate import relative, row_norms
@@ -330,6 +332,9 @@ def test_normalizations_inside_a_region_are_folded_into_convolutions(bias: bool,
     norms = region.interior.graph.find_nodes(op="call_function", target=torch.ops.aten.batch_norm.default)
     assert [node.name for node in norms] == ["other"]
     held = dict(inverse.graph.named_parameters()) | dict(inverse.graph.named_buffers())
+    kernels = [node for node in region.interior.graph.nodes if node.target is held_convolution]
+    assert len(kernels) == 2
+    assert not any(node.target in CONVOLUTIONS for node in region.interior.graph.nodes)
     names = [n.name for n in region.interior.graph.find_nodes(op="placeholder")]
     values = {n.name: held[str(n.target)] for n in inverse.graph.graph.find_nodes(op="get_attr")}
     torch.testing.assert_close(region(*(x if name == "x" else values[name] for name in names)), model(x))

@@ -15,7 +15,8 @@ from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 from fxinvert.errors import SolveError
 from fxinvert.linalg.operators import LinearOperator, Shape
 
-_CONVOLUTION: dict[int, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+#: by the number of spatial dimensions: torch's convolution, and its adjoint
+CONVOLUTION: dict[int, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     1: (torch.nn.functional.conv1d, conv1d_input),
     2: (torch.nn.functional.conv2d, conv2d_input),
     3: (torch.nn.functional.conv3d, conv3d_input),
@@ -93,7 +94,7 @@ class Convolution(LinearOperator):
         self._padded = in_shape[0], *(size + p for size, p in zip(in_shape[1:], ends, strict=True))
         super().__init__(in_shape, (weight.shape[0], *spatial), weight)
         self._convolved = self.out_shape
-        self._forward, self._input_gradient = _CONVOLUTION[len(spatial)]
+        self._forward, self._input_gradient = CONVOLUTION[len(spatial)]
         # without strides and groups the adjoint is a convolution, too, and faster so than as a gradient; not in float64
         self._flipped_padding = [
             d * (k - 1) - p for k, p, d in zip(weight.shape[2:], self.padding, dilation, strict=True)

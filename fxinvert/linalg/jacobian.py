@@ -1,7 +1,9 @@
 """The Jacobian of a function at a batch of points, as a linear operator: products only, no matrix.
 
-J v comes from forward-mode differentiation, Jᵀ u from reverse mode. Where an op on the way has no forward mode, J v is
-the derivative of the linear map u ↦ Jᵀ u, by reverse mode twice (Griewank & Walther 2008, §3.2; the products are equal).
+Jᵀ u comes from reverse-mode differentiation, and J v is the derivative of the linear map u ↦ Jᵀ u, by reverse mode again
+(Griewank & Walther 2008, §3.2): this map is recorded once for a point, so that a product is one pass over what depends on
+u, without the function. Where an op on the way cannot be differentiated twice, J v comes from forward mode, which in torch
+evaluates the function anew for every product, and its affine ops twice, once for the parameters, which have no part in it.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ class Jacobian(LinearOperator):
             self._leaf = self.point.clone().requires_grad_()
             self._output = function(self._leaf)
         super().__init__(point.shape[1:], self._output.shape[1:], point)
-        self._has_forward_mode = True
+        #: some u and Jᵀ u, once that has been recorded; and whether it can be
+        self._recorded: tuple[Tensor, Tensor] | None = None
+        self._twice = True
         if not self._output.requires_grad:
             raise _not_differentiable()
 
@@ -48,13 +52,13 @@ class Jacobian(LinearOperator):
         return self._output.detach()
 
     def apply(self, x: Tensor) -> Tensor:
-        if self._has_forward_mode:
+        if self._twice:
             try:
-                return self._forward_mode(x)
-            except (NotImplementedError, RuntimeError):
-                # the exception's type does not tell why; what is wrong otherwise is wrong in reverse mode, too
-                self._has_forward_mode = False
-        return self._reverse_twice(x)
+                return self._reverse_twice(x)
+            except (NotImplementedError, RuntimeError, SolveError):
+                # the exception's type does not tell why; what is wrong otherwise is wrong in forward mode, too
+                self._twice = False
+        return self._forward_mode(x)
 
     def adjoint(self, r: Tensor) -> Tensor:
         return self._pulled_back(self._output, self._leaf, r, keep=True)
@@ -71,11 +75,14 @@ class Jacobian(LinearOperator):
 
     def _reverse_twice(self, x: Tensor) -> Tensor:
         with differentiable(), torch.enable_grad():
-            leaf = self.point.clone().requires_grad_()
-            output = self.function(leaf)
-            dual = torch.zeros_like(output, requires_grad=True)
-            pulled = self._pulled_back(output, leaf, dual, keep=True, create_graph=True)
-            return self._pulled_back(pulled, dual, x, keep=False)
+            if self._recorded is None:
+                # anywhere but at zero, where torch's derivative of logcumsumexp has a kink in u
+                dual = torch.linspace(1, 2, self._output.numel()).to(self._output).reshape(self._output.shape)
+                dual.requires_grad_()
+                pulled = self._pulled_back(self._output, self._leaf, dual, keep=True, create_graph=True)
+                self._recorded = dual, pulled
+            dual, pulled = self._recorded
+            return self._pulled_back(pulled, dual, x, keep=True)
 
     def _pulled_back(
         self, output: Tensor, leaf: Tensor, r: Tensor, *, keep: bool, create_graph: bool = False
