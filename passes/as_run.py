@@ -10,7 +10,7 @@ checks it: all else would fix for all data what holds for the example.
 from __future__ import annotations
 
 import dis
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from fxinvert.errors import TraceError
 from fxinvert.passes.capture import called_at
 from fxinvert.passes.checks import doubled, run
-from fxinvert.passes.inputs import Flat, Inputs
+from fxinvert.passes.inputs import Flat
 from fxinvert.quiet import quiet
 
 #: what Python asks of tensors for plain values
@@ -57,11 +57,8 @@ class AsRun(Flat):
         decided: that one; None: there is none.
     """
 
-    def __init__(
-        self, model: nn.Module, inputs: Inputs, choose: Callable[[Any], Any], values: tuple[Tensor, ...]
-    ) -> None:
-        super().__init__(model, inputs, choose)
-        flat = Flat(model, inputs, choose)
+    def __init__(self, flat: Flat, values: tuple[Tensor, ...]) -> None:
+        super().__init__(flat.model, flat.inputs, flat.choose)
         first = _Run(flat, values)
         pairs = zip(first.questions, _Run(flat, doubled(values)).questions, strict=False)
         self.questions: list[Question] = []
@@ -129,10 +126,10 @@ class _Run:
         def recorded(*copies: Tensor) -> Any:
             self.following = _Following([*copies, *flat.parameters()])
             self.asking = _Asking(self.following, other)
-            with self.following, self.asking:
+            with torch.no_grad(), self.following, self.asking:
                 return flat(*copies)
 
-        self.result = run(recorded, values)  # type: ignore[arg-type]
+        self.results = _tensors(run(recorded, values))  # type: ignore[arg-type]
 
     @property
     def questions(self) -> list[Question]:
@@ -140,8 +137,8 @@ class _Run:
 
     @property
     def computed(self) -> Any:
-        """All ops, and where the result lies."""
-        return self.following.ops, self.following.number(self.result)
+        """All ops, and where the results lie."""
+        return self.following.ops, [self.following.number(value) for value in self.results]
 
     def differs_by(self, number: int) -> bool:
         """Whether another answer to a question would change what is computed; the user's code may refuse to go on with it."""
@@ -152,7 +149,7 @@ class _Run:
                 other = _Run(self.flat, self.values, number)
         except TraceError as error:
             return not _refuses(error.__cause__, self.questions[number])
-        return other.computed != self.computed or not torch.equal(other.result, self.result)
+        return other.computed != self.computed or not all(map(torch.equal, other.results, self.results))
 
 
 class _Asking(TorchFunctionMode):

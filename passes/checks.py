@@ -90,8 +90,9 @@ def check_reproduces(
                 "it can compute with (attention gives NaN where a mask hides all keys)"
             )
         raise CaptureError(
-            f"the traced graph does not reproduce the model: {problem}. If forward() switches torch.autocast, which a ready "
-            f"graph does not tell, let it compute in one precision; if not: {REPORT}"
+            f"the traced graph does not reproduce the model: {problem}. If forward() goes another way while it is captured "
+            "(torch.compiler.is_exporting(), tensors without values), let it go the same way; if it switches torch.autocast, "
+            f"which a ready graph does not tell, let it compute in one precision; if neither: {REPORT}"
         )
     if not expected.dim() or not len(expected) or len(expected) % max(batch_size(inputs), 1):
         raise _no_rows(graph, values, f"its output has shape {tuple(expected.shape)}")

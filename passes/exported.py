@@ -57,14 +57,15 @@ def export_graphs(
     shared = [v.dim() > 0 and len(v) == rows for v in values]
     if rows == 1:  # a size of 1 would be taken for a constant
         values = tuple(torch.cat([v, v]) if own else v for v, own in zip(values, shared, strict=True))
+    flat = Flat(model, inputs, choose)
     failed: TraceError | None = None
     try:
-        yield from _graphs(Flat(model, inputs, choose), values, shared)
+        yield from _graphs(flat, values, shared)
     except TraceError as error:
         failed = error
     decided: Question | None = None
     try:
-        as_run = AsRun(model, inputs, choose, values)
+        as_run = AsRun(flat, values)
         decided = as_run.decided
         yield from _graphs(as_run, values, shared)
     except TraceError as error:

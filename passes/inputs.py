@@ -79,11 +79,11 @@ class Flat(nn.Module):
 
     def __init__(self, model: nn.Module, inputs: Inputs, choose: Callable[[Any], Any]) -> None:
         super().__init__()
-        self.model, self.inputs, self._choose = model, inputs, choose
+        self.model, self.inputs, self.choose = model, inputs, choose
 
     def forward(self, *values: Any) -> Any:
         args, kwargs = self.inputs.arguments(values)
-        return self._choose(self.model(*args, **kwargs))
+        return self.choose(self.model(*args, **kwargs))
 
 
 def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

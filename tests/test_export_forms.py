@@ -222,6 +222,27 @@ def test_opset(opset: int, tmp_path: Path) -> None:
     assert report.opset == opset
 
 
+class Asking(nn.Module):
+    """Its mask, which it makes itself, hides nothing, and it checks what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.ones_like(x)
+        assert x.isfinite().all()
+        result: Tensor = self.fc(x) if mask.all() else self.fc(x * mask)
+        return result
+
+
+@pytest.mark.parametrize("precision", ["own", "float16"])
+def test_what_a_model_asks_of_tensors_is_answered_as_it_runs(precision: Any, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    export_onnx(Asking(), ROWS, path, precision=precision)
+    assert axes_of(path) == {"x": ["batch", 3]}
+
+
 def test_half_precision_is_proven_against_the_model_itself(tmp_path: Path) -> None:
     model, example = models.load("digits_cnn"), inputs_of("digits_cnn", 4)
     report = export_onnx(model, example, tmp_path / "half.onnx", precision="float16")

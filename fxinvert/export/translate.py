@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from fxinvert.export.called import BATCH, Call, Half
 from fxinvert.export.inputs import Case, like
 from fxinvert.export.projected import ProjectedSteps, show_lstms
 from fxinvert.export.translations import translations
+from fxinvert.passes.as_run import AsRun
 from fxinvert.passes.capture import lengths_followed
+from fxinvert.passes.inputs import Flat
 from fxinvert.quiet import quiet
 
 FIRST_OPSET = 18
@@ -44,15 +47,38 @@ def translate(
         ExportMismatchError: A named axis has been fixed.
         DataError: There is no such opset.
     """
-    name, kind = type(model).__name__, "in half precision " if half else ""
     show_lstms(model)
-    flat, prefix = _flat(model, call, cases, half)
-    inputs = _tracing_inputs(call, cases)
+    flat, inputs = call.flat(model), _tracing_inputs(call, cases)
+    try:
+        program = _program(flat, inputs, call, cases, opset, half)
+    except TraceError as error:
+        try:
+            program = _program(AsRun(flat, inputs), inputs, call, cases, opset, half)
+        except FxInvertError:
+            raise error from error.__cause__
+    if program is None:
+        raise TraceError(
+            f"torch returned nothing when exporting {type(model).__name__}; check the torch version"
+        )
+    found = program.model.opset_imports.get("")
+    if found != opset:
+        raise DataError(
+            f"opset {opset} is not available: the exporter made opset {found}; ask for that or for 20"
+        )
+    _check_axes(program.model, call, destination)
+    _use_own_names(program.model, "flat.model." if half else "model.")
+    return program
+
+
+def _program(
+    flat: Flat, inputs: tuple[Tensor, ...], call: Call, cases: Sequence[Case], opset: int, half: bool
+) -> Any:
+    name, kind = type(flat.model).__name__, "in half precision " if half else ""
     # attention is taken apart for ONNX: its other kernels lay their results out in ways that no view of the parts has
-    with quiet() as said, sdpa_kernel(SDPBackend.MATH), ProjectedSteps(), lengths_followed(model):
+    with quiet() as said, sdpa_kernel(SDPBackend.MATH), ProjectedSteps(), lengths_followed(flat.model):
         try:
             program = torch.onnx.export(
-                flat,
+                _in_half(flat, cases) if half else flat,
                 inputs,
                 dynamo=True,
                 verbose=False,
@@ -79,15 +105,6 @@ def translate(
             if said.getvalue().strip():
                 failure.add_note("torch said:\n" + said.getvalue().strip()[-4000:])
             raise failure from error
-    if program is None:
-        raise TraceError(f"torch returned nothing when exporting {name}; check the torch version")
-    found = program.model.opset_imports.get("")
-    if found != opset:
-        raise DataError(
-            f"opset {opset} is not available: the exporter made opset {found}; ask for that or for 20"
-        )
-    _check_axes(program.model, call, destination)
-    _use_own_names(program.model, prefix)
     return program
 
 
@@ -113,14 +130,9 @@ def _optimize(program: torch.onnx.ONNXProgram) -> None:
     )(program.model)
 
 
-def _flat(model: nn.Module, call: Call, cases: Sequence[Case], half: bool) -> tuple[nn.Module, str]:
-    """The model as torch's exporter takes it, and what that puts before the names of its weights."""
-    if not half:
-        return call.flat(model), "model."
-    import copy
-
+def _in_half(flat: Flat, cases: Sequence[Case]) -> Half:
     dtypes = [tensor.dtype for tensor in cases[0].expected.values()]
-    return Half(call.flat(copy.deepcopy(model)), dtypes), "flat.model."
+    return Half(copy.deepcopy(flat), dtypes)
 
 
 def _tracing_inputs(call: Call, cases: Sequence[Case]) -> tuple[Tensor, ...]:
