@@ -99,14 +99,16 @@ class NormalEquations:
         factor, failed = torch.empty_like(self.gram).mT, dead.new_empty(len(dead), dtype=torch.int32)
         while True:
             factor.copy_(self.gram)
-            factor.diagonal(dim1=1, dim2=2).add_(torch.where(dead, 1.0, used * mean))
+            ridge = torch.where(dead, 1.0, used * mean)
+            factor.diagonal(dim1=1, dim2=2).add_(ridge)
             torch.linalg.cholesky_ex(factor, out=(factor, failed))  # in its own place: columns are contiguous
             if not bool(failed.any()):
                 break
             used = max(10 * used, torch.finfo(torch.float64).eps)
         half = torch.linalg.solve_triangular(factor, self.cross.mT, upper=False)
         change = torch.linalg.solve_triangular(factor.mT, half, upper=True).mT
-        explained = float((2 * change * self.cross).sum() - ((change @ self.gram) * change).sum())
+        # 2⟨ΔΘ, C⟩ − ⟨ΔΘ G, ΔΘ⟩, where ΔΘ G is C − ΔΘ Λ
+        explained = float((change * (self.cross + change * ridge[:, None])).sum())
         return Solved(
             change=torch.where(dead[:, None, :], 0.0, change),
             damping=used,

@@ -107,7 +107,8 @@ class WideEquations:
         kernel.diagonal(dim1=1, dim2=2).add_(ridge[..., 0])
         seen = torch.cholesky_solve(self.factor @ self.cross.mT, torch.linalg.cholesky(kernel)).mT
         change = (self.cross - seen @ self.factor) / ridge
-        explained = float((2 * change * self.cross).sum() - (change @ self.factor.mT).square().sum())
+        # 2⟨ΔΘ, C⟩ − ‖ΔΘ Bᵀ‖², where ΔΘ BᵀB is C − λ ΔΘ
+        explained = float((change * (self.cross + change * ridge)).sum())
         return Solved(
             change=change,
             damping=used,
