@@ -191,7 +191,7 @@ def post_train(
     trainer = method_named(method, damping, satisfied_weight)
     settings = Settings(sweeps, share, inputs == "original", recalibrate, patience, least_gain, confidence)
     hand = executor_named(executor, workers)
-    updated = copy.deepcopy(model)
+    updated = _copy_of(model)
     with ExitStack() as stack:
         stack.enter_context(torch_threads(threads))
         sources = {"train": source_of(train_data, "train_data", chunk)}
@@ -270,6 +270,16 @@ def ordered_waves(
         DataError, CutError: see `fxinvert.scheduling.waves`.
     """
     return waves(plan, method.schedule if schedule == "auto" else schedule, graph, only)
+
+
+def _copy_of(model: nn.Module) -> nn.Module:
+    """A copy, so that the user's model is never changed."""
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:
+        raise DataError(
+            f"{type(model).__name__} cannot be copied ({error}); keep only parameters, buffers and detached tensors on it"
+        ) from error
 
 
 def _check_counts(least: int = 1, **settings: Any) -> None:

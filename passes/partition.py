@@ -19,7 +19,7 @@ from fxinvert.passes.activity import followed, follows
 from fxinvert.passes.capture import attribute, describe
 from fxinvert.passes.flow import Flow, has_target
 from fxinvert.passes.plan import Plan, Segment, Shape
-from fxinvert.passes.synthesize import parameters_of
+from fxinvert.passes.synthesize import is_weight_norm, parameters_of
 from fxinvert.passes.trace import is_normalized
 from fxinvert.rules import RuleSet, default_rules
 from fxinvert.rules.trainable import LookupWeights
@@ -69,9 +69,10 @@ def trained_parameters(node: fx.Node, rules: RuleSet) -> tuple[str, ...]:
         return ()
     table = isinstance(trainable, LookupWeights)
     if not table and any(
-        n.op != "get_attr" and not n.meta["active"] and "tensor_meta" in n.meta for n in node.all_input_nodes
+        n.op != "get_attr" and not n.meta["active"] and "tensor_meta" in n.meta and not is_weight_norm(n)
+        for n in node.all_input_nodes
     ):
-        return ()  # a computed weight (weight_norm, a cast) is no parameter
+        return ()  # a computed weight (spectral_norm, a cast) is no parameter
     owner = node.graph.owning_module
     assert owner is not None, "a graph outside of its module"
     names = [n for n in parameters_of(node).values() if isinstance(attribute(owner, n), nn.Parameter)]

@@ -32,6 +32,8 @@ from fxinvert.rules.registry import Kind, matrix_free
 
 #: the inverse graph's first input
 OUTPUT_TARGET = "output_target"
+#: makes a weight of its direction and length
+WEIGHT_NORM = "_weight_norm"
 #: in the inverse graph's `meta`: the names of the forward nodes whose value an input is, and whose target a call finds
 ANCHOR_OF, TARGET_OF = "anchor_of", "target_of"
 
@@ -196,13 +198,29 @@ class _Synthesis:
 
 
 def parameters_of(node: fx.Node) -> dict[str, str]:
-    """The names of the parameters and buffers that an op reads, by argument name; of a whole module, by its own names."""
+    """The names of the parameters and buffers that an op reads, by argument name; of a whole module, by its own names.
+
+    Of a weight behind a weight norm they are those of its direction and length, `weight.v` and `weight.g`.
+    """
     owner = node.graph.owning_module
     if node.op == "call_module" and owner is not None:
         named = owner.get_submodule(str(node.target)).named_parameters()
         return {name: f"{node.target}.{name}" for name, _ in named}
     arguments = call_arguments(node.target, node.args, node.kwargs)
-    return {k: str(n.target) for k, n in arguments.items() if isinstance(n, fx.Node) and n.op == "get_attr"}
+    read: dict[str, str] = {}
+    for name, value in arguments.items():
+        if isinstance(value, fx.Node) and is_weight_norm(value):
+            parts = zip("vg", value.all_input_nodes, strict=True)
+            read |= {f"{name}.{part}": str(n.target) for part, n in parts}
+        elif isinstance(value, fx.Node) and value.op == "get_attr":
+            read[name] = str(value.target)
+    return read
+
+
+def is_weight_norm(node: fx.Node) -> bool:
+    """Whether a value is a weight that is made of its direction v and length g, two parameters."""
+    inputs = node.all_input_nodes
+    return node.meta.get("op") == WEIGHT_NORM and [n.op for n in inputs] == ["get_attr"] * 2
 
 
 def share(root: nn.Module, other: nn.Module, target: str) -> None:

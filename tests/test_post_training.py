@@ -356,6 +356,10 @@ def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> Non
 def test_what_is_no_model_and_what_is_no_plan_are_refused() -> None:
     with pytest.raises(TraceError, match="the model is the class Linear"):
         fxinvert.post_train(nn.Linear, regression_data())  # type: ignore[arg-type]
+    holding = network()
+    holding.hidden = holding(torch.randn(2, 5))  # what the deprecated weight_norm leaves behind
+    with pytest.raises(DataError, match=r"Sequential cannot be copied \(Only Tensors created explicitly"):
+        fxinvert.post_train(holding, regression_data())
     with pytest.raises(CutError, match=r"the plan is str; one from fxinvert.partition"):
         fxinvert.post_train(network(), regression_data(), plan="auto")  # type: ignore[arg-type]
 
@@ -413,7 +417,7 @@ def test_frozen_parameters_stay_and_a_model_frozen_throughout_is_trained() -> No
 
 
 def test_a_computed_weight_is_no_parameter() -> None:
-    normed = torch.nn.utils.parametrizations.weight_norm(nn.Linear(5, 16))
+    normed = torch.nn.utils.parametrizations.spectral_norm(nn.Linear(5, 16))
     result = fxinvert.post_train(
         nn.Sequential(normed, nn.Tanh(), nn.Linear(16, 2)), regression_data(), sweeps=1
     )

@@ -77,8 +77,8 @@ def _chosen(plan: Plan, names: Sequence[str] | str | None) -> Wave:
     if not trained:
         raise DataError(
             "the plan has no segment with parameters that can be trained: no rule tells how those of its ops follow from "
-            "what they should have produced (weights that are computed, as by weight_norm or spectral_norm, stay as they "
-            "are; remove the parametrization to train them)"
+            "what they should have produced (weights that are computed otherwise than by weight_norm, as by "
+            "spectral_norm, stay as they are; remove the parametrization to train them)"
         )
     if names is None:
         return trained

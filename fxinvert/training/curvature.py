@@ -23,7 +23,7 @@ from fxinvert.inversion.inverse_graph import InverseGraph
 from fxinvert.inversion.replay import Values
 from fxinvert.linalg.memory import full_precision
 from fxinvert.output_target import output_target
-from fxinvert.passes.capture import evaluating
+from fxinvert.passes.capture import attribute, evaluating
 from fxinvert.passes.synthesize import parameters_of
 from fxinvert.rules import Op, Trainable
 from fxinvert.training.batch import Batch, tensors_of
@@ -34,6 +34,7 @@ from fxinvert.training.loss_metric import Answers, answers, directions
 from fxinvert.training.metrics import sample_losses
 from fxinvert.training.replay import leaves_of
 from fxinvert.training.variants import runner_with
+from fxinvert.training.weight_norm import pulled
 
 #: of a hash, that tell whether a sample is drawn
 _BITS = 32
@@ -172,12 +173,14 @@ def _rows(
             trainable = inverse.trainable(node)
             own = tuple(names[argument] for argument in ("weight", "bias") if argument in names)
             alone = not shared & set(own) and not context.masks.keys() & set(own)
-            if alone and node.meta["op"] == "linear" and op.output.dim() == 2:
+            if alone and "weight" in names and node.meta["op"] == "linear" and op.output.dim() == 2:
                 features = trainable.features(op)[0].repeat_interleave(len(felt), 0)
                 rows.factors[own] = torch.stack(felt, 1).flatten(0, 1), features
                 continue
             matrix = _summed(op, trainable, felt, context.budget.block)
-            changed = vmap(partial(trainable.changes, op.parameters))(matrix)
+            slopes = vmap(partial(trainable.changes, op.parameters))(matrix)
+            read = {argument: attribute(context.graph, name) for argument, name in names.items()}
+            changed = pulled(node, read, slopes)
             changed = {names[argument]: value for argument, value in changed.items()}
             for name, value in context.mask(changed).items():
                 rows.whole[name] = rows.whole[name] + value if name in rows.whole else value

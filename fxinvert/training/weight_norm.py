@@ -1,0 +1,74 @@
+"""Weights behind a weight norm, W = g v / ‖v‖ (Salimans & Kingma, arXiv 1602.07868): what a change of W is for g and v.
+
+An op is affine in W, not in g and v; so ΔW is solved for, and taken apart. With s = g / ‖v‖, W = s v, and
+
+    Δv = ΔW / s,    Δg = ± ‖W + ΔW‖ − g,    the sign that of g,
+
+give W + ΔW. They do so for the direction v of any part α of the step, too: v + α Δv = (W + α ΔW) / s. Where g = 0, W has
+no direction yet: v takes that of ΔW, at its own length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, fx
+
+from fxinvert.passes.inverse_op import call_arguments
+from fxinvert.passes.synthesize import is_weight_norm
+
+
+def split(
+    node: fx.Node, parameters: Mapping[str, Tensor], changes: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Changes of an op's arguments, those of a weight behind a weight norm as changes of its length and direction.
+
+    Args:
+        node: the op.
+        parameters: the values of its parameters, named as by `parameters_of`.
+        changes: by argument.
+    """
+    found = {}
+    for argument, change in changes.items():
+        if argument in parameters:
+            found[argument] = change
+            continue
+        g, v = (parameters[f"{argument}.{part}"].double() for part in "gv")
+        dim = _axis(node)
+        found[f"{argument}.v"], found[f"{argument}.g"] = _split(v, g, change.double(), dim)
+    return found
+
+
+def pulled(
+    node: fx.Node, parameters: Mapping[str, Tensor], slopes: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Derivatives in an op's arguments, `(N, …)` each, those in a weight behind a weight norm as in its length and direction."""
+    found = {}
+    for argument, slope in slopes.items():
+        if argument in parameters:
+            found[argument] = slope
+            continue
+        v, g = (parameters[f"{argument}.{part}"].detach() for part in "vg")
+        dim = _axis(node)
+        back = torch.func.vjp(lambda v, g: v * (g / torch.norm_except_dim(v, 2, dim)), v, g)[1]  # noqa: B023
+        found[f"{argument}.v"], found[f"{argument}.g"] = torch.func.vmap(back)(slope)
+    return found
+
+
+def _axis(node: fx.Node) -> int:
+    """The axis whose entries have a length each; −1: there is one for all."""
+    (weight,) = filter(is_weight_norm, node.all_input_nodes)
+    return int(call_arguments(weight.target, weight.args, weight.kwargs)["dim"])
+
+
+def _split(v: Tensor, g: Tensor, change: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Δv and Δg; in what is normed to length 0 v takes the direction of ΔW."""
+    size = torch.norm_except_dim(v, 2, dim)
+    wanted = v * (g / size) + change
+    length = torch.norm_except_dim(wanted, 2, dim)
+    turned = torch.where(length > 0, wanted * (size / length), v) - v
+    return (
+        torch.where(g == 0, turned, change * (size / torch.where(g == 0, 1, g))),
+        torch.where(g < 0, -length, length) - g,
+    )
