@@ -404,3 +404,17 @@ def test_a_costly_branch_is_asked_only_where_it_may_be_the_nearer(
         assert torch.equal(found, expected)
         assert 0 < asked[-1] < x.numel() / 2
     assert (found == x).any()
+
+
+@pytest.mark.parametrize("step", [2, 500], ids=["many", "few"])
+@pytest.mark.parametrize(
+    "op",
+    [nn.Hardsigmoid(), nn.Hardswish(), nn.GELU(), nn.Sigmoid(), nn.LeakyReLU(), nn.ReLU6(), nn.Hardtanh()],
+)
+def test_entries_stay_whether_few_or_many_do(op: nn.Module, step: int) -> None:
+    x, other = torch.randn(2, 4, 1500, generator=torch.Generator().manual_seed(0))
+    inverted, stays = Inverted(op, x), torch.zeros(x.shape, dtype=torch.bool)
+    stays.view(-1)[::step] = True
+    alone, _ = inverted(x, op(other))
+    found, _ = inverted(x, torch.where(stays, op(x), op(other)))
+    assert torch.equal(found, torch.where(stays, x, alone))

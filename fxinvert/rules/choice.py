@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fxinvert.linalg.memory import waits
-from fxinvert.rules.branches import Branch, Number, Spare, chosen, differ, holds, within
+from fxinvert.rules.branches import Branch, Number, Spare, chosen, common, holds, within
 
 #: makes any difference in the distance from the target count for more than the distance from the anchor
 FIRST = 1e30
@@ -130,8 +130,8 @@ class _Direct:
             larger = torch.threshold(t, float(self.floor), -math.inf, out=spare(0, t))
             return torch.maximum(out, larger, out=out)
         wanted, value = self._attainable(t, y, spare)
-        # where the function is constant some entries mostly stay
-        all_move = wanted is t and differ(wanted, y)
+        # where the function is constant many entries mostly stay
+        stay = None if self.clips else common(wanted, y)
         if main.written is None or bounded:
             found = main.input(value, x, dtype, bounded)
         else:
@@ -141,8 +141,9 @@ class _Direct:
                 found = self._nearer(self.other, found, value, x, dtype, bounded)
             else:
                 found = self._nearer_of_few(self.other, out.copy_(found), value, x, dtype, bounded)
-        if all_move:
-            return found
+        if stay is not None:
+            found = found if found is out else out.copy_(found)
+            return found.put_(stay, x.take(stay)) if len(stay) else found
         if self.clips and not waits(x):  # in the cache, where the output is not
             y = within(x, self.floor, self.ceiling, out)
         return chosen(x, found, holds(torch.ne, wanted, y, spare(1, x) if found is out else out), out)
