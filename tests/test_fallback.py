@@ -260,6 +260,20 @@ def test_half_precision(dtype: torch.dtype) -> None:
     assert float(certificate.residual.max()) <= torch.finfo(dtype).eps ** 0.5
 
 
+def test_steps_that_are_not_worthwhile_are_the_last() -> None:
+    mix, x = torch.randn(40, 60), torch.randn(4, 40)
+
+    def function(value: Tensor) -> Tensor:
+        return torch.cat([value, (value @ mix / 12).sin()], 1)
+
+    op = Op("f", "f", {"x": x}, function(x), {}, {}, function)
+    target = op.output + torch.randn_like(op.output)
+    with torch.no_grad():
+        far, short = (invert_matrix_free(op, target, worthwhile=part) for part in (0.0, 1e-3))
+    assert short.certificate.iterations < 0.75 * far.certificate.iterations
+    assert bool((short.certificate.residual <= 1.01 * far.certificate.residual).all())
+
+
 # --- derivatives --------------------------------------------------------------------------------------------
 
 

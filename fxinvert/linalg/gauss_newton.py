@@ -44,6 +44,7 @@ def gauss_newton(
     tolerance: float,
     condition_limit: float,
     limit: int,
+    worthwhile: float = 0.0,
 ) -> Minimum:
     """The nearest of the inputs that come closest to the target, near the anchor, for every sample by itself.
 
@@ -55,6 +56,7 @@ def gauss_newton(
         tolerance: ‖f(x) − t‖ / ‖t‖ at which a sample has reached its target.
         condition_limit: κ.
         limit: on the pairs of products per sample.
+        worthwhile: part of its error that an undamped step must take off, or it is a sample's last.
 
     Raises:
         SolveError: the function cannot be differentiated.
@@ -63,7 +65,7 @@ def gauss_newton(
     goal = tolerance * torch.where(size > 0, size, 1)
     failed = ~torch.isfinite(norm(target - output) + norm(anchor))
     idle = failed | (norm(target - output) <= goal)
-    settings = Settings(tolerance, condition_limit, limit)
+    settings = Settings(tolerance, condition_limit, limit, worthwhile)
     if bool(idle.all()):
         return Search(function, anchor, output, target, goal, idle, settings).found(failed)
     jacobian = Jacobian(function, anchor)

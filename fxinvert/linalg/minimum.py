@@ -37,3 +37,4 @@ class Settings:
     tolerance: float
     condition_limit: float
     limit: int
+    worthwhile: float = 0.0

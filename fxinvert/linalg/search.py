@@ -263,6 +263,7 @@ class Search:
         self.stationary = self.stationary | (~self.done & ~reached & ~stale & level)
         ratio = torch.where(taken, error / self.error, 0)
         slow = (self.least_damping > 0) & (ratio > SLOW)
+        spent = taken & ~stale & (self.damping == 0) & (ratio > 1 - self.settings.worthwhile)
         # directions of a Jacobian that has changed too much
         self.recycled.forget(~taken | (~reached & (ratio > STALE)))
         self.inner = torch.where(taken, ratio.square().clamp(self.settings.tolerance, INNER), self.inner)
@@ -280,7 +281,7 @@ class Search:
         self.drifted = torch.where(reached & taken, drifted, self.drifted)
         self._adapt(taken, amplified, steepness.square(), stale & ~taken)
         # what is reached, if not the nearest, is good enough when a step to the nearest was refused twice
-        hopeless = (self.damping > LAST * steepness.square()) | (slow & (self.error > self.goal))
+        hopeless = (self.damping > LAST * steepness.square()) | ((slow | spent) & (self.error > self.goal))
         gave_up = torch.where(reached, self.refused > 1, hopeless)
         self.done = self.done | self.stationary | gave_up | (self.products >= self.settings.limit)
 

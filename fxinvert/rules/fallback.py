@@ -21,7 +21,7 @@ from fxinvert.rules.op import Op
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-5}
 
 
-def invert_matrix_free(op: Op, target: torch.Tensor, apart: int = 1) -> Inverse:
+def invert_matrix_free(op: Op, target: torch.Tensor, apart: int = 1, worthwhile: float = 0.0) -> Inverse:
     """Nearest of the inputs that come closest to `target`, found from the anchor by Jacobian-vector products.
 
     Args:
@@ -29,6 +29,7 @@ def invert_matrix_free(op: Op, target: torch.Tensor, apart: int = 1) -> Inverse:
         target: `(B, …)`.
         apart: how many of the leading axes tell problems apart that do not see each other; 1, the samples, or more,
             such as the queries of an attention: each then has steps of its own.
+        worthwhile: part of its error that a step must take off, or it is a problem's last.
 
     Raises:
         NoRuleError: the op cannot be differentiated, or does not keep samples apart.
@@ -51,6 +52,7 @@ def invert_matrix_free(op: Op, target: torch.Tensor, apart: int = 1) -> Inverse:
             tolerance=TOLERANCES.get(own, torch.finfo(own).eps ** 0.5),
             condition_limit=op.settings.limit(target.dtype),
             limit=op.settings.max_iterations,
+            worthwhile=worthwhile,
         )
     except SolveError as error:
         raise _no_rule(op, str(error)) from error

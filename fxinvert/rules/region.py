@@ -39,6 +39,8 @@ ARITHMETIC = frozenset(
 )
 #: pairs of products with the Jacobian and its transpose, for every sample that the iteration leaves
 PRODUCTS = 60
+#: part of its error that a step must take off there, or it is a sample's last: where a target is out of reach, steps go on and on
+WORTHWHILE = 1e-3
 #: relative error before a ReLU that is worth no more steps, unless these are fast
 ENOUGH = 1e-3
 
@@ -60,7 +62,7 @@ def invert_region(op: Op, target: Tensor) -> Inverse:
     if op.attributes.get("hinged"):
         return _before_relu(op, target)
     if op.anchor.shape != op.output.shape:
-        return invert_matrix_free(op, target)
+        return invert_matrix_free(op, target, worthwhile=WORTHWHILE)
     return _near_identity(op, target)
 
 
@@ -111,7 +113,8 @@ def _near_identity(op: Op, target: Tensor) -> Inverse:
     if bool(arrived.all()):
         return Inverse(value, _certificate(op, target, value, int(found.evaluations.max())))
     moved = flat(found.value != op.anchor).any(1)
-    rest = invert_matrix_free(op, torch.where(per_sample(arrived, target), op.output, target))
+    asked = torch.where(per_sample(arrived, target), op.output, target)
+    rest = invert_matrix_free(op, asked, worthwhile=WORTHWHILE)
     solved = moved & arrived
     value = torch.where(per_sample(solved, target), value, rest.target)
     status = rest.certificate.status
