@@ -154,7 +154,7 @@ def test_samples_that_stick_at_kinks_get_there_on_the_smoothed_model(data: tuple
         goal = _goal(inverse, values, data[1])
         miss = Miss(Rest(inverse.graph, values, node), replace(goal, project=None))
         assert miss.rest.has_kinks
-        found, error = stepped(miss, start, start, 20)
+        found, error = stepped(miss, start, start, 20, miss.of)
         assert float((error <= TOLERANCE).float().mean()) < 0.97
         around = refinement.refine(miss, start, start, 20)
         assert float((miss(around).norm(dim=1) <= TOLERANCE).float().mean()) > 0.99
