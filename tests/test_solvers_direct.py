@@ -124,6 +124,35 @@ def test_banded_and_cholesky_answer_as_singular_values_do(case: Any, damping: fl
         assert factor.largest == pytest.approx(exact.largest, rel=0.1)
 
 
+@given(convolutions(), st.sampled_from([0.0, 1e-2]), st.booleans(), st.sampled_from([1.0, 0.0]))
+def test_singular_values_of_groups_are_those_of_the_whole(
+    case: Any, damping: float, turned: bool, last: float
+) -> None:
+    weight, shape, options = case
+    weight[-1] *= last  # the last group may have less rank than the others
+    a: Convolution = transposed(weight, shape, options) if turned else Convolution(weight, shape, **options)
+    units = torch.eye(a.size[1], dtype=F64).reshape(-1, *a.in_shape)
+    torch.testing.assert_close(a.dense(), a.apply(units).flatten(1).T)
+    found, whole = SpectralFactor(a), SpectralFactor(Dense(a.dense()))
+    assert found.rank == whole.rank
+    if found.condition is None or found.condition > 1e4:
+        return
+    assert found.condition == pytest.approx(whole.condition, rel=1e-6)
+    r = torch.randn(3, *a.out_shape, dtype=F64)
+    expected = whole.solve(r.flatten(1), damping).correction
+    torch.testing.assert_close(found.solve(r, damping).correction.flatten(1), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_nearly_singular_kernels_of_channels_are_decomposed_one_by_one() -> None:
+    torch.manual_seed(0)
+    a = Convolution(torch.randn(64, 1, 3, 3) / 3, (64, 16, 16), (1, 1), (1, 1), (1, 1), 64)
+    factor = factorize(a, SolveSettings())
+    assert isinstance(factor, SpectralFactor)
+    assert factor.nbytes < 8 * 3 * 64 * 256**2 + 1
+    r = a.apply(torch.randn(2, *a.in_shape))
+    assert relative(a.apply(factor.solve(r, 0.0).correction), r) < 1e-5
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 @pytest.mark.parametrize("condition", [1e2, 1e4, 1e6, 1e8])
 @pytest.mark.parametrize(("m", "n"), [(30, 30), (20, 50), (50, 20)])

@@ -120,28 +120,31 @@ def _diagonal(case: _Case) -> Candidate:
 
 
 def _decompositions(case: _Case) -> Iterator[Candidate]:
-    m, n, side, other, most = case.m, case.n, case.side, case.other, case.settings.direct_limit
+    m, n, side, other, groups = case.m, case.n, case.side, case.other, case.operator.groups
     kept = 8 * side * (side + other)
-    memory = 16 * m * n + kept
-    large = f"smaller side {side} exceeds direct_limit={most}" if side > most else ""
     yield case.candidate(
         "qr",
         lambda: QRFactor(case.operator),
         factor=ORTHOGONAL * side**2 * other,
         solve=2 * DOUBLE * (m * n + TRIANGULAR * side**2),
-        memory=memory,
+        memory=16 * m * n + kept,
         kept=kept,
-        why_not=large,
+        why_not=_large(side, case.settings),
     )
     yield case.candidate(
         "spectral",
         lambda: SpectralFactor(case.operator),
-        factor=DECOMPOSITION * side**2 * other,
-        solve=2 * DOUBLE * m * n,
-        memory=memory,
-        kept=kept,
-        why_not=large,
+        factor=DECOMPOSITION * side**2 * other / groups**2,
+        solve=2 * DOUBLE * m * n / groups,
+        memory=(16 * m * n + kept) // groups,
+        kept=kept // groups,
+        why_not=_large(side // groups, case.settings),
     )
+
+
+def _large(side: int, settings: SolveSettings) -> str:
+    most = settings.direct_limit
+    return f"smaller side {side} exceeds direct_limit={most}" if side > most else ""
 
 
 def _cholesky(case: _Case) -> Candidate:

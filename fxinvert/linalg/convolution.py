@@ -136,6 +136,10 @@ class Convolution(LinearOperator):
             self.after,
         )
 
+    @property
+    def groups(self) -> int:
+        return int(self.options["groups"])
+
     def meets(self, *, outputs: bool) -> Tensor:
         """Which outputs, or inputs, are coupled to anything, of the shape of a sample."""
         coupled = self.of((self.weight != 0).to(self.dtype))
@@ -182,7 +186,7 @@ class Convolution(LinearOperator):
 
     def _across(self, tap: Tensor, others: list[int]) -> Tensor:
         """The convolution along the other axes with one tap, as a matrix `(groups, m, n)`."""
-        groups = self.options["groups"]
+        groups = self.groups
         if not others:
             return tap.reshape(groups, -1, tap.shape[1])
         one = self._along(tap, others)
@@ -252,7 +256,7 @@ class TransposedConvolution(Convolution):
 
     def slices(self, axis: int) -> Slices:
         """The convolution that this is the transpose of, its outputs cut to the positions there are."""
-        sliced, groups = super().slices(axis), self.options["groups"]
+        sliced, groups = super().slices(axis), self.groups
         others: Shape = tuple(size for i, size in enumerate(self.in_shape[1:]) if i != axis)
         everything: Shape = tuple(size for i, size in enumerate(self._convolved[1:]) if i != axis)
         matrices = sliced.matrices

@@ -38,6 +38,11 @@ class LinearOperator(ABC):
         return 2.0 * m * n
 
     @property
+    def groups(self) -> int:
+        """Into how many parts of equal size inputs and outputs fall, in order, none of which meets one of another."""
+        return 1
+
+    @property
     def squares(self) -> Tensor | None:
         """The diagonal of AᵀA, of the shape of an input sample, where AᵀA is nothing but that; None where it is not."""
         return None
@@ -80,13 +85,21 @@ class LinearOperator(ABC):
     def to(self, dtype: torch.dtype) -> LinearOperator:
         """The same operator, working in another dtype."""
 
-    def dense(self) -> Tensor:
-        """The `(m, n)` matrix, by applying the operator to the unit vectors of its smaller side."""
-        m, n = self.size
+    def blocks(self) -> Tensor:
+        """The matrices of all groups, `(groups, m / groups, n / groups)`, by unit vectors of the smaller side, in all at once."""
+        m, n = (size // self.groups for size in self.size)
         side, act, shape = (n, self.apply, self.in_shape) if n <= m else (m, self.adjoint, self.out_shape)
-        units = torch.eye(side, dtype=self.dtype, device=self.device).reshape(side, *shape)
-        columns = act(units).reshape(side, -1)
-        return columns.T if n <= m else columns
+        units = torch.eye(side, dtype=self.dtype, device=self.device).repeat(1, self.groups)
+        columns = act(units.reshape(side, *shape)).reshape(side, self.groups, -1).movedim(1, 0)
+        return columns.mT if n <= m else columns
+
+    def dense(self) -> Tensor:
+        """The `(m, n)` matrix."""
+        blocks = self.blocks()
+        if len(blocks) == 1:
+            return blocks[0]
+        whole: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+        return whole
 
 
 class Dense(LinearOperator):
@@ -105,8 +118,8 @@ class Dense(LinearOperator):
     def to(self, dtype: torch.dtype) -> Dense:
         return Dense(self.weight.to(dtype))
 
-    def dense(self) -> Tensor:
-        return self.weight
+    def blocks(self) -> Tensor:
+        return self.weight[None]
 
 
 class Function(LinearOperator):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fxinvert.linalg.operators import LinearOperator
-from fxinvert.linalg.vectors import dot, flat, norm, per_sample
+from fxinvert.linalg.vectors import dot, norm, per_sample
 
 #: condition up to which solves are made in float32: its square times 6e-8 is the worst that rounding does to an answer
 SINGLE = 32.0
@@ -88,7 +88,7 @@ class Factor(ABC):
 
 
 class SpectralFactor(Factor):
-    """Singular value decomposition A = U S Vᵀ, made and applied in float64: A⁺_λ = V S (S² + λ)⁻¹ Uᵀ.
+    """Singular value decomposition A = U S Vᵀ, made and applied in float64: A⁺_λ = V S (S² + λ)⁻¹ Uᵀ, for each group of A.
 
     Singular values below `max(m, n) · ε · σ_max` count as zero. Applied factor by factor, a target that can be reached
     is reached whatever the condition; the pseudo-inverse as one matrix costs condition · ε, and half the time, so it
@@ -101,28 +101,30 @@ class SpectralFactor(Factor):
 
     def __init__(self, operator: LinearOperator) -> None:
         super().__init__(operator)
-        a = operator.to(torch.float64).dense()
+        a = operator.to(torch.float64).blocks()
         if not bool(torch.isfinite(a).all()):
             raise operator.not_finite()
-        m, n = a.shape
-        if m < n:  # the decomposition is several times faster for tall matrices
-            self._v, values, self._ut = torch.linalg.svd(a.T, full_matrices=False)
+        if a.shape[1] < a.shape[2]:  # the decomposition is several times faster for tall matrices
+            v, values, ut = torch.linalg.svd(a.mT, full_matrices=False)
         else:
             u, values, vt = torch.linalg.svd(a, full_matrices=False)
-            self._v, self._ut = vt.T, u.T
-        self.largest = float(values[0]) if values.numel() else 0.0
-        kept = values[values > max(m, n) * torch.finfo(a.dtype).eps * self.largest]
-        self.condition = self.largest / float(kept[-1]) if kept.numel() else None
-        self._values, self._v, self._ut = kept, self._v[:, : len(kept)], self._ut[: len(kept)]
+            v, ut = vt.mT, u.mT
+        self.largest = float(values.max()) if values.numel() else 0.0
+        kept = values > max(operator.size) * torch.finfo(a.dtype).eps * self.largest
+        self.condition = self.largest / float(values[kept].min()) if bool(kept.any()) else None
+        most = int(kept.sum(1).max()) if kept.numel() else 0
+        # a group of less rank than others has infinite ones in place of those that are left out
+        self._values = torch.where(kept, values, math.inf)[:, :most]
+        self._v, self._ut = v[..., :most], ut[:, :most]
         well = self.condition is not None and self.condition <= self.MATRIX_LIMIT
-        self._inverse = (self._v / kept) @ self._ut if well else None
+        self._inverse = (self._v / self._values[:, None]) @ self._ut if well else None
         if self._inverse is not None and self.condition is not None and self.condition <= SINGLE:
             self._inverse = self._inverse.to(operator.dtype)
 
     @property
     def rank(self) -> int:
         """Number of singular values that are kept."""
-        return len(self._values)
+        return int(torch.isfinite(self._values).sum())
 
     @property
     def nbytes(self) -> int:
@@ -136,13 +138,14 @@ class SpectralFactor(Factor):
         return f"singular value decomposition in float64, applied as one matrix in {dtype} where nothing is damped"
 
     def solve(self, r: Tensor, damping: float, limit: float = math.inf) -> Solution:
+        groups, (m, _) = self.operator.groups, self.operator.size
+        rows = r.reshape(len(r), groups, m // groups).movedim(1, 0)
         if self._inverse is not None and not damping:
-            correction = flat(r).to(self._inverse.dtype) @ self._inverse.T
+            correction = rows.to(self._inverse.dtype) @ self._inverse.mT
         else:
-            rows = flat(r).double()
-            gains = self._values / (self._values.square() + damping)
-            correction = (rows @ self._ut.T * gains) @ self._v.T
-        return Solution(correction.reshape(len(r), *self.operator.in_shape).to(r.dtype))
+            gains = 1 / (self._values + damping / self._values)
+            correction = (rows.double() @ self._ut.mT * gains[:, None]) @ self._v.mT
+        return Solution(correction.movedim(0, 1).reshape(len(r), *self.operator.in_shape).to(r.dtype))
 
 
 class DiagonalFactor(Factor):
