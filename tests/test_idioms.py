@@ -187,3 +187,24 @@ def test_packed_sequences_are_refused_with_what_to_do() -> None:
 
     with pytest.raises(fxinvert.TraceError, match=r"packs sequences.*padded sequences.*test_idioms\.py"):
         fxinvert.trace(Packed(), (torch.randn(2, 5, 3), torch.tensor([5, 3])))
+
+
+@pytest.mark.parametrize("join", ["cat", "stack"])
+def test_what_is_joined_to_windows_of_a_sample_stays_in_its_window(join: str) -> None:
+    def forward(s: Any, x: Tensor) -> Any:
+        windows = s.embed(x).reshape(x.shape[0] * 2, 3, 4)
+        if join == "cat":
+            joined = torch.cat((s.token.expand(x.shape[0] * 2, -1, -1), windows), 1)
+        else:
+            joined = torch.stack((windows, s.token.expand(x.shape[0] * 2, 3, -1)), 2)
+        return s.head(joined.reshape(x.shape[0], -1))
+
+    size = 2 * 4 * (4 if join == "cat" else 6)
+    model = Model(
+        forward, embed=nn.Linear(4, 4), token=nn.Parameter(torch.randn(1, 1, 4)), head=nn.Linear(size, 5)
+    )
+    graph = follows(model, torch.randn(2, 6, 4), torch.randn(3, 6, 4))
+    x, other = torch.randn(2, 3, 6, 4)
+    inverse = fxinvert.invert(graph, x, output_target=lambda outputs, labels: labels, refine=10)
+    found = inverse(x, model(other).detach())
+    assert found.consistency("embed").max() <= 1e-4
