@@ -10,13 +10,16 @@ no direction yet: v takes that of ΔW, at its own length.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, fx
 
 from fxinvert.passes.inverse_op import call_arguments
 from fxinvert.passes.synthesize import is_weight_norm
+
+#: v, g, what is of W, and the axis of the norm -> what is of v and of g
+Apart = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
 def split(
@@ -29,30 +32,26 @@ def split(
         parameters: the values of its parameters, named as by `parameters_of`.
         changes: by argument.
     """
-    found = {}
-    for argument, change in changes.items():
-        if argument in parameters:
-            found[argument] = change
-            continue
-        g, v = (parameters[f"{argument}.{part}"].double() for part in "gv")
-        dim = _axis(node)
-        found[f"{argument}.v"], found[f"{argument}.g"] = _split(v, g, change.double(), dim)
-    return found
+    return _by_parameter(node, parameters, changes, _split)
 
 
 def pulled(
     node: fx.Node, parameters: Mapping[str, Tensor], slopes: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Derivatives in an op's arguments, `(N, …)` each, those in a weight behind a weight norm as in its length and direction."""
+    return _by_parameter(node, parameters, slopes, _pulled)
+
+
+def _by_parameter(
+    node: fx.Node, parameters: Mapping[str, Tensor], values: Mapping[str, Tensor], apart: Apart
+) -> dict[str, Tensor]:
     found = {}
-    for argument, slope in slopes.items():
+    for argument, value in values.items():
         if argument in parameters:
-            found[argument] = slope
+            found[argument] = value
             continue
-        v, g = (parameters[f"{argument}.{part}"].detach() for part in "vg")
-        dim = _axis(node)
-        back = torch.func.vjp(lambda v, g: v * (g / torch.norm_except_dim(v, 2, dim)), v, g)[1]  # noqa: B023
-        found[f"{argument}.v"], found[f"{argument}.g"] = torch.func.vmap(back)(slope)
+        v, g = (parameters[f"{argument}.{part}"] for part in "vg")
+        found[f"{argument}.v"], found[f"{argument}.g"] = apart(v, g, value, _axis(node))
     return found
 
 
@@ -63,7 +62,8 @@ def _axis(node: fx.Node) -> int:
 
 
 def _split(v: Tensor, g: Tensor, change: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Δv and Δg; in what is normed to length 0 v takes the direction of ΔW."""
+    """Δv and Δg in float64; in what is normed to length 0 v takes the direction of ΔW."""
+    v, g, change = v.double(), g.double(), change.double()
     size = torch.norm_except_dim(v, 2, dim)
     wanted = v * (g / size) + change
     length = torch.norm_except_dim(wanted, 2, dim)
@@ -72,3 +72,10 @@ def _split(v: Tensor, g: Tensor, change: Tensor, dim: int) -> tuple[Tensor, Tens
         torch.where(g == 0, turned, change * (size / torch.where(g == 0, 1, g))),
         torch.where(g < 0, -length, length) - g,
     )
+
+
+def _pulled(v: Tensor, g: Tensor, slope: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Derivatives in v and g."""
+    back = torch.func.vjp(lambda v, g: v * (g / torch.norm_except_dim(v, 2, dim)), v.detach(), g.detach())[1]
+    in_v, in_g = torch.func.vmap(back)(slope)
+    return in_v, in_g
