@@ -92,7 +92,7 @@ def layout(operator: Convolution, *, outputs: bool) -> Layout:
     # what a convolution calls its inputs is the finer side; for a transposed one that is its output
     fine = outputs != operator.forward
     shape = operator.out_shape if outputs else operator.in_shape
-    groups, found = operator.options["groups"], []
+    groups, found = operator.groups, []
     for axis, size in enumerate(shape[1:]):
         reach = operator.reach(axis, inputs=fine)
         row = math.prod(shape) // (groups * size)

@@ -86,7 +86,7 @@ def torus(operator: Convolution, *, outputs: bool) -> Torus:
     fine = outputs != operator.forward
     phases = tuple(operator.options["stride"]) if fine else (1,) * (len(shape) - 1)
     sizes = tuple(-(-size // s) for size, s in zip(shape[1:], phases, strict=True))
-    return Torus(shape, operator.options["groups"], phases, sizes)
+    return Torus(shape, operator.groups, phases, sizes)
 
 
 class Circulant:
@@ -136,7 +136,7 @@ class Circulant:
 def symbol(operator: Convolution, sizes: Shape) -> Tensor:
     """Ŵ at every frequency of a torus of these sizes, `(groups, *frequencies, outputs, inputs · phases)`."""
     weight = operator.weight.to(torch.float64)
-    made = weight.reshape(operator.options["groups"], -1, *weight.shape[1:]).to(torch.complex128)
+    made = weight.reshape(operator.groups, -1, *weight.shape[1:]).to(torch.complex128)
     n = len(sizes)
     for axis, size in enumerate(sizes):
         s, d = operator.options["stride"][axis], operator.options["dilation"][axis]

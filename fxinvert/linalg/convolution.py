@@ -186,14 +186,9 @@ class Convolution(LinearOperator):
 
     def _across(self, tap: Tensor, others: list[int]) -> Tensor:
         """The convolution along the other axes with one tap, as a matrix `(groups, m, n)`."""
-        groups = self.groups
         if not others:
-            return tap.reshape(groups, -1, tap.shape[1])
-        one = self._along(tap, others)
-        shape = tap.shape[1], *one.in_shape[1:]
-        units = torch.eye(math.prod(shape), dtype=tap.dtype, device=tap.device).reshape(-1, 1, *shape)
-        columns = one.apply(units.expand(-1, groups, *shape).flatten(1, 2))
-        return columns.reshape(len(units), groups, -1).permute(1, 2, 0)
+            return tap.reshape(self.groups, -1, tap.shape[1])
+        return self._along(tap, others).blocks()
 
     def _along(self, weight: Tensor, axes: list[int]) -> Convolution:
         """The same along some axes only, by a kernel that has no others."""

@@ -49,7 +49,7 @@ def equilibrated(operator: LinearOperator, *, outputs: bool) -> Equilibrated | N
     """An operator's equilibration by output or input channels, None where it has none, or its kernel does not need it."""
     if not isinstance(operator, Convolution):
         return None
-    weight, groups = operator.weight.double(), operator.options["groups"]
+    weight, groups = operator.weight.double(), operator.groups
     # what a convolution calls its outputs is the first axis of its weight; for a transposed one that is its input
     first = outputs == operator.forward
     by_group = weight.reshape(groups, -1, *weight.shape[1:])
