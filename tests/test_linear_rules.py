@@ -67,6 +67,10 @@ OPS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: WithTwo(lambda x, a, b: torch.addmm(a, x, b, beta=2, alpha=-3), (4,), (5, 4)),
         (3, 5),
     ),
+    "conv1d-tiles": (lambda: nn.Conv1d(3, 7, 2, stride=2), (3, 3, 5)),
+    "conv2d-apart": (lambda: nn.Conv2d(3, 5, (2, 3), stride=3, dilation=(2, 1)), (3, 3, 9, 7)),
+    "conv2d-pointwise_strided": (lambda: nn.Conv2d(6, 4, 1, stride=2), (3, 6, 3, 4)),
+    "conv3d-tiles": (lambda: nn.Conv3d(2, 3, 2, stride=2), (3, 2, 4, 2, 5)),
     "conv_transpose1d": (
         lambda: nn.ConvTranspose1d(3, 2, 3, stride=2, padding=1, output_padding=1),
         (3, 3, 5),
@@ -109,6 +113,13 @@ def test_the_answer_is_that_of_the_pseudo_inverse(name: str, dtype: torch.dtype)
     reachable = assert_solves(inverted, x)
     for few in (0, 1):
         assert inverted(x[:few], reachable[:few])[0].shape == (few, *shape[1:])
+
+
+def test_windows_apart_are_a_small_system_each() -> None:
+    layer, x = nn.Conv2d(6, 4, 2, stride=(3, 2)), torch.randn(3, 6, 8, 8)
+    inverse = fxinvert.invert(layer, x, output_target="regression")
+    inverse(x, torch.randn(3, 4, 3, 4))
+    assert "Dense 4 × 24" in inverse.explain()
 
 
 def test_a_vector_gives_one_number_per_sample() -> None:

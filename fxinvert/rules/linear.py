@@ -59,11 +59,12 @@ def product(key: str, left: str, right: str, added: str = "", trainable: Trainab
 
 
 def convolution(op: Op, target: Tensor) -> Inverse:
-    """y = W ∗ x + b; a kernel of one entry that meets every input once is a small dense system at every position."""
+    """y = W ∗ x + b; windows that meet no input twice are a small dense system at every position of the output."""
     weight, groups, anchor = op.parameters["weight"], op.attributes["groups"], op.anchor
     window = sliding(weight.shape[2:], op.attributes)
-    if window.pointwise and groups == 1:
-        return invert_affine(op, target, lambda: Dense(weight.flatten(1)), PIXELS)
+    if window.apart and groups == 1:
+        rows = PIXELS if window.pointwise else _read(window)
+        return invert_affine(op, target, lambda: Dense(weight.flatten(1)), rows)
     return invert_affine(
         op,
         target,
@@ -91,6 +92,20 @@ def transposed_convolution(op: Op, target: Tensor) -> Inverse:
             weight, anchor.shape[1:], target.shape[1:], window.stride, window.before, window.dilation, groups
         ),
     )
+
+
+def _read(window: Sliding) -> Rows:
+    """The window that each position of a convolution reads: `(B·positions, C·∏kernel)` → `(B, C, *in)`, zero between them."""
+    n = len(window.kernel)
+
+    def join(value: Tensor, like: Tensor) -> Tensor:
+        made = value.new_zeros(like.shape)
+        windows = window.unfold(made)
+        positions, kernel = windows.shape[2 : 2 + n], windows.shape[2 + n :]
+        windows.copy_(value.reshape(len(like), *positions, like.shape[1], *kernel).movedim(n + 1, 1))
+        return made
+
+    return Rows(PIXELS.split, join)
 
 
 def _patches(window: Sliding) -> Rows:

@@ -42,6 +42,11 @@ class Sliding:
         )
 
     @property
+    def apart(self) -> bool:
+        """Whether no input lies in two windows, and no window reaches into padding."""
+        return self.disjoint and not any(self.before + self.after)
+
+    @property
     def steps(self) -> tuple[int, ...] | None:
         """After how many positions, along every axis, an entry of the window sees what the next one saw; None if it never does."""
         found = [divmod(d, s) for d, s in zip(self.dilation, self.stride, strict=True)]
