@@ -1,4 +1,4 @@
-"""Ops of other libraries that have a translation to ONNX of ours."""
+"""Ops that have a translation to ONNX of ours."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -50,6 +51,34 @@ class Experts(nn.Module):
 def test_grouped_products_of_experts_are_exported(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Experts(grouped_mm()).eval()
-    assert len(translations()) == 1
+    assert len(translations()) == 2
     report = fxinvert.export_onnx(model, torch.randn(6, 6), tmp_path / "model.onnx", batch_sizes=(1, 3))
     assert report.max_abs < 1e-4
+
+
+class Checked(nn.Module):
+    """Checks all entries of a tensor as torch has it done in code that is captured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        torch._check_tensor_all(x < 100)  # type: ignore[no-untyped-call]
+        return self.layer(x)
+
+
+def test_checks_of_all_entries_are_left_out(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    fxinvert.export_onnx(Checked().eval(), torch.randn(2, 6), tmp_path / "model.onnx", batch_sizes=(1, 3))
+    assert {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node} == {"Gemm"}
+
+
+def test_whether_all_are_true_is_computed(tmp_path: Path) -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch._is_all_true(x < 1)
+
+    x = torch.tensor([[0.5], [-2.0]])
+    for values in (x, x + 1):
+        assert fxinvert.export_onnx(Model(), values, tmp_path / "model.onnx", batch_sizes=(2,)).max_abs == 0

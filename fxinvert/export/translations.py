@@ -1,4 +1,4 @@
-"""Translations to ONNX of ops of other libraries, for which torch's exporter has none."""
+"""Translations to ONNX of ops for which torch's exporter has none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 def translations() -> dict[Any, Callable[..., Any]]:
     """By op, of the libraries that are loaded: torch's `custom_translation_table`."""
-    known = {"transformers::grouped_mm_fallback": _grouped_mm}
+    known = {"aten::_is_all_true": _is_all_true, "transformers::grouped_mm_fallback": _grouped_mm}
     found = {}
     for name, function in known.items():
         library, op = name.split("::")
@@ -18,6 +18,14 @@ def translations() -> dict[Any, Callable[..., Any]]:
         if packet is not None:
             found[packet.default] = function
     return found
+
+
+def _is_all_true(values: Any) -> Any:
+    """What `torch._check_tensor_all` asks of truth values; a file does not check, and leaves it out again."""
+    from onnxscript import opset18
+
+    op: Any = opset18
+    return op.Cast(op.ReduceMin(op.Cast(values, to=6), keepdims=0), to=9)  # 6: int32, 9: bool
 
 
 def _grouped_mm(rows: Any, weights: Any, ends: Any) -> Any:
