@@ -10,7 +10,10 @@ import torch
 
 def translations() -> dict[Any, Callable[..., Any]]:
     """By op, of the libraries that are loaded: torch's `custom_translation_table`."""
-    known = {"aten::_is_all_true": _is_all_true, "transformers::grouped_mm_fallback": _grouped_mm}
+    known: dict[str, Callable[..., Any]] = {
+        "aten::_is_all_true": _is_all_true,
+        "transformers::grouped_mm_fallback": _grouped_mm,
+    }
     found = {}
     for name, function in known.items():
         library, op = name.split("::")
