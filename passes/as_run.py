@@ -29,7 +29,7 @@ from fxinvert.quiet import quiet
 
 #: what Python asks of tensors for plain values
 _QUESTIONS = frozenset(
-    ["__bool__", "__contains__", "__float__", "__index__", "__int__", "allclose", "equal", "is_nonzero", "item", "tolist"]
+    ["__bool__", "__contains__", "__float__", "__format__", "__index__", "__int__", "allclose", "equal", "is_nonzero", "item", "tolist"]
 )  # fmt: skip
 #: ops that take only the shape of their input
 _SHAPED = frozenset(
@@ -55,11 +55,13 @@ class AsRun(Flat):
         questions: what runs on batches of two sizes ask alike, up to the first whose answer data or parameters decide and
             which changes what is computed.
         decided: that one; None: there is none.
+        selects: whether values decide how many rows something has.
     """
 
     def __init__(self, flat: Flat, values: tuple[Tensor, ...]) -> None:
-        super().__init__(flat.model, flat.inputs, flat.choose)
+        super().__init__(flat.model, flat.inputs, flat.choose, flat.within)
         first = _Run(flat, values)
+        self.selects = first.following.everything
         pairs = zip(first.questions, _Run(flat, doubled(values)).questions, strict=False)
         self.questions: list[Question] = []
         self.decided: Question | None = None
@@ -165,21 +167,25 @@ class _Asking(TorchFunctionMode):
         answer = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
         if name in _QUESTIONS:
+            decided = self.following.decide((args, kwargs))
+            if decided and name == "__format__":
+                return answer  # a text for people; in place of a tensor's values it holds something else while captured
             answer = not answer if len(self.asked) == self.other else answer
-            self.asked.append(Question(name, called_at(), answer, self.following.decide((args, kwargs))))
+            self.asked.append(Question(name, called_at(), answer, decided))
         return answer
 
 
 def _refuses(error: BaseException | None, question: Question) -> bool:
-    """Whether the code that asks a question raises an error itself, as `assert` does."""
-    place = error.__traceback__ if error else None
-    while place is not None and place.tb_next is not None:
+    """Whether the code that asks a question raises an error itself, as `assert` does, or has `torch._check` raise it."""
+    place, asking = error.__traceback__ if error else None, None
+    while place is not None:
+        code, last = place.tb_frame.f_code, place.tb_lasti
+        if code.co_filename != torch.__file__ or not code.co_name.startswith("_check"):
+            asking = code.co_filename
         place = place.tb_next
-    if place is None:
+    if asking is None or question.place is None:
         return False
-    code = place.tb_frame.f_code
-    raises = code.co_code[place.tb_lasti] == dis.opmap["RAISE_VARARGS"]
-    return raises and question.place is not None and code.co_filename in question.place
+    return code.co_code[last] == dis.opmap["RAISE_VARARGS"] and asking in question.place
 
 
 class _Following(TorchDispatchMode):  # type: ignore[no-untyped-call]

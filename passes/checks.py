@@ -76,7 +76,7 @@ def check_reproduces(
         TraceError: the model is random, mixes its samples, or computes with the batch size itself.
         CaptureError: the graph does not compute what the model computes.
     """
-    problem = _difference(expected, _output(graph, values))
+    problem = difference(expected, _output(graph, values))
     if problem:
         again = run(model, inputs)
         if again.shape == expected.shape and not torch.allclose(again, expected, equal_nan=True):
@@ -104,7 +104,7 @@ def check_reproduces(
     if wanted.shape != (2 * rows, *expected.shape[1:]):
         raise _no_rows(graph, values, f"for twice the samples the output's shape is {tuple(wanted.shape)}")
     try:
-        problem = _difference(wanted, _tried(_Marking(graph, values, batch_size(inputs)).run, larger))
+        problem = difference(wanted, _tried(_Marking(graph, values, batch_size(inputs)).run, larger))
     except TraceError as error:  # a size that was read from the example and does not fit now
         problem = str(error)
     if problem:
@@ -173,7 +173,7 @@ def said(error: Exception) -> str:
     return str(error).partition("\n\nWhile executing")[0] or type(error).__name__
 
 
-def _difference(expected: Tensor, actual: Tensor) -> str | None:
+def difference(expected: Tensor, actual: Tensor) -> str | None:
     """What differs between the model's output and the graph's, in words; None if nothing does."""
     if actual.shape != expected.shape:
         return f"shape {tuple(actual.shape)} instead of {tuple(expected.shape)}"

@@ -15,11 +15,12 @@ from torch.fx.proxy import GraphAppendingTracer
 from torch.utils import _pytree as pytree
 
 from fxinvert.errors import TraceError
-from fxinvert.passes.as_run import AsRun, Question
+from fxinvert.passes.as_run import Question
 from fxinvert.passes.capture import attribute, describe, lengths_followed, raised_at
 from fxinvert.passes.checks import KEEP_FIRST, WITH_BATCH_SIZE
 from fxinvert.passes.inputs import Flat, Inputs
 from fxinvert.passes.leaves import mapped
+from fxinvert.passes.selected import as_it_runs
 from fxinvert.passes.writes import without_writes
 from fxinvert.passes.written import CONSTANT
 from fxinvert.quiet import quiet
@@ -58,19 +59,25 @@ def export_graphs(
     if rows == 1:  # a size of 1 would be taken for a constant
         values = tuple(torch.cat([v, v]) if own else v for v, own in zip(values, shared, strict=True))
     flat = Flat(model, inputs, choose)
-    failed: TraceError | None = None
+    failed: list[TraceError] = []
+    decided: Question | None = None
+    refused = ""
     try:
         yield from _graphs(flat, values, shared)
     except TraceError as error:
-        failed = error
-    decided: Question | None = None
+        failed.append(error)
     try:
-        as_run = AsRun(flat, values)
-        decided = as_run.decided
-        yield from _graphs(as_run, values, shared)
+        for as_run in as_it_runs(flat, values):
+            decided = decided or as_run.decided
+            try:
+                yield from _graphs(as_run, values, shared)
+            except TraceError as error:
+                failed.append(error)
     except TraceError as error:
-        first = failed or error
-        raise TraceError(f"{first}{_decided(decided)}") from first
+        failed.append(error)
+        refused = "" if error is failed[0] else f"; {error}"
+    if failed:
+        raise TraceError(f"{failed[0]}{_decided(decided)}{refused}") from failed[0]
 
 
 def _graphs(flat: Flat, values: tuple[Tensor, ...], shared: list[bool]) -> Iterator[fx.GraphModule]:

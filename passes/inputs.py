@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,15 +76,29 @@ class Inputs:
 
 
 class Flat(nn.Module):
-    """A model as a function of a flat list of tensors that returns what `choose` takes of its result."""
+    """A model as a function of a flat list of tensors that returns what `choose` takes of its result.
 
-    def __init__(self, model: nn.Module, inputs: Inputs, choose: Callable[[Any], Any]) -> None:
+    Args:
+        model: the model.
+        inputs: how it is called.
+        choose: what is taken of its result.
+        within: opens the context that it runs in.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        choose: Callable[[Any], Any],
+        within: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         super().__init__()
-        self.model, self.inputs, self.choose = model, inputs, choose
+        self.model, self.inputs, self.choose, self.within = model, inputs, choose, within
 
     def forward(self, *values: Any) -> Any:
         args, kwargs = self.inputs.arguments(values)
-        return self.choose(self.model(*args, **kwargs))
+        with self.within():
+            return self.choose(self.model(*args, **kwargs))
 
 
 def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import rnn
 
 import fxinvert
+from fxinvert.errors import TraceError
 
 
 def follows(model: nn.Module, example: Any, other: Any) -> fx.GraphModule:
@@ -208,3 +210,98 @@ def test_what_is_joined_to_windows_of_a_sample_stays_in_its_window(join: str) ->
     inverse = fxinvert.invert(graph, x, output_target=lambda outputs, labels: labels, refine=10)
     found = inverse(x, model(other).detach())
     assert found.consistency("embed").max() <= 1e-4
+
+
+# --- rows that values select --------------------------------------------------------------------------------
+
+EXPERTS = 3
+
+
+class Mixture(nn.Module):
+    """Experts that are given the rows which a router chose for them, in a loop over those that were given any."""
+
+    def __init__(self, forward: Any) -> None:
+        super().__init__()
+        self.first, self.router, self.last = nn.Linear(3, 6), nn.Linear(6, EXPERTS), nn.Linear(6, 2)
+        self.experts = nn.ModuleDict({f"expert_{i}": nn.Linear(6, 6) for i in range(EXPERTS)})
+        self.weight = nn.Parameter(torch.randn(EXPERTS, 6, 6))
+        self.mixed = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        rows = h.reshape(-1, 6)
+        weights, chosen = self.router(rows).softmax(-1).topk(2)
+        mask = nn.functional.one_hot(chosen, EXPERTS).permute(2, 1, 0)
+        result: Tensor = self.last((rows + self.mixed(self, rows, weights, mask)).reshape(h.shape))
+        return result
+
+
+def _by_module(self: Any, rows: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
+    result = torch.zeros_like(rows)
+    for expert in torch.greater(mask.sum((-1, -2)), 0).nonzero():
+        if expert[0] == EXPERTS:
+            continue
+        which, row = torch.where(mask[expert].squeeze(0))
+        own = self.experts[f"expert_{expert[0]}"](rows[None, row].reshape(-1, 6)).relu()
+        result.index_add_(0, row, own * weights[row, which, None])
+    return result
+
+
+def _by_weight(self: Any, rows: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
+    result = torch.zeros_like(rows)
+    for (expert,) in mask.sum((-1, -2)).nonzero():
+        which, row = mask[expert].nonzero(as_tuple=True)
+        own = rows.index_select(0, row) @ self.weight[expert]
+        result = result.index_add(0, row, own * weights[row, which, None])
+    return result
+
+
+@pytest.mark.parametrize("forward", [_by_module, _by_weight])
+def test_experts_that_are_given_the_rows_chosen_for_them(forward: Any) -> None:
+    torch.manual_seed(0)
+    model = Mixture(forward).double()
+    x, other = torch.randn(2, 1, 3).double(), 3 * torch.randn(9, 1, 3).double()
+    # other data are given to experts which the example is not
+    picked = [model.router(model.first(v)).topk(2).indices.unique().tolist() for v in (x, other)]
+    assert picked[0] != picked[1] == list(range(EXPERTS))
+    graph = follows(model, x, other)
+    inverse = fxinvert.invert(graph, output_target="regression")
+    target = graph(other).detach() + 0.01
+    rec = inverse(other, target)
+    assert bool((rec.consistency("first") < 1e-3).all())
+    alone = inverse(other[:1], target[:1])
+    for name in ("x", "first"):
+        torch.testing.assert_close(rec.targets[name][:1], alone.targets[name])
+    trained = {name for segment in fxinvert.partition(graph).segments for name in segment.trained}
+    assert {"first", "router", "last"} <= trained
+
+
+def test_experts_that_are_given_the_rows_chosen_for_them_are_exported(tmp_path: Path) -> None:
+    fxinvert.export_onnx(Mixture(_by_weight), torch.randn(2, 1, 3), tmp_path / "model.onnx")
+
+
+def _among_rows(self: Any, rows: Tensor, row: Tensor) -> Tensor:
+    return torch.zeros_like(rows).index_add(0, row, rows[row].softmax(0))
+
+
+def _counts_rounds(self: Any, rows: Tensor, row: Tensor) -> Tensor:
+    return torch.ones_like(rows).index_add(0, row, rows[row])
+
+
+def _asks_places(self: Any, rows: Tensor, row: Tensor) -> Tensor:
+    return rows * row.sum()
+
+
+@pytest.mark.parametrize("step", [_among_rows, _counts_rounds, _asks_places])
+def test_what_depends_on_other_rows_or_rounds_than_are_selected_is_refused(step: Any) -> None:
+    """Even where all are selected on the example, so that nothing tells the two apart there."""
+
+    def forward(self: Any, rows: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
+        result = torch.zeros_like(rows)
+        for expert in (mask.sum((-1, -2)) < 100).nonzero():
+            (row,) = torch.where(mask[expert[0]].sum(0) < 100)
+            result = result + step(self, rows, row)
+        return result
+
+    with pytest.raises(TraceError, match=r"cannot capture Mixture.*test_idioms.py.*rows that values select"):
+        fxinvert.trace(Mixture(forward), torch.randn(2, 1, 3))

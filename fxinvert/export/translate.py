@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from fxinvert.export.called import BATCH, Call, Half
 from fxinvert.export.inputs import Case, like
 from fxinvert.export.projected import ProjectedSteps, show_lstms
 from fxinvert.export.translations import translations
-from fxinvert.passes.as_run import AsRun
 from fxinvert.passes.capture import lengths_followed
 from fxinvert.passes.inputs import Flat
+from fxinvert.passes.selected import as_it_runs
 from fxinvert.quiet import quiet
 
 FIRST_OPSET = 18
@@ -52,10 +53,7 @@ def translate(
     try:
         program = _program(flat, inputs, call, cases, opset, half)
     except TraceError as error:
-        try:
-            program = _program(AsRun(flat, inputs), inputs, call, cases, opset, half)
-        except FxInvertError:
-            raise error from error.__cause__
+        program = _program_as_it_runs(flat, inputs, call, cases, opset, half, error)
     if program is None:
         raise TraceError(
             f"torch returned nothing when exporting {type(model).__name__}; check the torch version"
@@ -106,6 +104,23 @@ def _program(
                 failure.add_note("torch said:\n" + said.getvalue().strip()[-4000:])
             raise failure from error
     return program
+
+
+def _program_as_it_runs(
+    flat: Flat,
+    inputs: tuple[Tensor, ...],
+    call: Call,
+    cases: Sequence[Case],
+    opset: int,
+    half: bool,
+    failed: TraceError,
+) -> Any:
+    """The program of a model that cannot be captured otherwise; what failed before is raised where this does not help."""
+    with suppress(FxInvertError):
+        for as_run in as_it_runs(flat, inputs):
+            with suppress(FxInvertError):
+                return _program(as_run, inputs, call, cases, opset, half)
+    raise failed from failed.__cause__
 
 
 def _optimize(program: torch.onnx.ONNXProgram) -> None:
