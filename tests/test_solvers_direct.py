@@ -25,9 +25,11 @@ from fxinvert.linalg import (
     solve_anchored,
 )
 from fxinvert.linalg import banded as banded_module
+from fxinvert.linalg import choice as choice_module
 from fxinvert.linalg.anchored import Method
 from fxinvert.linalg.banded import BlockBanded, Gram, layout
 from fxinvert.linalg.gram import GramFactor
+from fxinvert.linalg.relieved import Relieved
 
 
 @pytest.fixture(autouse=True)
@@ -151,6 +153,49 @@ def test_nearly_singular_kernels_of_channels_are_decomposed_one_by_one() -> None
     assert factor.nbytes < 8 * 3 * 64 * 256**2 + 1
     r = a.apply(torch.randn(2, *a.in_shape))
     assert relative(a.apply(factor.solve(r, 0.0).correction), r) < 1e-5
+
+
+def depthwise() -> Convolution:
+    """Nearly singular in some of its channels: a condition of 10¹¹."""
+    torch.manual_seed(0)
+    return Convolution(torch.randn(64, 1, 3, 3) / 3, (64, 16, 16), (1, 1), (1, 1), (1, 1), 64)
+
+
+def test_conjugate_gradients_take_each_group_by_itself() -> None:
+    a = depthwise()
+    factor = factorize(a, SolveSettings(method="banded"))
+    assert "shifted" in factor.explain()
+    # in one space for all groups it takes 30 steps
+    r = a.apply(torch.randn(2, *a.in_shape))
+    found = factor.solve(r, 0.0)
+    assert found.converged is not None
+    assert bool(found.converged.all())
+    assert found.iterations < 20
+    assert relative(a.apply(found.correction), r) < 1e-5
+
+
+def test_a_dear_decomposition_waits_for_a_sample_that_is_not_blown_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(choice_module, "DEAR", 0.0)
+    a, settings = depthwise().to(F64), SolveSettings()
+    exact, factor = SpectralFactor(a), factorize(a, settings)
+    assert isinstance(factor, Relieved)
+    without, noise = factor.nbytes, torch.randn(2, *a.out_shape, dtype=F64)
+    noise[1] = 0
+    blown = solve_anchored(factor, noise, settings)
+    assert blown.damped.tolist() == [True, False]
+    best = exact.solve(noise, blown.damping).correction
+    assert relative(blown.value[:1], best[:1]) < 1e-4
+    assert not blown.value[1].any()
+    assert factor.nbytes < without + exact.nbytes
+    reached = a.apply(torch.randn(1, *a.in_shape, dtype=F64))
+    for _ in range(2):  # as it is made, and once it is
+        found = solve_anchored(factor, torch.cat([reached, noise]), settings)
+        assert found.damped.tolist() == [False, True, False]
+        assert relative(found.value[:1], exact.solve(reached, 0.0).correction) < 1e-6
+        torch.testing.assert_close(found.value[1:], blown.value)
+        assert factor.nbytes > without + exact.nbytes
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])

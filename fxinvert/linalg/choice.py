@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import get_args
 
@@ -12,10 +13,13 @@ from fxinvert.linalg.candidates import Candidate, candidates
 from fxinvert.linalg.gram import GramFactor
 from fxinvert.linalg.memory import full_precision, human
 from fxinvert.linalg.operators import LinearOperator
+from fxinvert.linalg.relieved import Relieved
 from fxinvert.linalg.solvers import Factor
 
 #: what is tried, in this order, where a solver does not get along with the condition of the Gram matrix
 _BETTER: tuple[Method, ...] = ("banded", "qr", "spectral")
+#: operations from which such a solver is made only when a sample needs it
+DEAR = 1e11
 #: what solvers for some operators are for
 _NEEDED: dict[Method, str] = {
     "diagonal": "it takes an operator for which AᵀA is diagonal",
@@ -88,7 +92,8 @@ def factorize(operator: LinearOperator, settings: SolveSettings) -> Factor:
     """The operator made ready for many right-hand sides, by the solver that costs least.
 
     Where a Gram matrix turns out to be too ill-conditioned for that, it is factorized in blocks, which loses least, or A itself is
-    decomposed instead, as far as that can be afforded: by QR if it has full rank, else into singular values.
+    decomposed instead, as far as that can be afforded: by QR if it has full rank, else into singular values. What takes long
+    waits for a sample that needs it (`relieved.py`).
 
     Raises:
         SolveError: nothing fits into the memory limit, or the operator has NaN or infinite values.
@@ -102,22 +107,34 @@ def _factorized(operator: LinearOperator, settings: SolveSettings) -> Factor:
     factor = _made(choice.chosen, operator, settings)
     told = choice.explain()
     if settings.method is None and isinstance(factor, GramFactor) and factor.strained:
-        factor, more = _better(factor, choice)
-        told += more
+        gram, able = factor, _able(factor, choice)
+        if any(c.factor > DEAR for c in able.values()):
+            factor = Relieved(gram, lambda: _better(gram, choice, able)[0])
+            told += (
+                f"\n  {', '.join(able)}: when a sample needs it, for the Gram matrix is too ill-conditioned"
+            )
+        else:
+            factor, more = _better(gram, choice, able)
+            told += more
     factor.chosen = f"{told}\n  {factor.explain()}"
     return factor
 
 
-def _better(factor: GramFactor, choice: Choice) -> tuple[Factor, str]:
-    """Another factorization that rounding does less to, the first that it does little to, if one fits beside; and what was tried."""
-    operator, settings, told = choice.operator, choice.settings, ""
-    left = settings.memory(operator.device) - factor.nbytes
+def _able(factor: GramFactor, choice: Choice) -> dict[Method, Candidate]:
+    """The candidates that rounding may do less to and that fit beside, in the order in which they are tried."""
+    left = choice.settings.memory(choice.operator.device) - factor.nbytes
     # one that would have to be made again and again is worth it only where refining may lead nowhere
     lost = 1.0 if factor.rounding >= 1 else 0.0
     able = {c.method: c for c in choice.candidates if not c.why_not and c.memory <= left and c.lost <= lost}
-    for method in (m for m in _BETTER if m in able and m != choice.chosen.method):
+    return {method: able[method] for method in _BETTER if method in able and method != choice.chosen.method}
+
+
+def _better(factor: GramFactor, choice: Choice, able: Mapping[Method, Candidate]) -> tuple[Factor, str]:
+    """The first of other factorizations that rounding does little to, or the one that it does least to; and what was tried."""
+    operator, settings, told = choice.operator, choice.settings, ""
+    for method, candidate in able.items():
         try:
-            better = _made(able[method], operator, settings, factor.nbytes)
+            better = _made(candidate, operator, settings, factor.nbytes)
         except SolveError as error:
             told += f"\n  {method} was tried: {error}"
             continue

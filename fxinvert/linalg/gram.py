@@ -18,7 +18,7 @@ from fxinvert.linalg.equilibrated import equilibrated
 from fxinvert.linalg.level import Even, Factorization, Level, Plain
 from fxinvert.linalg.operators import LinearOperator
 from fxinvert.linalg.solvers import ARRIVED, REFINED, Factor, Solution
-from fxinvert.linalg.vectors import dot, norm, per_sample
+from fxinvert.linalg.vectors import norm
 
 #: relative error that an answer may have unrefined, in single and double precision
 UNREFINED = {torch.float32: 1e-4, torch.float64: 1e-11}
@@ -134,11 +134,12 @@ class GramFactor(Factor):
     def _conjugate(
         self, level: Level, r: Tensor, x: Tensor, damping: float, dtype: torch.dtype, limit: float
     ) -> tuple[Tensor, int, Tensor]:
-        """Conjugate gradients on the normal equations from x, the shifted inverse as preconditioner.
+        """Conjugate gradients on the normal equations from x, the shifted inverse as preconditioner, for each group by itself.
 
-        On the dual side (AᵀA + μI)⁻¹ = (I − Aᵀ(AAᵀ + μI)⁻¹A) / μ, so that no part of x is outside the range of Aᵀ.
+        On the dual side (AᵀA + μI)⁻¹ = (I − Aᵀ(AAᵀ + μI)⁻¹A) / μ, so that no part of x is outside the range of Aᵀ. As many
+        steps as K has eigenvalues far below μ lead there, and a group has few of them.
         """
-        a, steps = self._operators[torch.float64], 0
+        a, steps, groups = self._operators[torch.float64], 0, self.operator.groups
 
         def smoothed(s: Tensor) -> Tensor:
             if not self.dual:
@@ -149,7 +150,7 @@ class GramFactor(Factor):
         converged = torch.zeros(len(r), dtype=torch.bool, device=r.device)
         rho = r - a.apply(x)
         s = a.adjoint(rho) - damping * x
-        p, gamma = torch.zeros_like(s), r.new_full((len(r),), torch.inf)
+        p, gamma = torch.zeros_like(s), r.new_full((len(r), groups), torch.inf)
         while True:
             done = self._done(rho, s, r[active], x[active], dtype)
             done |= self.largest * norm(x[active]) > limit * norm(r[active])
@@ -159,12 +160,12 @@ class GramFactor(Factor):
                 return x, steps, converged
             steps += 1
             w = smoothed(s)
-            renewed = dot(s, w)
-            p, gamma = w + per_sample(renewed / gamma, p) * p, renewed
+            renewed = _dot(s, w, groups)
+            p, gamma = w + _scaled(_quotient(renewed, gamma), p), renewed
             q = a.apply(p)
-            alpha = gamma / (dot(q, q) + damping * dot(p, p))
-            x[active] += per_sample(alpha, p) * p
-            rho = rho - per_sample(alpha, q) * q
+            alpha = _quotient(gamma, _dot(q, q, groups) + damping * _dot(p, p, groups))
+            x[active] += _scaled(alpha, p)
+            rho = rho - _scaled(alpha, q)
             s = a.adjoint(rho) - damping * x[active]
 
     def _done(self, rho: Tensor, slope: Tensor, r: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -200,3 +201,18 @@ class GramFactor(Factor):
             except NotDefiniteError:
                 pass  # it has not full rank, and then only A itself gives the shortest answer
         return Plain(self._factorized, self._operators, self.operator.dtype, self.largest, damping)
+
+
+def _dot(a: Tensor, b: Tensor, groups: int) -> Tensor:
+    """Inner products `(B, groups)` of the groups of two batches."""
+    return (a * b).reshape(len(a) * groups, -1).sum(1).reshape(len(a), groups)
+
+
+def _scaled(factor: Tensor, value: Tensor) -> Tensor:
+    """A batch, each of its groups by a factor `(B, groups)`."""
+    return (factor[:, :, None] * value.reshape(*factor.shape, -1)).reshape(value.shape)
+
+
+def _quotient(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, 0 where b is: a group that is done takes no more steps."""
+    return torch.where(b == 0, 0, a / torch.where(b == 0, 1, b))
