@@ -47,6 +47,14 @@ class Question:
     answer: Any
     decided: bool
 
+    def __str__(self) -> str:
+        """What a message says of one that data or parameters decide."""
+        where = f" at {self.place}" if self.place else ""
+        return (
+            f"it asks for values{where} ({self.name}) that follow its input or parameters, and the answer changes what it "
+            "computes: let it compute both ways and choose with torch.where"
+        )
+
 
 class AsRun(Flat):
     """A model as a function of a flat list of tensors, captured the way that it runs.

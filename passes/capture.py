@@ -17,6 +17,7 @@ from torch.nn.utils import rnn
 from fxinvert.errors import TraceError
 from fxinvert.passes.inputs import Inputs
 from fxinvert.passes.interpreted import Interpreted
+from fxinvert.passes.packed import packing_followed
 from fxinvert.rules import RuleSet
 
 #: packages whose functions are ops
@@ -84,25 +85,27 @@ def _tables(model: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
 
 @contextmanager
 def lengths_followed(model: nn.Module) -> Iterator[None]:
-    """Runs the body with `len(x)` in the modules' code giving a size that varies, as `x.shape[0]` does.
+    """Runs the body with lengths in the modules' code that vary: of batches, and of sequences that are packed.
 
-    Python wants a number of `len`, which would be the example's.
+    Python wants a number of `len(x)`, which would be the example's; here it gives a size, as `x.shape[0]` does.
     """
-    scopes = {
+    found = {
         id(scope): scope
         for kind in {type(module): None for module in model.modules()}
         for base in kind.__mro__
         if "forward" in vars(base)
         and not base.__module__.startswith("torch.")
         and (scope := getattr(inspect.unwrap(vars(base)["forward"]), "__globals__", None)) is not None
-        and "len" not in scope
     }
-    for scope in scopes.values():
+    scopes = list(found.values())
+    measured = [scope for scope in scopes if "len" not in scope]
+    for scope in measured:
         scope["len"] = _length
     try:
-        yield
+        with packing_followed(scopes):
+            yield
     finally:
-        for scope in scopes.values():
+        for scope in measured:
             del scope["len"]
 
 
@@ -205,8 +208,9 @@ def _cause(error: BaseException) -> str:
     """What an error says, in our words where torch's tell nothing."""
     if any(frame.filename == rnn.__file__ for frame in traceback.extract_tb(error.__traceback__)):
         return (
-            "it packs sequences, whose lengths torch reads as numbers; give the layer the padded sequences, and take "
-            "of its result what belongs to each length, as in y[torch.arange(y.shape[0]), lengths - 1]"
+            "it packs sequences in a way that cannot be followed; pack with pack_padded_sequence in the code of a module, or give "
+            "the layer the padded sequences, and take of its result what belongs to each length, as in "
+            "y[torch.arange(y.shape[0]), lengths - 1]"
         )
     return str(error)
 
@@ -274,8 +278,11 @@ def called_at() -> str | None:
     return _source_line(_users_stack())
 
 
-#: frames in these folders are not the user's
-_FOREIGN = tuple(str(Path(file).parent) for file in (torch.__file__, __file__, Path(__file__).resolve()))
+#: frames in these places are not the user's
+_FOREIGN = (
+    *(str(Path(file).parent) for file in (torch.__file__, __file__, Path(__file__).resolve())),
+    "<eval_with_key>",  # code that torch.fx has made
+)
 
 
 def raised_at(error: BaseException) -> str:

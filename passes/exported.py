@@ -77,7 +77,8 @@ def export_graphs(
         failed.append(error)
         refused = "" if error is failed[0] else f"; {error}"
     if failed:
-        raise TraceError(f"{failed[0]}{_decided(decided)}{refused}") from failed[0]
+        asked = f"; {decided}" if decided else ""
+        raise TraceError(f"{failed[0]}{asked}{refused}") from failed[0]
 
 
 def _graphs(flat: Flat, values: tuple[Tensor, ...], shared: list[bool]) -> Iterator[fx.GraphModule]:
@@ -103,17 +104,6 @@ def _program(flat: Flat, values: tuple[Tensor, ...], shared: list[bool]) -> Expo
         )
 
 
-def _decided(question: Question | None) -> str:
-    """What a message adds where forward() asks for what data or parameters decide."""
-    if question is None:
-        return ""
-    where = f" at {question.place}" if question.place else ""
-    return (
-        f"; it asks for values{where} ({question.name}) that follow its input or parameters, and the answer changes what it "
-        "computes: let it compute both ways and choose with torch.where"
-    )
-
-
 @contextmanager
 def _raising_ours(model: nn.Module) -> Iterator[None]:
     """Runs the body; what the exporter raises on the user's code is an error of ours."""
@@ -136,6 +126,15 @@ def _needs_context(captured: fx.GraphModule) -> bool:
         for own in graphs
         for node in own.graph.nodes
     )
+
+
+def _follows_rows(value: Any) -> bool:
+    """Whether a value of an exported graph is computed from inputs that have a row for every sample."""
+    if not isinstance(value, fx.Node):
+        return False
+    if value.op == "placeholder":
+        return any(isinstance(size, torch.SymInt) for size in value.meta["val"].shape)
+    return any(map(_follows_rows, value.all_input_nodes))
 
 
 def _first(results: Any) -> Any:
@@ -233,7 +232,10 @@ class _Rebuilt:
             if node.op == "get_attr":
                 self.nodes[node] = self._attribute(module, str(node.target))
             elif node.target in _WRAPPERS:
-                self.nodes[node] = self._inlined(node)
+                which, first = _WRAPPERS[node.target]
+                self.nodes[node] = self._inlined(node.args[which], node.args[first:])
+            elif node.target is torch.ops.higher_order.cond:
+                self.nodes[node] = self._both(node)
             elif isinstance(node.target, torch._ops.HigherOrderOperator):
                 raise TraceError(
                     f"{describe(node)} runs sub-graphs, which no inverse goes through; compute all of them and choose with "
@@ -246,12 +248,22 @@ class _Rebuilt:
                 self.nodes[node] = copy
         raise AssertionError("a graph without an output")
 
-    def _inlined(self, node: fx.Node) -> Any:
-        which, first = _WRAPPERS[node.target]
-        inner = self.nodes[node.args[which]]  # type: ignore[index]
-        given = self._new(node.args[first:])
-        self.nodes.update(zip(inner.graph.find_nodes(op="placeholder"), given, strict=True))
+    def _inlined(self, called: Any, given: Any) -> Any:
+        inner = self.nodes[called]
+        self.nodes.update(zip(inner.graph.find_nodes(op="placeholder"), self._new(given), strict=True))
         return self._copied(inner)
+
+    def _both(self, node: fx.Node) -> Any:
+        """`torch.cond` as both of its branches, and a choice between what they give."""
+        condition, yes, no, operands = node.args
+        if _follows_rows(condition):
+            raise TraceError(
+                f"{describe(node)} decides for all samples of a batch at once by what they hold, or how many they are, so that no "
+                "sample has a target of its own; compute both branches and choose for each sample with torch.where"
+            )
+        chosen = self._new(condition)
+        pairs = zip(self._inlined(yes, operands), self._inlined(no, operands), strict=True)
+        return tuple(self.graph.call_function(torch.where, (chosen, *pair)) for pair in pairs)
 
     def _attribute(self, module: fx.GraphModule, target: str) -> Any:
         value = attribute(module, target)

@@ -407,6 +407,20 @@ def _masked(self: Any, x: Tensor) -> Any:
     return self.fc(x) * mask
 
 
+def test_conditions_that_no_sample_decides_choose_between_both_branches() -> None:
+    """What all samples share, and the model's own values, may decide for all of them."""
+
+    def forward(self: Any, given: Any) -> Any:
+        x, flag = given
+        x = torch.cond(flag, lambda v: (self.first(v), v + 2), lambda v: (v.tanh(), v + 1), (x,))[0]
+        return self.last(torch.cond(self.last.bias.sum() > 0, lambda v: v * 2, lambda v: v.sigmoid(), (x,)))
+
+    model = exported(forward)
+    graph = fxinvert.trace(model, ((X, torch.tensor(True)),))
+    for flag in torch.tensor([True, False]):
+        torch.testing.assert_close(graph(X, flag), model((X, flag)))
+
+
 def test_constants_that_are_filled_piece_by_piece_are_folded() -> None:
     model = exported(_masked, fc=nn.Linear(6, 6))
     graph = fxinvert.trace(model, X)

@@ -176,19 +176,88 @@ def test_a_target_that_is_infinite_where_the_output_is_not_fails() -> None:
     assert found.certificates["0"].failed.tolist() == [True, False]
 
 
-def test_packed_sequences_are_refused_with_what_to_do() -> None:
-    class Packed(nn.Module):
+class Packed(nn.Module):
+    """Packed sequences through a recurrent layer: what it gives, padded again, and the states that it ends with."""
+
+    def __init__(self, layer: nn.RNNBase, given: bool = False, **options: Any) -> None:
+        super().__init__()
+        self.layer, self.given, self.options = layer, given, options
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Any:
+        first = self.layer.batch_first
+        steps = x if first else x.transpose(0, 1)
+        packed = rnn.pack_padded_sequence(steps, lengths, batch_first=first, enforce_sorted=False)
+        output, last = self.layer(packed, self.state(x) if self.given else None)
+        padded = rnn.pad_packed_sequence(output, batch_first=first, **self.options)[0]
+        last = last if isinstance(last, tuple) else (last,)
+        return padded if first else padded.transpose(0, 1), [state.transpose(0, 1) for state in last]
+
+    def state(self, x: Tensor) -> Any:
+        """Other than zeros, which are what a layer starts from by itself."""
+        layers, size = self.layer.num_layers * (1 + self.layer.bidirectional), self.layer.hidden_size
+        hidden = torch.linspace(-1, 1, size).expand(layers, x.shape[0], size)
+        return (hidden, -hidden) if self.layer.mode == "LSTM" else hidden
+
+
+@pytest.mark.parametrize(
+    ("layer", "options"),
+    [
+        (nn.LSTM(3, 4, batch_first=True), {}),
+        (nn.LSTM(3, 4, num_layers=2, bidirectional=True), {"given": True, "total_length": 7}),
+        (nn.LSTM(3, 4, num_layers=2, proj_size=2, batch_first=True), {"padding_value": 1.0}),
+        (nn.GRU(3, 4, num_layers=2, bidirectional=True, batch_first=True, bias=False), {"given": True}),
+        (nn.RNN(3, 4, bidirectional=True, nonlinearity="relu"), {}),
+    ],
+    ids=lambda value: getattr(value, "mode", None),
+)
+def test_packed_sequences_are_followed_as_padded_ones(layer: nn.RNNBase, options: dict[str, Any]) -> None:
+    """Outputs, last states and last cells are those of torch's kernels for packed sequences, whatever comes behind their ends."""
+    model = Packed(layer, **options)
+    example = torch.randn(3, 5, 3), torch.tensor([2, 5, 1])
+    other = torch.randn(4, 5, 3), torch.tensor([5, 1, 3, 4])
+    outputs, last = model(*other)
+    for i, wanted in enumerate([outputs, *last]):
+        graph = fxinvert.trace(model, example, output=f"1.{i - 1}" if i else 0)
+        torch.testing.assert_close(graph(*other), wanted)
+
+
+def test_packed_sequences_are_inverted_and_trained_around() -> None:
+    class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layer = nn.GRU(3, 4, batch_first=True)
+            self.embed, self.layer, self.head = (
+                nn.Linear(3, 6),
+                nn.LSTM(6, 8, batch_first=True),
+                nn.Linear(8, 2),
+            )
 
-        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-            packed = rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-            last: Tensor = self.layer(packed)[1][-1]
-            return last
+        def forward(self, x: Tensor, lengths: Tensor) -> Any:
+            packed = rnn.pack_padded_sequence(self.embed(x), lengths, batch_first=True, enforce_sorted=False)
+            return self.head(self.layer(packed)[1][0][-1])
+
+    torch.manual_seed(0)
+    model, inputs = Model(), (torch.randn(5, 4, 3), torch.tensor([4, 2, 1, 3, 4]))
+    graph = fxinvert.trace(model, inputs)
+    wanted = model(*inputs).detach() + 0.01
+    found = fxinvert.invert(graph, output_target="regression", reconstruction="linearized", refine=10)(
+        inputs, wanted
+    )
+    assert bool((found.consistency("x") < 1e-3).all())
+    moved = found.targets["x"] != inputs[0]
+    for row, length in enumerate(inputs[1]):
+        assert bool(moved[row, :length].any())
+        assert not bool(moved[row, length:].any())
+
+
+def test_packing_that_cannot_be_followed_is_refused_with_what_to_do() -> None:
+    """What packs in code that is no module's calls torch's own."""
+    own = rnn.pack_padded_sequence
+
+    def forward(s: Any, x: Tensor) -> Any:
+        return s.layer(own(x, x[:, 0, 0].long(), batch_first=True))[1][-1]
 
     with pytest.raises(fxinvert.TraceError, match=r"packs sequences.*padded sequences.*test_idioms\.py"):
-        fxinvert.trace(Packed(), (torch.randn(2, 5, 3), torch.tensor([5, 3])))
+        fxinvert.trace(Model(forward, layer=nn.GRU(3, 4, batch_first=True)), 5 * torch.ones(2, 5, 3))
 
 
 @pytest.mark.parametrize("join", ["cat", "stack"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -143,13 +144,24 @@ def test_a_whole_module_that_changes_its_input_is_refused() -> None:
         fxinvert.trace(nn.Sequential(nn.ReLU(), MutatesItsInput()), torch.randn(2, 3), rules=rules)
 
 
-def test_an_op_on_sub_graphs_is_refused() -> None:
+def test_a_condition_that_samples_decide_together_is_refused() -> None:
     def forward(self: Any, x: Tensor) -> Any:
         return torch.cond(x.sum() > 0, lambda v: self.a(v), lambda v: self.b(v), (x,))
 
     model = Model(forward, a=nn.Linear(3, 2), b=nn.Linear(3, 2))
-    with pytest.raises(TraceError, match=r"node 'cond'.*sub-graphs.*torch\.where"):
+    with pytest.raises(
+        TraceError, match=rf"node 'cond'.*{Path(__file__).name}.*for all samples.*torch\.where"
+    ):
         fxinvert.trace(model, torch.randn(2, 3))
+
+
+def test_an_op_on_sub_graphs_is_refused() -> None:
+    def forward(self: Any, x: Tensor) -> Any:
+        go_on: Any = torch._higher_order_ops.while_loop
+        return go_on(lambda i, v: i < 3, lambda i, v: (i + 1, self.a(v)), (torch.tensor(0), x))[1]
+
+    with pytest.raises(TraceError, match=r"node 'while_loop'.*sub-graphs.*torch\.where"):
+        fxinvert.trace(Model(forward, a=nn.Linear(3, 3)), torch.randn(2, 3))
 
 
 class Untracked(nn.Module):
