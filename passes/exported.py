@@ -31,8 +31,9 @@ _WRAPPERS: dict[Any, tuple[int, int]] = {
     torch.ops.higher_order.wrap_with_set_grad_enabled: (1, 2),
 }
 
-#: arguments that say whether an op is to work as it does in training
-_TRAINING = frozenset(["train", "training"])
+
+class SubgraphError(TraceError):
+    """An op on sub-graphs is none that can be followed."""
 
 
 def export_graphs(
@@ -64,6 +65,10 @@ def export_graphs(
     refused = ""
     try:
         yield from _graphs(flat, values, shared)
+    except (
+        SubgraphError
+    ):  # as it runs it is no other; besides, torch cannot compile such an op in later runs then
+        raise
     except TraceError as error:
         failed.append(error)
     try:
@@ -141,30 +146,6 @@ def _first(results: Any) -> Any:
     return results[0]
 
 
-def is_exported(graph: fx.GraphModule) -> bool:
-    """Whether a graph module comes from an `ExportedProgram`."""
-    return isinstance(graph.graph._codegen, _PyTreeCodeGen)
-
-
-def in_evaluation(captured: fx.GraphModule) -> fx.GraphModule:
-    """A captured graph as it is in evaluation mode, on the same parameters, whichever mode it was captured in.
-
-    Ops that work differently in training say so by an argument, which a capture fixes.
-    """
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(captured.graph, {}))
-    graph.set_codegen(captured.graph._codegen)
-    for node in graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        named = [argument.name for argument in schema.arguments] if schema else []
-        for i, name in enumerate(named[: len(node.args)]):
-            if name in _TRAINING:
-                node.update_arg(i, False)
-        for name in _TRAINING & node.kwargs.keys():
-            node.update_kwarg(name, False)
-    return fx.GraphModule(captured, graph, type(captured).__name__)
-
-
 def exported_graph(captured: fx.GraphModule, inputs: Inputs, choose: Callable[[Any], Any]) -> fx.GraphModule:
     """The raw graph of an exported program's module.
 
@@ -237,7 +218,7 @@ class _Rebuilt:
             elif node.target is torch.ops.higher_order.cond:
                 self.nodes[node] = self._both(node)
             elif isinstance(node.target, torch._ops.HigherOrderOperator):
-                raise TraceError(
+                raise SubgraphError(
                     f"{describe(node)} runs sub-graphs, which no inverse goes through; compute all of them and choose with "
                     "torch.where, or write the loop in Python"
                 )
@@ -257,7 +238,7 @@ class _Rebuilt:
         """`torch.cond` as both of its branches, and a choice between what they give."""
         condition, yes, no, operands = node.args
         if _follows_rows(condition):
-            raise TraceError(
+            raise SubgraphError(
                 f"{describe(node)} decides for all samples of a batch at once by what they hold, or how many they are, so that no "
                 "sample has a target of its own; compute both branches and choose for each sample with torch.where"
             )
