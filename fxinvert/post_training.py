@@ -24,10 +24,10 @@ from fxinvert.output_target import OutputTargetFunction, automatic
 from fxinvert.output_target import output_target as named_target
 from fxinvert.passes.capture import attribute
 from fxinvert.passes.checks import check_readable
-from fxinvert.passes.exported import in_evaluation
 from fxinvert.passes.outputs import Key
 from fxinvert.passes.partition import partition
 from fxinvert.passes.plan import Plan
+from fxinvert.passes.ready import in_evaluation
 from fxinvert.progress import progress_display
 from fxinvert.result import PostTrainingResult, Record
 from fxinvert.rules import RuleSet

@@ -18,6 +18,7 @@ from fxinvert.errors import TraceError
 from fxinvert.passes.inputs import Inputs
 from fxinvert.passes.interpreted import Interpreted
 from fxinvert.passes.packed import packing_followed
+from fxinvert.passes.strided import Windowed
 from fxinvert.rules import RuleSet
 
 #: packages whose functions are ops
@@ -85,7 +86,7 @@ def _tables(model: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
 
 @contextmanager
 def lengths_followed(model: nn.Module) -> Iterator[None]:
-    """Runs the body with lengths in the modules' code that vary: of batches, and of sequences that are packed.
+    """Runs the body with lengths in the modules' code that vary, of batches and of packed sequences; and views by strides as windows.
 
     Python wants a number of `len(x)`, which would be the example's; here it gives a size, as `x.shape[0]` does.
     """
@@ -102,7 +103,7 @@ def lengths_followed(model: nn.Module) -> Iterator[None]:
     for scope in measured:
         scope["len"] = _length
     try:
-        with packing_followed(scopes):
+        with packing_followed(scopes), Windowed():
             yield
     finally:
         for scope in measured:
@@ -137,6 +138,8 @@ class _Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
         node.stack_trace = _users_stack()
+        if "as_strided" in (node.target, getattr(node.target, "__name__", None)):
+            raise CaptureError("it takes views by strides, which depend on how tensors lie in memory")
         return node
 
     def create_args_for_root(
@@ -278,11 +281,8 @@ def called_at() -> str | None:
     return _source_line(_users_stack())
 
 
-#: frames in these places are not the user's
-_FOREIGN = (
-    *(str(Path(file).parent) for file in (torch.__file__, __file__, Path(__file__).resolve())),
-    "<eval_with_key>",  # code that torch.fx has made
-)
+#: frames in these places are not the user's; the last is code that torch.fx has made
+_FOREIGN = (*(str(Path(f).parent) for f in (torch.__file__, __file__, Path(__file__).resolve())), "<eval_with_key>")  # fmt: skip
 
 
 def raised_at(error: BaseException) -> str:

@@ -65,9 +65,7 @@ def export_graphs(
     refused = ""
     try:
         yield from _graphs(flat, values, shared)
-    except (
-        SubgraphError
-    ):  # as it runs it is no other; besides, torch cannot compile such an op in later runs then
+    except SubgraphError:  # the same as it runs, after which torch could no longer compile such ops
         raise
     except TraceError as error:
         failed.append(error)

@@ -407,6 +407,34 @@ def _masked(self: Any, x: Tensor) -> Any:
     return self.fc(x) * mask
 
 
+def _in_time(x: Tensor) -> Tensor:
+    """Overlapping ones in time, samples second in memory."""
+    chunks = x.transpose(0, 1).contiguous().transpose(0, 1).view(x.shape[0], 3, 2, 4)
+    far, near, step, each = chunks.stride()
+    return chunks.as_strided((x.shape[0], 5, 2, 4), (far, near // 2, step, each))
+
+
+def _patches(x: Tensor) -> Tensor:
+    """Those of a map, every other one."""
+    return x.as_strided((x.shape[0], 2, 3, 2, 2), (24, 8, 1, 4, 1))
+
+
+def _a_diagonal(x: Tensor) -> Tensor:
+    """No windows: it stays as it is."""
+    return x.as_strided((x.shape[0], 4), (24, 5))
+
+
+@pytest.mark.parametrize(("view", "known"), [(_in_time, True), (_patches, True), (_a_diagonal, False)])
+def test_views_by_strides_are_windows(view: Callable[[Tensor], Tensor], known: bool) -> None:
+    """Which do not depend on how a tensor lies in memory, as targets may lie in another way."""
+    model, x = exported(lambda self, x: self.last(view(self.first(x)).flatten(1)), first=nn.Linear(4, 4), last=nn.LazyLinear(2)), torch.randn(3, 6, 4)  # fmt: skip
+    model(x)
+    graph = fxinvert.trace(model, x)
+    assert ("as_strided" in graph.code) is not known
+    for other in (torch.randn(1, 6, 4), torch.randn(4, 6, 4)):
+        torch.testing.assert_close(graph(other), model(other))
+
+
 def test_conditions_that_no_sample_decides_choose_between_both_branches() -> None:
     """What all samples share, and the model's own values, may decide for all of them."""
 

@@ -1,4 +1,4 @@
-"""Ops that have a translation to ONNX of ours."""
+"""Ops that have a translation to ONNX of ours, and views for which torch's does not hold."""
 
 from __future__ import annotations
 
@@ -82,3 +82,24 @@ def test_whether_all_are_true_is_computed(tmp_path: Path) -> None:
     x = torch.tensor([[0.5], [-2.0]])
     for values in (x, x + 1):
         assert fxinvert.export_onnx(Model(), values, tmp_path / "model.onnx", batch_sizes=(2,)).max_abs == 0
+
+
+class Windows(nn.Module):
+    """Overlapping windows by strides, of sequences that have the samples second in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        chunks = self.layer(x.transpose(0, 1)).transpose(0, 1).view(x.shape[0], 3, 2, 4)
+        far, near, step, each = chunks.stride()
+        return chunks.as_strided((x.shape[0], 5, 2, 4), (far, near // 2, step, each)).flatten(1)
+
+
+def test_windows_by_strides_are_exported_however_they_lie_in_memory(tmp_path: Path) -> None:
+    """torch's translation reads values in the order of the axes."""
+    report = fxinvert.export_onnx(
+        Windows(), torch.randn(3, 6, 4), tmp_path / "model.onnx", batch_sizes=(1, 4)
+    )
+    assert report.max_abs < 1e-5
