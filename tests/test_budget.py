@@ -220,4 +220,5 @@ def test_a_limit_too_small_for_a_sample_says_what_is_needed() -> None:
     enough = needed(told.value)
     with pytest.raises(SolveError, match=r"the statistics of ops .* at least \d+ bytes") as told:
         train(enough)
+    assert "weight=third.weight" in str(told.value)
     train(needed(told.value))

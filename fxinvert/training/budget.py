@@ -142,6 +142,9 @@ class Budget:
         if _useful(found):
             few = {key: size.few(samples) for key, size in sizes.items()}
             return {key: few[key] if rows is None else rows for key, rows in found.items()}
+        widest = max(
+            (key for key, rows in found.items() if rows is not None), key=lambda key: sizes[key].features
+        )
         wide = [sizes[key] for key, rows in found.items() if rows is not None]
         # half of what there is for sums always remains for these, unless all matrices fit
         cross = 2 * HELD * sum(size.cross for size in wide)
@@ -151,8 +154,9 @@ class Budget:
         )
         needed = math.ceil(times * least / (1 - SOLVERS - WORK - VALUES - COMMON - BLOCKS * BLOCK)) + 1
         raise SolveError(
-            f"the statistics of ops that are trained together, the largest with {max(size.features for size in wide)} features, do not fit into "
-            f"memory_limit={self.limit}: at least {needed} bytes ({human(needed)}) are needed"
+            f"the statistics of ops that are trained together, the widest {widest} with {sizes[widest].features} features and "
+            f"{sizes[widest].outputs} outputs, do not fit into memory_limit={self.limit}: at least {needed} bytes "
+            f"({human(needed)}) are needed"
         )
 
     def passes(self, sizes: Mapping[K, Size], times: int = 1) -> list[list[K]]:
