@@ -401,7 +401,8 @@ def test_a_costly_branch_is_asked_only_where_it_may_be_the_nearer(
         found, expected = (
             choose(x, target, given, F64, torch.empty_like(x), False, Spare()) for choose in (costly, plain)
         )
-        assert torch.equal(found, expected)
+        # processors round single entries and whole vectors of them differently
+        torch.testing.assert_close(found, expected, rtol=4 * torch.finfo(F64).eps, atol=0)
         assert 0 < asked[-1] < x.numel() / 2
     assert (found == x).any()
 

@@ -17,6 +17,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import BuiltinFunctionType
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from fxinvert.linalg.memory import waits
 
-Scalar = Callable[[Tensor], Tensor]
+Scalar = Callable[..., Tensor]
 Number = float | Tensor
 
 #: How near an answer may come to an end of an image that is only reached at infinity, relative to the image's width
@@ -43,7 +44,7 @@ class Branch:
     Attributes:
         low, high: ends of the interval of x.
         least, most: ends of its image, the smaller first.
-        inverse: the pre-image nearest the anchor, of a value of the image and the anchor.
+        inverse: the pre-image nearest the anchor, of a value of the image and the anchor; see `writing`.
         open_least, open_most: whether that end of the image is only approached, at infinity. It is never returned.
         open_low, open_high: whether that end of the interval does not belong to it: a pole or a jump.
         rises: whether the function increases; None where it does neither, or both.
@@ -51,14 +52,13 @@ class Branch:
         plain: whether the function is y = x on it.
         keeps: whether the inverse of a value of the image lies in the interval, and is finite, whatever rounding does.
         costly: whether the inverse takes so long that it pays to look first which entries need it.
-        written: the same as the inverse, finite or not, of these and a tensor that may be written to.
     """
 
     low: Number
     high: Number
     least: Number
     most: Number
-    inverse: Callable[[Tensor, Tensor], Tensor]
+    inverse: Callable[..., Tensor]
     open_least: bool = False
     open_most: bool = False
     open_low: bool = False
@@ -68,7 +68,6 @@ class Branch:
     plain: bool = False
     keeps: bool = False
     costly: bool = False
-    written: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
     @property
     def flat(self) -> bool:
@@ -126,16 +125,27 @@ class Branch:
         low = _off(self.low, 1, dtype) if self.open_low else self.low
         return low, _off(self.high, -1, dtype) if self.open_high else self.high
 
-    def input(self, value: Tensor, anchor: Tensor, dtype: torch.dtype, bounded: bool = True) -> Tensor:
-        """The pre-image of a value of the image, for an answer in `dtype`; finite unless `bounded` is False."""
-        found = self.inverse(value, anchor)
+    def input(
+        self,
+        value: Tensor,
+        anchor: Tensor,
+        dtype: torch.dtype,
+        bounded: bool = True,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """The pre-image of a value of the image, for an answer in `dtype`; finite unless `bounded` is False.
+
+        It may be written to `out`.
+        """
+        out = out if getattr(self.inverse, "writes", False) else None
+        found = self.inverse(value, anchor) if out is None else self.inverse(value, anchor, out)
         if self.keeps and not (self.open_low or self.open_high):
             return found
         low, high = self.within(dtype)
         if found is anchor or not bounded or isinstance(low, Tensor) or isinstance(high, Tensor):
-            return within(found, low, high)
+            return within(found, low, high, out)
         bound = torch.finfo(dtype).max
-        return found.clamp(max(low, -bound), min(high, bound))
+        return torch.clamp(found, max(low, -bound), min(high, bound), out=out)
 
 
 def holds(compare: Callable[..., Tensor], one: Tensor, other: Number, out: Tensor | None = None) -> Tensor:
@@ -212,17 +222,31 @@ def periodic(period: float, image: tuple[float, float], inverse: Scalar) -> Bran
     return Branch(-math.inf, math.inf, *image, nearest)
 
 
+def writing(inverse: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Marks an inverse that may be told by a third argument, `out`, where to write."""
+    inverse.writes = True  # type: ignore[attr-defined]
+    return inverse
+
+
 def _monotone(
     low: Number, high: Number, image: tuple[Number, Number], inverse: Scalar, *, increasing: bool
 ) -> Branch:
     at_low, at_high = image if increasing else image[::-1]
+    # torch's own functions can write anywhere, with or without arguments filled in
+    own = inverse.func if isinstance(inverse, functools.partial) else inverse
+    anywhere = isinstance(own, BuiltinFunctionType) or getattr(own, "writes", False)
+
+    def nearest(y: Tensor, anchor: Tensor, out: Tensor | None = None) -> Tensor:
+        return inverse(y, out=out) if anywhere else inverse(y)
+
+    nearest.writes = anywhere  # type: ignore[attr-defined]
     # an end of the image at infinity needs no margin: no target lies beyond it
     approached = _infinite(low) and not _infinite(at_low), _infinite(high) and not _infinite(at_high)
     return Branch(
         low,
         high,
         *image,
-        lambda y, anchor: inverse(y),
+        nearest,
         *(approached if increasing else approached[::-1]),
         open_low=_infinite(at_low) and not _infinite(low),
         open_high=_infinite(at_high) and not _infinite(high),

@@ -51,7 +51,7 @@ def _chosen(branches: tuple[Branch, ...]) -> Choice:
             # it is asked for no values below those of the main branch
             lower = [_is(b.least, main.least) and not b.open_least for b in others]
             others = [replace(b, least=-math.inf) if low else b for b, low in zip(others, lower, strict=True)]
-            return _Direct(main, *ends, *others)
+            return _Clipped.of(main, *ends, *others) or _Direct(main, *ends, *others)
     return _Stepped.of(needed) or functools.partial(_compared, branches)
 
 
@@ -106,6 +106,34 @@ def _below(target: Tensor, most: float) -> bool:
 
 
 @dataclass(frozen=True)
+class _Clipped:
+    """The nearest pre-image of y = x, clipped to [low, high]: the target, or at an end what of the anchor lies beyond it."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, main: Branch, floor: Number, ceiling: Number, *others: Branch) -> _Clipped | None:
+        """The choice among some branches, if they are y = x between constants that continue it."""
+        if others or not (main.plain and main.numeric):
+            return None
+        low, high = float(main.least), float(main.most)
+        return cls(low, high) if (low, high) == (floor, ceiling) and low < high else None
+
+    def __call__(
+        self, x: Tensor, t: Tensor, y: Tensor, dtype: torch.dtype, out: Tensor, bounded: bool, spare: Spare
+    ) -> Tensor:
+        if _below(t, self.high):
+            # the target if it is larger than the lower end, else the anchor, moved below that
+            torch.clamp(x, max=self.low, out=out)
+            return torch.maximum(out, torch.threshold(t, self.low, -math.inf, out=spare(0, t)), out=out)
+        wanted = within(t, self.low, self.high, spare(0, t))
+        if not waits(x):  # in the cache, where the output is not
+            y = within(x, self.low, self.high, out)
+        return chosen(x, wanted, holds(torch.ne, wanted, y, out), out)
+
+
+@dataclass(frozen=True)
 class _Direct:
     """The nearest pre-image where one branch reaches every value, and at most one other lies beside it.
 
@@ -124,28 +152,18 @@ class _Direct:
         self, x: Tensor, t: Tensor, y: Tensor, dtype: torch.dtype, out: Tensor, bounded: bool, spare: Spare
     ) -> Tensor:
         main = self.main
-        if self.clips and _below(t, float(main.most)):
-            # y = x above a constant: the target if it is larger, else the constant's nearest point
-            torch.clamp(x, max=float(self.floor), out=out)
-            larger = torch.threshold(t, float(self.floor), -math.inf, out=spare(0, t))
-            return torch.maximum(out, larger, out=out)
         wanted, value = self._attainable(t, y, spare)
-        # where the function is constant many entries mostly stay
-        stay = None if self.clips else common(wanted, y)
-        if main.written is None or bounded:
-            found = main.input(value, x, dtype, bounded)
-        else:
-            found = main.written(value, x, out)
+        stay = common(wanted, y)
+        found = main.input(value, x, dtype, bounded, out)
         if self.other is not None:
             if waits(x) or self.border is None:
                 found = self._nearer(self.other, found, value, x, dtype, bounded)
             else:
-                found = self._nearer_of_few(self.other, out.copy_(found), value, x, dtype, bounded)
+                found = found if found is out else out.copy_(found)
+                self._nearer_of_few(self.other, found, value, x, dtype, bounded)
         if stay is not None:
             found = found if found is out else out.copy_(found)
             return found.put_(stay, x.take(stay)) if len(stay) else found
-        if self.clips and not waits(x):  # in the cache, where the output is not
-            y = within(x, self.floor, self.ceiling, out)
         return chosen(x, found, holds(torch.ne, wanted, y, spare(1, x) if found is out else out), out)
 
     def _attainable(self, t: Tensor, y: Tensor, spare: Spare) -> tuple[Tensor, Tensor]:
@@ -193,13 +211,6 @@ class _Direct:
             return found
         own, asked, near = (v.reshape(-1).index_select(0, rows) for v in (found, value, x))
         return found.put_(rows, self._nearer(other, own, asked, near, dtype, bounded))
-
-    @functools.cached_property
-    def clips(self) -> bool:
-        """Whether the function is y = x, clipped to the image."""
-        main = self.main
-        held = _is(main.least, self.floor) and _is(main.most, self.ceiling)
-        return main.plain and self.other is None and main.numeric and held and bool(main.least < main.most)
 
     @functools.cached_property
     def border(self) -> float | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fxinvert.linalg.memory import waits
-from fxinvert.rules.branches import Branch, Number, Scalar, falling, flat, log, rising, same
+from fxinvert.rules.branches import Branch, Number, Scalar, falling, flat, holds, log, rising, same, writing
 from fxinvert.rules.certificate import Inverse
 from fxinvert.rules.entrywise import invert_branches
 from fxinvert.rules.fallback import invert_matrix_free
@@ -46,8 +46,7 @@ def hinge(slope: float) -> Branches:
     if slope == 0:
         return flat(-INF, 0, 0), rising(0, INF, (0, INF), same)
     if slope > 0:
-        (line,) = everywhere((-INF, INF), lambda y: F.leaky_relu(y, 1 / slope))
-        return (replace(line, written=lambda y, anchor, out: torch._C._nn.leaky_relu(y, 1 / slope, out=out)),)
+        return everywhere((-INF, INF), functools.partial(torch._C._nn.leaky_relu, negative_slope=1 / slope))
     return falling(-INF, 0, (0, INF), divided(slope)), rising(0, INF, (0, INF), same)
 
 
@@ -158,13 +157,8 @@ def tanhshrink() -> Branches:
 
 def hardsigmoid() -> Branches:
     """x / 6 + 1/2, clipped to [0, 1]."""
-    low = torch.tensor(-3.0)
-
-    def written(y: Tensor, anchor: Tensor, out: Tensor) -> Tensor:
-        return torch.add(low, y, alpha=6, out=out)
-
-    line = replace(rising(-3, 3, (0, 1), lambda y: (6 * y).sub_(3)), keeps=True, written=written)
-    return flat(-INF, -3, 0), line, flat(3, INF, 1)
+    line = rising(-3, 3, (0, 1), functools.partial(torch.add, torch.tensor(-3.0), alpha=6))
+    return flat(-INF, -3, 0), replace(line, keeps=True), flat(3, INF, 1)
 
 
 def hardswish() -> Branches:
@@ -172,13 +166,16 @@ def hardswish() -> Branches:
 
     A value up to 0 has a pre-image on either side of the lowest point; at −3 that of 0 is the nearest where the function is 0.
     """
+    square = torch.tensor(2.25)
 
-    def nearest(y: Tensor, anchor: Tensor) -> Tensor:
-        root = y.clamp(max=3).mul_(6).add_(2.25).sqrt_()  # no value is below the lowest point
-        # −1 or 1: ONNX has no copysign, and a choice by masks takes longer than all else
-        beyond = torch.add(anchor, y.clamp(min=0), alpha=STEEP).add_(1.5)
-        side = beyond.mul_(STEEP**1.2).add_(1).clamp_(-1, 1)
-        return torch.addcmul(y.clamp(min=3), root, side).sub_(4.5)
+    @writing
+    def nearest(y: Tensor, anchor: Tensor, out: Tensor | None = None) -> Tensor:
+        root = y.clamp(max=3)  # no value is below the lowest point
+        root = torch.add(square, root, alpha=6, out=None if waits(y) else root).sqrt_()
+        moved = y - 1.5
+        left = torch.maximum(anchor, moved, out=out)
+        left = holds(torch.le, left, -1.5, left).to(root)
+        return torch.addcmul(root, root, left, value=-2, out=out).add_(moved.clamp_(min=1.5)).sub_(3)
 
     return (Branch(-INF, INF, -0.375, INF, nearest, rises=True),)
 
@@ -209,13 +206,11 @@ def hard_shrunk(lambd: float) -> Branches:
 def soft_shrunk(lambd: float) -> Branches:
     """x, brought nearer to zero by λ, and 0 for |x| ≤ λ: what is farther from zero than rounding is λ off."""
 
-    def nearest(y: Tensor, anchor: Tensor) -> Tensor:
-        return torch.add(anchor, y, alpha=STEEP).clamp_(-lambd, lambd).add_(y)
+    @writing
+    def nearest(y: Tensor, anchor: Tensor, out: Tensor | None = None) -> Tensor:
+        return torch.add(anchor, y, alpha=STEEP, out=out).clamp_(-lambd, lambd).add_(y)
 
-    def written(y: Tensor, anchor: Tensor, out: Tensor) -> Tensor:
-        return torch.clamp(torch.add(anchor, y, alpha=STEEP, out=out), -lambd, lambd, out=out).add_(y)
-
-    return (Branch(-INF, INF, -INF, INF, nearest, rises=True, written=written),)
+    return (Branch(-INF, INF, -INF, INF, nearest, rises=True),)
 
 
 def threshold(limit: float, value: float) -> Branches:

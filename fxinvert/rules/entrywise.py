@@ -19,7 +19,7 @@ from fxinvert.rules.kernels import Kernel, kernel
 from fxinvert.rules.op import Op
 
 #: values that are worked on at once: what an op reads and writes of them stays in the cache
-BLOCK = 1 << 18
+BLOCK = 1 << 17
 
 
 def invert_branches(op: Op, target: Tensor, branches: tuple[Branch, ...]) -> Inverse:

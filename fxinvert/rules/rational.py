@@ -11,6 +11,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -46,11 +47,13 @@ class Rational:
     value_at: Scalar
     constant: float
     adds: bool
+    #: that it may be told where to write
+    writes: ClassVar[bool] = True
 
-    def __call__(self, value: Tensor) -> Tensor:
+    def __call__(self, value: Tensor, out: Tensor | None = None) -> Tensor:
         s = self.variable(value)
-        x, below = (_polynomial(coefficients, s) for coefficients in _fitted(self))
-        x = torch.addcdiv(value, x, below, out=x) if self.adds else x.div_(below)
+        above, below = (_polynomial(coefficients, s) for coefficients in _fitted(self))
+        x = torch.addcdiv(value, above, below, out=out) if self.adds else torch.div(above, below, out=out)
         return self.newton(x, value) if value.dtype == torch.float64 else x
 
     def newton(self, x: Tensor, value: Tensor) -> Tensor:

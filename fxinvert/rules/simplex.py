@@ -20,7 +20,9 @@ HIDDEN = -745.0
 #: limit of Newton's steps; ten do, unless there is no such point to be found
 STEPS = 25
 #: values that are worked on at once
-BLOCK = 1 << 18
+BLOCK = 1 << 16
+#: steps of Newton's method for all entries of a gate, which are enough for all but few
+FREE_STEPS = {torch.float32: 5, torch.float64: 7}
 #: limit of steps where Newton's method is safeguarded by bisection
 GUARDED_STEPS = 60
 
@@ -194,14 +196,35 @@ def _stationary(y: Tensor, value: Tensor, moving: Tensor) -> tuple[Tensor, int]:
 
 
 def nearest_gated(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    """The nearest (a, b), stacked last, with a σ(b) = t.
+    """The nearest (a, b), stacked last, with a σ(b) = t. Flat tensors.
 
-    a = t (1 + e⁻ᵇ) leaves φ(b) = (t (1 + e⁻ᵇ) − a₀)² + (b − b₀)². With q = t e⁻ᵇ,
+    a = t (1 + e⁻ᵇ) leaves φ(b) = (t (1 + e⁻ᵇ) − a₀)² + (b − b₀)². With w = b₀ − b, q = t e⁻ᵇ = t e⁻ᵇ⁰ eʷ and d = a₀ − t,
 
-        φ'/2 = b − b₀ − q (t + q − a₀),      φ''/2 = 2q² + q (t − a₀) + 1,
+        φ' = −2h,      h = q (q − d) + w,      h' = q (2q − d) + 1,
 
-    so that φ' rises but between the two roots of φ'', if there are any: a minimum may lie on either side of them. Each is
-    found by Newton's method, safeguarded by bisection, and the lower one kept.
+    so that h rises, and has one root, unless d has the sign of t and |d| > √8. Newton's method finds it in few steps from
+    w = −½ log(1 + h(0)), where it lies if q is large, or from zero; where it does not, or where h may have several roots,
+    b is searched with care.
+    """
+    own, d = t * (-b).exp(), a - t
+    w = (own * (own - d)).clamp_(min=0).log1p_().mul_(-0.5)
+    for _ in range(FREE_STEPS[t.dtype]):
+        q = w.exp().mul_(own)
+        beyond = q - d
+        step = torch.addcmul(w, q, beyond).div_(beyond.add_(q).mul_(q).add_(1)).clamp_(-1, 1)
+        w.sub_(step)
+    gate = b - w
+    found = torch.stack([(-gate).exp_().add_(1).mul_(t), gate], -1)
+    # the next step is about the square of the last
+    near = (step.abs() <= torch.finfo(t.dtype).eps ** 0.5) & (d * t.sign() <= 8**0.5)
+    rest = (~near).nonzero()[:, 0]
+    return found.index_copy_(0, rest, _searched(a[rest], b[rest], t[rest]))
+
+
+def _searched(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+    """The same, safeguarded by bisection: φ' rises but between the two roots of φ'', if there are any.
+
+    A minimum may lie on either side of these; the lower one is kept.
     """
     zero = t == 0
     t = torch.where(zero, 1, t)
@@ -223,7 +246,8 @@ def nearest_gated(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
 
 def _root(a: Tensor, b: Tensor, t: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Where φ', rising on [low, high], changes its sign; an end if it does not. Flat tensors."""
-    result = b.clamp(low, high)
+    # a step goes little farther than 1 where q is large: from there to q = 1 there would be many
+    result = torch.maximum(b, t.abs().log()).clamp(low, high)
     index = torch.isfinite(t).nonzero()[:, 0]
     a, b, t, low, high, x = (value[index] for value in (a, b, t, low, high, result))
     for _ in range(GUARDED_STEPS):
