@@ -1,6 +1,6 @@
 """The choice among the branches of a scalar function: the nearest pre-image, entry by entry.
 
-Most functions need little of it. A constant branch that continues a monotone one needs no candidate of its own: where
+Most functions need little. A constant branch that continues a monotone one needs no candidate of its own: where
 the output is the target already the anchor stays, and elsewhere the branch's nearest point is its end, which is the
 monotone branch's pre-image of that value. If one monotone branch is left, the target alone decides; if two, of which one
 reaches every value that the other does, the middle between their pre-images does. Only other functions have
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fxinvert.linalg.memory import waits
 from fxinvert.rules.branches import Branch, Number, Spare, chosen, common, holds, within
+from fxinvert.rules.pieces import Clipped, Stepped
 
 #: makes any difference in the distance from the target count for more than the distance from the anchor
 FIRST = 1e30
@@ -51,8 +52,8 @@ def _chosen(branches: tuple[Branch, ...]) -> Choice:
             # it is asked for no values below those of the main branch
             lower = [_is(b.least, main.least) and not b.open_least for b in others]
             others = [replace(b, least=-math.inf) if low else b for b, low in zip(others, lower, strict=True)]
-            return _Clipped.of(main, *ends, *others) or _Direct(main, *ends, *others)
-    return _Stepped.of(needed) or functools.partial(_compared, branches)
+            return Clipped.of(main, *ends, *others) or _Direct(main, *ends, *others)
+    return Stepped.of(needed) or functools.partial(_compared, branches)
 
 
 def _continues(constant: Branch, branches: Sequence[Branch]) -> bool:
@@ -93,44 +94,13 @@ def _covers(main: Branch, other: Branch) -> bool:
 
 
 def _is(one: Number, other: Number) -> bool:
+    """Whether two ends are one number, or the same tensor."""
     return one is other or (not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other)
 
 
-def _below(target: Tensor, most: float) -> bool:
-    """Whether all targets are below an end, if that is not infinite; False where looking waits for a device."""
-    if most == math.inf or waits(target):
-        return most == math.inf
-    # where entries often are beyond, a few tell
-    few = target[: 1024 if target.dim() == 1 else 1]
-    return bool(few.amax() < most) and bool(target.amax() < most)
-
-
-@dataclass(frozen=True)
-class _Clipped:
-    """The nearest pre-image of y = x, clipped to [low, high]: the target, or at an end what of the anchor lies beyond it."""
-
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, main: Branch, floor: Number, ceiling: Number, *others: Branch) -> _Clipped | None:
-        """The choice among some branches, if they are y = x between constants that continue it."""
-        if others or not (main.plain and main.numeric):
-            return None
-        low, high = float(main.least), float(main.most)
-        return cls(low, high) if (low, high) == (floor, ceiling) and low < high else None
-
-    def __call__(
-        self, x: Tensor, t: Tensor, y: Tensor, dtype: torch.dtype, out: Tensor, bounded: bool, spare: Spare
-    ) -> Tensor:
-        if _below(t, self.high):
-            # the target if it is larger than the lower end, else the anchor, moved below that
-            torch.clamp(x, max=self.low, out=out)
-            return torch.maximum(out, torch.threshold(t, self.low, -math.inf, out=spare(0, t)), out=out)
-        wanted = within(t, self.low, self.high, spare(0, t))
-        if not waits(x):  # in the cache, where the output is not
-            y = within(x, self.low, self.high, out)
-        return chosen(x, wanted, holds(torch.ne, wanted, y, out), out)
+def _at(out: Tensor, found: Tensor) -> Tensor:
+    """What was found, where it is to be written."""
+    return found if found is out else out.copy_(found)
 
 
 @dataclass(frozen=True)
@@ -159,10 +129,9 @@ class _Direct:
             if waits(x) or self.border is None:
                 found = self._nearer(self.other, found, value, x, dtype, bounded)
             else:
-                found = found if found is out else out.copy_(found)
-                self._nearer_of_few(self.other, found, value, x, dtype, bounded)
+                found = self._nearer_of_few(self.other, _at(out, found), value, x, dtype, bounded)
         if stay is not None:
-            found = found if found is out else out.copy_(found)
+            found = _at(out, found)
             return found.put_(stay, x.take(stay)) if len(stay) else found
         return chosen(x, found, holds(torch.ne, wanted, y, spare(1, x) if found is out else out), out)
 
@@ -229,50 +198,6 @@ class _Direct:
         middles = (one + two) / 2
         border = float(middles.amax() if below else middles.amin())
         return border if math.isfinite(border) else None
-
-
-@dataclass(frozen=True)
-class _Stepped:
-    """The nearest pre-image of y = x with a step, a constant where the function jumps, between what lies below and above it.
-
-    Attributes:
-        step: the constant branch.
-        sides: the branches beside it, on which y = x.
-    """
-
-    step: Branch
-    sides: tuple[Branch, ...]
-
-    @classmethod
-    def of(cls, branches: Sequence[Branch]) -> _Stepped | None:
-        """The choice among some branches, if they are a step and its sides."""
-        steps, sides = [b for b in branches if b.flat], tuple(b for b in branches if not b.flat)
-        ends = [end for b in branches for end in (b.low, b.high, b.least, b.most)]
-        if len(steps) != 1 or steps[0].rounded or any(isinstance(end, Tensor) for end in ends):
-            return None
-        (step,) = steps
-        fits = all(
-            side.plain
-            and (
-                (side.high <= step.low and side.most <= step.least)
-                or (side.low >= step.high and side.least >= step.most)
-            )
-            for side in sides
-        )
-        return cls(step, sides) if fits else None
-
-    def __call__(
-        self, x: Tensor, t: Tensor, y: Tensor, dtype: torch.dtype, out: Tensor, bounded: bool, spare: Spare
-    ) -> Tensor:
-        step = self.step
-        found = torch.clamp(x, float(step.low), float(step.high), out=out)
-        for side in self.sides:
-            low, high = side.within(dtype)
-            above = side.low >= step.high
-            middle = (step.least + (low if above else high)) / 2
-            nearer = holds(torch.gt if above else torch.lt, t, middle, spare(0, t))
-            found = chosen(found, within(t, low, high, spare(1, t)), nearer, out)
-        return found
 
 
 def _compared(

@@ -118,15 +118,14 @@ def glu(op: Op, target: Tensor) -> Inverse:
     """y = a σ(b) (Dauphin et al., arXiv 1612.08083): jointly nearest a = t / σ(b) and b."""
     (dim,) = axes(op, op.attributes["dim"])
 
-    def split(value: Tensor) -> Tensor:
-        return torch.stack(value.chunk(2, dim), -1)
-
-    pairs = Rows(split, lambda value, like: torch.cat(value.unbind(-1), dim))
+    pairs = Rows(
+        lambda value: torch.unflatten(value, dim, (2, -1)).movedim(dim, -1),
+        lambda value, like: value.movedim(-1, dim).flatten(dim, dim + 1),
+    )
     single = Rows(lambda value: value[..., None], lambda value, like: value[..., 0])
     working = torch.promote_types(target.dtype, torch.float32)
     a, b = (half.reshape(-1).to(working) for half in op.anchor.chunk(2, dim))
-    parts = zip(*(torch.split(v, BLOCK) for v in (a, b, target.reshape(-1).to(working))), strict=True)
-    found = torch.cat([nearest_gated(*part) for part in parts]).reshape(*target.shape, 2)
+    found = nearest_gated(a, b, target.reshape(-1).to(working)).reshape(2, *target.shape).movedim(0, -1)
     return settled(op, target, found, pairs, single)
 
 
@@ -196,7 +195,7 @@ def _stationary(y: Tensor, value: Tensor, moving: Tensor) -> tuple[Tensor, int]:
 
 
 def nearest_gated(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    """The nearest (a, b), stacked last, with a σ(b) = t. Flat tensors.
+    """The nearest (a, b), stacked, with a σ(b) = t. Flat tensors.
 
     a = t (1 + e⁻ᵇ) leaves φ(b) = (t (1 + e⁻ᵇ) − a₀)² + (b − b₀)². With w = b₀ − b, q = t e⁻ᵇ = t e⁻ᵇ⁰ eʷ and d = a₀ − t,
 
@@ -206,19 +205,23 @@ def nearest_gated(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     w = −½ log(1 + h(0)), where it lies if q is large, or from zero; where it does not, or where h may have several roots,
     b is searched with care.
     """
-    own, d = t * (-b).exp(), a - t
-    w = (own * (own - d)).clamp_(min=0).log1p_().mul_(-0.5)
-    for _ in range(FREE_STEPS[t.dtype]):
-        q = w.exp().mul_(own)
-        beyond = q - d
-        step = torch.addcmul(w, q, beyond).div_(beyond.add_(q).mul_(q).add_(1)).clamp_(-1, 1)
-        w.sub_(step)
-    gate = b - w
-    found = torch.stack([(-gate).exp_().add_(1).mul_(t), gate], -1)
-    # the next step is about the square of the last
-    near = (step.abs() <= torch.finfo(t.dtype).eps ** 0.5) & (d * t.sign() <= 8**0.5)
+    found = torch.stack([a, b])
+    near = torch.empty_like(t, dtype=torch.bool)
+    blocks = (*(torch.split(v, BLOCK) for v in (a, b, t, near)), torch.split(found, BLOCK, 1))
+    for a0, b0, wanted, done, out in zip(*blocks, strict=True):
+        own, d = wanted * (-b0).exp_(), a0 - wanted
+        w = (own * (own - d)).clamp_(min=0).log1p_().mul_(-0.5)
+        for _ in range(FREE_STEPS[t.dtype]):
+            q = w.exp().mul_(own)
+            beyond = q - d
+            step = torch.addcmul(w, q, beyond).div_(beyond.add_(q).mul_(q).add_(1)).clamp_(-1, 1)
+            w.sub_(step)
+        torch.sub(b0, w, out=out[1])
+        torch.mul(wanted, (-out[1]).exp_().add_(1), out=out[0])
+        # the next step is about the square of the last
+        done.copy_((step.abs_() <= torch.finfo(t.dtype).eps ** 0.5) & (d.mul_(wanted.sign()) <= 8**0.5))
     rest = (~near).nonzero()[:, 0]
-    return found.index_copy_(0, rest, _searched(a[rest], b[rest], t[rest]))
+    return found.index_copy_(1, rest, _searched(a[rest], b[rest], t[rest]))
 
 
 def _searched(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
@@ -241,7 +244,7 @@ def _searched(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     right[two] = _root(a[two], b[two], t[two], ends.amax(-1).clamp(least, most)[two], most[two])
     costs = [(t * (1 + (-x).exp()) - a).square() + (x - b).square() for x in (left, right)]
     gate = torch.where(zero, b, torch.where(costs[0] <= costs[1], left, right))
-    return torch.stack([torch.where(zero, 0, t * (1 + (-gate).exp())), gate], -1)
+    return torch.stack([torch.where(zero, 0, t * (1 + (-gate).exp())), gate])
 
 
 def _root(a: Tensor, b: Tensor, t: Tensor, low: Tensor, high: Tensor) -> Tensor:
