@@ -18,6 +18,7 @@ from fxinvert.errors import (
     RuleError,
     SolveError,
     TraceError,
+    UnknownNameError,
 )
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ __all__ = [
     "Segment",
     "SolveError",
     "TraceError",
+    "UnknownNameError",
     "default_rules",
     "estimate",
     "explain",

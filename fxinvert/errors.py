@@ -33,5 +33,12 @@ class DataError(FxInvertError):
     """Data, labels, files or settings given by the user do not fit."""
 
 
+class UnknownNameError(DataError, KeyError):
+    """A value was asked for by a name that there is none of: a `KeyError`, too."""
+
+    #: a `KeyError` would show its message in quotes
+    __str__ = Exception.__str__
+
+
 class ExportMismatchError(FxInvertError):
     """An exported file does not compute what the model computes."""

@@ -22,7 +22,6 @@ from fxinvert.passes.plan import Plan, Segment, Shape
 from fxinvert.passes.synthesize import is_weight_norm, parameters_of
 from fxinvert.passes.trace import is_normalized
 from fxinvert.rules import RuleSet, default_rules
-from fxinvert.rules.trainable import LookupWeights
 
 
 def partition(
@@ -67,7 +66,7 @@ def trained_parameters(node: fx.Node, rules: RuleSet) -> tuple[str, ...]:
     trainable = rules.trainable(node.meta.get("op", ""))
     if trainable is None:
         return ()
-    table = isinstance(trainable, LookupWeights)
+    table = trainable.diagonal
     if not table and any(
         n.op != "get_attr" and not n.meta["active"] and "tensor_meta" in n.meta and not is_weight_norm(n)
         for n in node.all_input_nodes

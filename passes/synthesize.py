@@ -84,7 +84,7 @@ def inverse_op(node: fx.Node, source: fx.Node, rules: RuleSet, settings: SolveSe
     function = owner_of(node).get_submodule(str(node.target)) if node.op == "call_module" else node.target
     unknown = tree_leaves((node.args, node.kwargs)).index(source)
     rows = _rows(source, node)
-    by_row = rule.kind not in _BY_SAMPLE or rule.key in _JOINS
+    by_row = rule.kind not in _BY_SAMPLE or rule.counts_axes
     if not differentiable or (rows[0] == rows[1] and by_row):
         rows = (1, 1)  # what a rule is for works row by row
     elif rule.kind not in _BY_SAMPLE:
@@ -140,8 +140,6 @@ def arguments_of(stretch: Stretch) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 #: rules that ask nothing of the axes behind the first; their ops may mix the rows of a sample
 _BY_SAMPLE = (Kind.MOVES, Kind.MATRIX_FREE)
-#: those of them that join rows with rows, along an axis that their rules count
-_JOINS = ("cat", "concat", "concatenate", "stack")
 
 
 def _rows(*nodes: fx.Node) -> tuple[int, int]:

@@ -102,8 +102,10 @@ def test_nodes_are_known_by_module_path_and_by_name() -> None:
     assert torch.equal(rec.consistency("1.0"), rec.consistency("_1_0"))
     assert "1.0" in rec.targets
     assert "2.0" not in rec.targets
-    with pytest.raises(KeyError, match=r"no node '1.2'; did you mean 1\.\d"):
+    with pytest.raises(KeyError, match=r"no node '1.2'; did you mean 1\.\d") as refused:
         rec.targets["1.2"]
+    assert isinstance(refused.value, fxinvert.FxInvertError)
+    assert str(refused.value).startswith("no node")
     with pytest.raises(KeyError, match="no node 'layer'; did you mean"):
         rec.consistency("layer")
     assert isinstance(rec.targets, ByName)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fxinvert.errors import DataError
+from fxinvert.errors import DataError, UnknownNameError
 from fxinvert.heads import Heads
 from fxinvert.labels import flat_classes, is_classification
 from fxinvert.rules.certificate import relative
@@ -131,7 +131,9 @@ class Explanation:
         for cut in self.cuts:
             if name in (cut.segment, cut.name):
                 return cut
-        raise KeyError(f"no segment {name!r}; there are {', '.join(cut.segment for cut in self.cuts)}")
+        raise UnknownNameError(
+            f"no segment {name!r}; there are {', '.join(cut.segment for cut in self.cuts)}"
+        )
 
     @property
     def error(self) -> Tensor:

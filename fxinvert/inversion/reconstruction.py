@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx
 
+from fxinvert.errors import UnknownNameError
 from fxinvert.inversion.goal import Goal
 from fxinvert.inversion.replay import output_given
 from fxinvert.notebook import table
@@ -30,7 +31,9 @@ class ByName(Mapping[str, V]):
         known = name if name in self._values else self._aliases.get(name, name)
         if known not in self._values:
             close = difflib.get_close_matches(name, self._values, n=3, cutoff=0.4)
-            raise KeyError(f"no node {name!r}; did you mean {', '.join(close or list(self._values)[:3])}?")
+            raise UnknownNameError(
+                f"no node {name!r}; did you mean {', '.join(close or list(self._values)[:3])}?"
+            )
         return self._values[known]
 
     def __iter__(self) -> Iterator[str]:

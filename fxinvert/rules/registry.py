@@ -51,6 +51,8 @@ class Rule:
         trainable: how the op depends on its parameters, if it can be trained in closed form.
         reference: the source of the method, where it is not that of the rule's family (`families.py`).
         branches: of an entrywise op, the monotone branches that its inverse is found on.
+        counts_axes: of a rule that moves values, whether it counts axes as the op does, and so needs the rows of the batch as
+            they are. Others see what belongs to a sample as one row.
         origin: where the rule was written.
     """
 
@@ -60,6 +62,7 @@ class Rule:
     trainable: Trainable | None = None
     reference: str = ""
     branches: Callable[[Op], tuple[Branch, ...]] | None = None
+    counts_axes: bool = False
 
     @property
     def origin(self) -> str:

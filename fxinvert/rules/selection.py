@@ -82,8 +82,8 @@ def added(op: Op, target: Tensor) -> Inverse:
 
 def rules() -> list[Rule]:
     return [
-        *[Rule(key, joined, Kind.MOVES) for key in ("cat", "concat", "concatenate")],
-        Rule("stack", stacked, Kind.MOVES),
+        *[Rule(key, joined, Kind.MOVES, counts_axes=True) for key in ("cat", "concat", "concatenate")],
+        Rule("stack", stacked, Kind.MOVES, counts_axes=True),
         *[moves(key) for key in ("hstack", "dstack", "column_stack")],
         *[Rule(key, written, Kind.MOVES) for key in ("scatter", "index_copy", "index_put")],
         *[moves(key) for key in ("masked_scatter", "select_scatter", "slice_scatter", "diagonal_scatter")],

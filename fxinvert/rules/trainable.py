@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +21,25 @@ from fxinvert.rules.op import Op
 from fxinvert.rules.windows import Sliding, each, sliding
 
 
+class Lookups(NamedTuple):
+    """Which rows of a table an op reads.
+
+    Attributes:
+        indices: int64, as many as rows of features, of any shape.
+        size: rows of the table.
+        padding: the index whose row stays; negative: none.
+    """
+
+    indices: Tensor
+    size: int
+    padding: int = -1
+
+
 class Trainable(ABC):
     """The parameter side of an affine op."""
+
+    #: whether ã is 1 at one place and 0 elsewhere, so that G is diagonal: `lookups` tells where
+    diagonal: ClassVar[bool] = False
 
     @abstractmethod
     def features(self, op: Op) -> Tensor:
@@ -34,6 +52,10 @@ class Trainable(ABC):
     @abstractmethod
     def changes(self, parameters: Mapping[str, Tensor], matrix: Tensor) -> dict[str, Tensor]:
         """ΔΘ `(groups, outputs, inputs [+ 1])` as changes of the parameters, by argument name."""
+
+    def lookups(self, op: Op) -> Lookups:
+        """Where each ã is 1, of one group; only where G is diagonal."""
+        raise NotImplementedError
 
 
 class LinearWeights(Trainable):
@@ -55,15 +77,18 @@ class LookupWeights(Trainable):
     The row of the padding stays.
     """
 
+    diagonal = True
+
     def features(self, op: Op) -> Tensor:
-        indices, count = op.anchor.reshape(-1), len(op.parameters["weight"])
-        rows = F.one_hot(indices, count).masked_fill_((indices == self.padding(op))[:, None], 0)
+        indices, count, padding = self.lookups(op)
+        rows = F.one_hot(indices.reshape(-1), count).masked_fill_(
+            (indices.reshape(-1) == padding)[:, None], 0
+        )
         return rows.to(op.output.dtype)[None]
 
-    def padding(self, op: Op) -> int:
-        """The index of the padding; negative: none."""
+    def lookups(self, op: Op) -> Lookups:
         padding = op.attributes["padding_idx"]
-        return -1 if padding is None else int(padding)
+        return Lookups(op.anchor, len(op.parameters["weight"]), -1 if padding is None else int(padding))
 
     def outputs(self, op: Op, value: Tensor) -> Tensor:
         return value.flatten(0, -2)[None]

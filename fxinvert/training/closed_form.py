@@ -28,7 +28,7 @@ from fxinvert.training.blocks import Equations
 from fxinvert.training.context import Context
 from fxinvert.training.costs import Cost, Probe, Stage, size_of
 from fxinvert.training.op_sums import Sums, add, in_passes, sums, use_of
-from fxinvert.training.weight_norm import split
+from fxinvert.training.weight_norm import by_argument, split
 from fxinvert.training.work import Proposal, Update, Work
 
 #: shares of the damping that are tried with every update
@@ -200,9 +200,7 @@ def _solve(inverse: InverseGraph, node: fx.Node, known: Equations, damping: floa
     parameters: dict[str, Any] = {
         argument: attribute(inverse.graph, name) for argument, name in names.items()
     }
-    # a weight behind a weight norm has the shape of its direction
-    own = parameters | {name.removesuffix(".v"): v for name, v in parameters.items() if name.endswith(".v")}
-    changes = split(node, parameters, trainable.changes(own, solved.change))
+    changes = split(node, parameters, trainable.changes(by_argument(node, parameters), solved.change))
     return Update(
         path,
         {names[argument]: change for argument, change in changes.items()},

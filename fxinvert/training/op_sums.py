@@ -15,7 +15,6 @@ from fxinvert.output_target import OutputTarget
 from fxinvert.passes.capture import evaluating
 from fxinvert.passes.synthesize import parameters_of
 from fxinvert.rules import ByPosition, Op, Trainable
-from fxinvert.rules.trainable import LookupWeights
 from fxinvert.training.batch import Batch
 from fxinvert.training.blocks import BLOCK, Equations, added, equations, equations_over
 from fxinvert.training.budget import Size
@@ -132,10 +131,9 @@ def _sizes(
         if use_of(node) in context.sizes:
             continue
         op, trainable = inverse.op(node, values), inverse.trainable(node)
-        if isinstance(trainable, LookupWeights):
-            context.sizes[use_of(node)] = Size(
-                1, op.output.shape[-1], len(op.parameters["weight"]), diagonal=True
-            )
+        if trainable.diagonal:
+            outputs, count = trainable.outputs(op, op.output).shape[2], trainable.lookups(op).size
+            context.sizes[use_of(node)] = Size(1, outputs, count, diagonal=True)
             continue
         op = op if op.by_sample else op.samples(slice(0, 1))
         if isinstance(trainable, ByPosition):
@@ -193,9 +191,9 @@ def _sums_of(
     if felt is not None:
         sensitive = rows(felt).square().mean((0, 2))
         weights = sensitive * weights.repeat_interleave(len(sensitive) // len(weights))
-    if isinstance(trainable, LookupWeights):
-        count, padding = len(op.parameters["weight"]), trainable.padding(op)
-        return LookupEquations.of(op.anchor, count, rows(errors), weights, padding)
+    if trainable.diagonal:
+        indices, count, padding = trainable.lookups(op)
+        return LookupEquations.of(indices, count, rows(errors), weights, padding)
     if op.by_sample:
         return equations([features(slice(None))], rows(errors), weights, None, kept)
     shifts = None

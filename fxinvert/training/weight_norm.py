@@ -22,6 +22,13 @@ from fxinvert.passes.synthesize import is_weight_norm
 Apart = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
+def by_argument(node: fx.Node, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters of an op, and for a weight behind a weight norm its direction, which has its shape."""
+    normed = () if node.op == "call_module" else call_arguments(node.target, node.args, node.kwargs).items()
+    behind = [name for name, value in normed if isinstance(value, fx.Node) and is_weight_norm(value)]
+    return dict(parameters) | {name: parameters[f"{name}.v"] for name in behind}
+
+
 def split(
     node: fx.Node, parameters: Mapping[str, Tensor], changes: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
