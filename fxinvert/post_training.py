@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -10,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
+from fxinvert.copies import changed, copy_of, showing
 from fxinvert.errors import DataError
 from fxinvert.feed import Feed
 from fxinvert.identity import check_finite, check_plan, identity
@@ -22,7 +21,6 @@ from fxinvert.inversion.invert import check_solvers
 from fxinvert.linalg.anchored import Method as SolverMethod
 from fxinvert.output_target import OutputTargetFunction, automatic
 from fxinvert.output_target import output_target as named_target
-from fxinvert.passes.capture import attribute
 from fxinvert.passes.checks import check_readable
 from fxinvert.passes.outputs import Key
 from fxinvert.passes.partition import partition
@@ -40,7 +38,7 @@ from fxinvert.training import Method, NormalEquations, Repeating
 from fxinvert.training.best import Best
 from fxinvert.training.chunks import CHUNK, source_of
 from fxinvert.training.confirm import Gain
-from fxinvert.training.context import Context, State
+from fxinvert.training.context import Context
 from fxinvert.training.curvature import Curvature
 from fxinvert.training.data import Part
 from fxinvert.training.fingerprint import Fingerprint
@@ -191,7 +189,7 @@ def post_train(
     trainer = method_named(method, damping, satisfied_weight)
     settings = Settings(sweeps, share, inputs == "original", recalibrate, patience, least_gain, confidence)
     hand = executor_named(executor, workers)
-    updated = _copy_of(model)
+    updated = copy_of(model)
     with ExitStack() as stack:
         stack.enter_context(torch_threads(threads))
         sources = {"train": source_of(train_data, "train_data", chunk)}
@@ -233,7 +231,7 @@ def post_train(
         total = len(ordered) * sweeps + (len(targets) if len(targets) > 1 else 0)
         with progress_display(total * (settings.folds + (settings.folds > 1)), progress) as display:
             shop = Workshop(crew, shared, feeds, targets[0], display)
-            shown = None if watch is None else _showing(watch, model)
+            shown = None if watch is None else showing(watch, model)
             best, records = run_sweeps(shop, trainer, ordered, targets, settings, display.advance, shown)
         context.load(best.state)
         notes += _unconfirmed(best, confidence)
@@ -246,7 +244,7 @@ def post_train(
         history=tuple(records),
         plan=plan,
         output_target=shop.output_target.name,
-        changed=_changed(model, updated),
+        changed=changed(model, updated),
         notes=tuple(notes),
         seconds=time.perf_counter() - began,
     )
@@ -272,16 +270,6 @@ def ordered_waves(
     return waves(plan, method.schedule if schedule == "auto" else schedule, graph, only)
 
 
-def _copy_of(model: nn.Module) -> nn.Module:
-    """A copy, so that the user's model is never changed."""
-    try:
-        return copy.deepcopy(model)
-    except RuntimeError as error:
-        raise DataError(
-            f"{type(model).__name__} cannot be copied ({error}); keep only parameters, buffers and detached tensors on it"
-        ) from error
-
-
 def _check_counts(least: int = 1, **settings: Any) -> None:
     for name, value in settings.items():
         if not isinstance(value, int) or isinstance(value, bool):
@@ -289,19 +277,6 @@ def _check_counts(least: int = 1, **settings: Any) -> None:
         if value < least:
             what = name.removesuffix("s") if least == 1 else name
             raise DataError(f"{name}={value}: needed is at least {least} {what}")
-
-
-def _showing(watch: Callable[[Record, nn.Module], None], model: nn.Module) -> Callable[[Record, State], None]:
-    """Shows states as models."""
-
-    def show(record: Record, state: State) -> None:
-        copied = copy.deepcopy(model)
-        with torch.no_grad():
-            for name, value in state.items():
-                attribute(copied, name).copy_(value)
-        watch(record, copied)
-
-    return show
 
 
 def _unconfirmed(best: Best, confidence: float) -> list[str]:
@@ -330,9 +305,3 @@ def _parts(surveyed: dict[str, Feed]) -> tuple[dict[str, Feed], list[str]]:
         return {"train": data.of("train"), "held_out": data.of("held_out")}, []
     note = "too few samples to keep some aside: steps were judged on the training data"
     return {"train": data, "held_out": replace(data, sample=HeldOutSample())}, [note]
-
-
-def _changed(before: nn.Module, after: nn.Module) -> tuple[str, ...]:
-    """The names of parameters and buffers that differ."""
-    pairs = [*before.named_parameters(), *before.named_buffers()]
-    return tuple(name for name, value in pairs if not torch.equal(value, attribute(after, name)))
