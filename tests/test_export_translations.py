@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -51,7 +52,7 @@ class Experts(nn.Module):
 def test_grouped_products_of_experts_are_exported(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Experts(grouped_mm()).eval()
-    assert len(translations()) == 2
+    assert len(translations()) == 3
     report = fxinvert.export_onnx(model, torch.randn(6, 6), tmp_path / "model.onnx", batch_sizes=(1, 3))
     assert report.max_abs < 1e-4
 
@@ -103,3 +104,14 @@ def test_windows_by_strides_are_exported_however_they_lie_in_memory(tmp_path: Pa
         Windows(), torch.randn(3, 6, 4), tmp_path / "model.onnx", batch_sizes=(1, 4)
     )
     assert report.max_abs < 1e-5
+
+
+@pytest.mark.parametrize("number", [1.0, 1])
+@pytest.mark.parametrize("alpha", [1, 2])
+def test_numbers_less_a_mask_are_exported(number: float, alpha: int, tmp_path: Path) -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return x * torch.rsub(mask, number, alpha=alpha)
+
+    inputs = (torch.randn(2, 3), torch.tensor([[1, 1, 0], [1, 0, 0]]))
+    assert fxinvert.export_onnx(Model(), inputs, tmp_path / "model.onnx", batch_sizes=(1, 3)).max_abs == 0

@@ -12,14 +12,16 @@ def translations() -> dict[Any, Callable[..., Any]]:
     """By op, of the libraries that are loaded: torch's `custom_translation_table`."""
     known: dict[str, Callable[..., Any]] = {
         "aten::_is_all_true": _is_all_true,
+        "aten::rsub.Scalar": _rsub,
         "transformers::grouped_mm_fallback": _grouped_mm,
     }
     found = {}
     for name, function in known.items():
         library, op = name.split("::")
+        op, _, overload = op.partition(".")
         packet = getattr(getattr(torch.ops, library), op, None)
         if packet is not None:
-            found[packet.default] = function
+            found[getattr(packet, overload or "default")] = function
     return found
 
 
@@ -29,6 +31,21 @@ def _is_all_true(values: Any) -> Any:
 
     op: Any = opset18
     return op.Cast(op.ReduceMin(op.Cast(values, to=6), keepdims=0), to=9)  # 6: int32, 9: bool
+
+
+def _rsub(values: Any, number: float, alpha: float = 1) -> Any:
+    """A number less `alpha` times a tensor; torch makes a difference of it, which has no form for a float less integers."""
+    from onnxscript import opset18
+
+    op: Any = opset18
+    if isinstance(number, float) and values.dtype.is_integer():
+        values = op.Cast(values, to=1)  # 1: float32
+
+    def as_values(scalar: float) -> Any:
+        given = {"value_int": scalar} if isinstance(scalar, int) else {"value_float": scalar}
+        return op.CastLike(op.Constant(**given), values)
+
+    return op.Sub(as_values(number), values if alpha == 1 else op.Mul(values, as_values(alpha)))
 
 
 def _grouped_mm(rows: Any, weights: Any, ends: Any) -> Any:
