@@ -48,8 +48,13 @@ class Question:
     decided: bool
 
     def __str__(self) -> str:
-        """What a message says of one that data or parameters decide."""
+        """What a message says of one that data or parameters decide, or that only larger batches ask."""
         where = f" at {self.place}" if self.place else ""
+        if not self.decided:
+            return (
+                f"with more samples it asks for other values{where} ({self.name}), as a loop over samples does: let it "
+                "compute all of them at once"
+            )
         return (
             f"it asks for values{where} ({self.name}) that follow its input or parameters, and the answer changes what it "
             "computes: let it compute both ways and choose with torch.where"
@@ -62,7 +67,7 @@ class AsRun(Flat):
     Attributes:
         questions: what runs on batches of two sizes ask alike, up to the first whose answer data or parameters decide and
             which changes what is computed.
-        decided: that one; None: there is none.
+        decided: that one, or what the larger batch asks in place of it; None: there is none.
         selects: whether values decide how many rows something has.
     """
 
@@ -75,7 +80,7 @@ class AsRun(Flat):
         self.decided: Question | None = None
         for i, (one, two) in enumerate(pairs):
             if (one.decided or one != two) and first.differs_by(i):
-                self.decided = one
+                self.decided = one if one.decided else two
                 break
             self.questions.append(one)
 

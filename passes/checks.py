@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch.nn.parameter import is_lazy
 
 from fxinvert.errors import REPORT, TraceError
 from fxinvert.passes.capture import CaptureError, describe
+from fxinvert.passes.causes import first_draw, first_mix, first_parting
+from fxinvert.passes.inputs import Flat
 from fxinvert.passes.interpreted import Runner
 from fxinvert.passes.leaves import copied, mapped
 from fxinvert.passes.sizes import of_computed_size
@@ -58,7 +61,7 @@ def check_devices(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
 
 
 def check_reproduces(
-    model: nn.Module, graph: fx.GraphModule, values: Values, inputs: tuple[Tensor, ...], expected: Tensor
+    model: Flat, graph: fx.GraphModule, values: Values, inputs: tuple[Tensor, ...], expected: Tensor
 ) -> None:
     """The graph computes what the model computes, at the example's batch size and at twice that, row by row.
 
@@ -78,20 +81,19 @@ def check_reproduces(
     """
     problem = difference(expected, _output(graph, values))
     if problem:
-        again = run(model, inputs)
-        if again.shape == expected.shape and not torch.allclose(again, expected, equal_nan=True):
-            raise TraceError(
-                "the model is random: two runs in evaluation mode give different outputs (a functional dropout "
-                "without training=self.training does that, or noise that forward() draws: make it an input)"
-            )
+        if random := randomness(model, inputs, expected):
+            raise TraceError(random)
         if bool(_real(expected).isnan().any()):
             raise TraceError(
                 "the model gives NaN for the example inputs, so that nothing can be compared with it; give inputs that "
                 "it can compute with (attention gives NaN where a mask hides all keys)"
             )
+        parting = first_parting(model, graph, values, inputs)
+        first = f", first in what {parting!r} gives" if parting else ""
         raise CaptureError(
-            f"the traced graph does not reproduce the model: {problem}. If forward() goes another way while it is captured "
-            "(torch.compiler.is_exporting(), tensors without values), let it go the same way; if it switches torch.autocast, "
+            f"the traced graph does not reproduce the model: {problem}{first}. If forward() goes another way while it is captured "
+            "(torch.compiler.is_exporting(), tensors without values), let it go the same way, or give it what it makes itself "
+            "otherwise, such as masks and kinds of tokens, as inputs; if it switches torch.autocast, "
             f"which a ready graph does not tell, let it compute in one precision; if neither: {REPORT}"
         )
     if not expected.dim() or not len(expected) or len(expected) % max(batch_size(inputs), 1):
@@ -112,13 +114,68 @@ def check_reproduces(
     (output,) = graph.graph.find_nodes(op="output")
     if output.args[0] in of_computed_size(graph, values):
         raise _no_rows(graph, values, "it has as many rows only because of the values")
-    before = _real(expected).nan_to_num()
-    moved = (_real(wanted[:rows]).nan_to_num() - before).abs()
-    if moved.numel() and float(moved.max()) > _ROUNDING * float(before.abs().max()):
-        raise TraceError(
-            "the model computes across the samples of a batch: a sample's output changes with the others "
-            f"(by up to {float(moved.max()):.1e}), so that it has no target of its own"
-        )
+    if mixed := mixture(model, inputs, expected, wanted[:rows]):
+        raise TraceError(mixed)
+
+
+def randomness(model: nn.Module, inputs: tuple[Tensor, ...], expected: Tensor) -> str | None:
+    """That a model gives something else for the same inputs, in words; None if it does not.
+
+    Args:
+        model: a function of the input tensors that returns the supervised output.
+        inputs: example tensors.
+        expected: what the model returned for them.
+    """
+    again = run(model, inputs)
+    if again.shape != expected.shape or torch.allclose(again, expected, equal_nan=True):
+        return None
+    return (
+        f"the model is random: two runs in evaluation mode give different outputs; {first_draw(model, inputs)} draws "
+        "(a functional dropout without training=self.training does that, or noise that forward() draws: make it an "
+        "input, or give it where forward() takes it)"
+    )
+
+
+def mixture(
+    model: nn.Module, inputs: tuple[Tensor, ...], expected: Tensor, others: Tensor | None = None
+) -> str | None:
+    """That what a model gives for a sample changes with the others, in words; None if it does not.
+
+    Args:
+        model: a function of the input tensors that returns the supervised output.
+        inputs: example tensors.
+        expected: what the model returns for them.
+        others: what it returns for them together with other samples.
+    """
+    size = batch_size(inputs)
+    each = len(expected) // size
+    # a maximum over samples is one sample's own, which it does not change with: two of them are tried
+    moved = {0: 0.0 if others is None else _moved(expected, others)}
+    for number in sorted({0, size - 1}) if size > 1 else ():
+        with suppress(TraceError):  # a model need not run on one sample
+            alone = run(model, _alone(inputs, number))
+            moved[number] = max(moved.get(number, 0.0), _moved(expected[number * each :][:each], alone))
+    number = max(moved, key=moved.__getitem__)
+    if moved[number] <= _ROUNDING * _largest(_real(expected), infinite=0.0):
+        return None
+    return (
+        "the model computes across the samples of a batch: a sample's output changes with the others "
+        f"(by up to {moved[number]:.1e}), so that it has no target of its own; it is changed first by "
+        f"{first_mix(model, inputs, _alone(inputs, number), number, size)}: let it go over other axes than the batch"
+    )
+
+
+def _moved(expected: Tensor, actual: Tensor) -> float:
+    """How far an output has moved; one of another shape tells nothing."""
+    if actual.shape != expected.shape or not expected.numel():
+        return 0.0
+    return float((_real(actual).nan_to_num() - _real(expected).nan_to_num()).abs().max())
+
+
+def _alone(inputs: tuple[Tensor, ...], number: int) -> tuple[Tensor, ...]:
+    """One sample of the inputs; what is shared by the samples stays."""
+    size = batch_size(inputs)
+    return tuple(v[number : number + 1] if v.dim() and len(v) == size else v for v in inputs)
 
 
 def _no_rows(graph: fx.GraphModule, values: Values, said: str) -> TraceError:

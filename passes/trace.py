@@ -13,8 +13,17 @@ from torch.export import ExportedProgram
 
 from fxinvert.errors import TraceError
 from fxinvert.passes.capture import CaptureError, evaluating, hides_parameters, symbolic_graph, unchanged
-from fxinvert.passes.checks import batch_size, check_devices, check_readable, check_reproduces, doubled, run
-from fxinvert.passes.exported import export_graphs, exported_graph
+from fxinvert.passes.checks import (
+    batch_size,
+    check_devices,
+    check_readable,
+    check_reproduces,
+    doubled,
+    mixture,
+    randomness,
+    run,
+)
+from fxinvert.passes.exported import SubgraphError, export_graphs, exported_graph
 from fxinvert.passes.inputs import Flat, Inputs
 from fxinvert.passes.leaves import copied
 from fxinvert.passes.normalize import normalize
@@ -91,11 +100,17 @@ def interpreted(
         try:
             graph = _captured(model, form, values, chosen, chosen(result), rules)
         except TraceError as error:
-            if not chosen.guessed:
+            # what runs sub-graphs is not run again: torch could no longer compile such ops
+            again = not isinstance(error.__context__, SubgraphError)
+            fault = _fault(Flat(model, form, chosen), values, chosen(result), str(error)) if again else ""
+            taken = (
+                f"; no output was named, and of {chosen.guessed} {chosen.keys[0]!r} was taken: name another by output=…"
+                if chosen.guessed
+                else ""
+            )
+            if not fault and not taken:
                 raise
-            raise TraceError(
-                f"{error}; no output was named, and of {chosen.guessed} {chosen.keys[0]!r} was taken: name another by output=…"
-            ) from error
+            raise TraceError(f"{fault}{error}{taken}") from error
     graph.meta["inputs"], graph.meta["heads"] = form, chosen.heads(result)
     return graph
 
@@ -116,6 +131,17 @@ def _result(model: nn.Module, form: Inputs, values: tuple[Tensor, ...], rules: R
             raise error from None
         normalize(raw, copied(values), rules)
         raise
+
+
+def _fault(model: Flat, values: tuple[Tensor, ...], expected: Tensor, said: str) -> str:
+    """What else is wrong with a model that cannot be captured, and that no capture would mend; followed by what was."""
+    with suppress(TraceError):  # it may not run a second time
+        found = randomness(model, values, expected)
+        if not found and expected.dim() and len(expected) % batch_size(values) == 0:
+            found = mixture(model, values, expected)
+        if found and found.partition(":")[0] not in said:
+            return f"{found}; besides, "
+    return ""
 
 
 def _whole(result: Any) -> Any:

@@ -470,6 +470,11 @@ def _checks(self: Any, x: Tensor) -> Any:
     return self.fc(x)
 
 
+def _has_torch_check(self: Any, x: Tensor) -> Any:
+    torch._check_with(ValueError, bool(x.isfinite().all()), lambda: "not finite")
+    return self.fc(x) if torch.ones(2).all() else x
+
+
 def _says_something(self: Any, x: Tensor) -> Any:
     if x.amax() < 0:
         warnings.warn("negative", stacklevel=1)
@@ -487,7 +492,8 @@ def _converts(self: Any, x: Tensor) -> Any:
 
 
 @pytest.mark.parametrize(
-    "forward", [_asks_a_constant, _checks, _says_something, _knows_of_the_capture, _converts]
+    "forward",
+    [_asks_a_constant, _checks, _has_torch_check, _says_something, _knows_of_the_capture, _converts],
 )
 def test_what_runs_ask_without_changing_what_is_computed_is_answered(forward: Any) -> None:
     model = Model(forward, fc=nn.Linear(6, 6))

@@ -104,6 +104,32 @@ def test_what_neither_capture_follows_is_refused_without_any_other_word(
     assert "".join(capfd.readouterr()) == ""
 
 
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (lambda self, x: self.one(x) + torch.rand_like(x), r"two runs .*; rand_like, at .*test_trace_errors.py"),
+        # copies of a sample leave a maximum as it is; a sample alone does not
+        (lambda self, x: self.one(x / x.max()), r"across the samples.*first by max, at .*test_trace_errors.py.*other axes"),
+        (
+            lambda self, x: self.one(x / x.max()) if x.sum() > 0 else x,
+            r"changed first by sum, at .*besides, .*torch.export cannot capture",
+        ),
+        (
+            lambda self, x: torch.stack([r if torch.ones(1) > 0 else -r for r in x]) * self.one(x)[int(torch.zeros(1)) :],
+            r"with more samples .*test_trace_errors.py.*loop over samples",
+        ),
+        (
+            lambda self, x: self.one(x * isinstance(x, torch._subclasses.FakeTensor)) if x.shape[1] == 3 else x,
+            r"does not reproduce.*first in what 'one' gives",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named_with_its_place(forward: Any, message: str) -> None:
+    x = torch.tensor([[1.0, -1.0, 0.5], [2.5, 0.0, 1.5], [0.5, 1.5, 1.0]])
+    with pytest.raises(TraceError, match=message):
+        fxinvert.trace(Model(forward, one=nn.Linear(3, 3)), x)
+
+
 class Pair(nn.Module):
     def forward(self, image: Tensor, token: Tensor) -> Tensor:
         return image + token
