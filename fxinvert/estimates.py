@@ -158,9 +158,10 @@ class Estimate:
     def _search(self, wave: Wave, stage: Stage) -> Cost:
         """What candidates cost that are measured here, on samples that are kept; what they have in common counts once."""
         kept, tried = min(self.samples / HELD_OUT, KEPT), self._candidates(stage) - 1
+        judged = stage.judged or wave.judged
         return Cost(
-            kept * (self.forward.operations + tried * wave.judged.operations),
-            kept * (self.forward.seconds + tried * wave.judged.seconds),
+            kept * (self.forward.operations + tried * judged.operations),
+            kept * (self.forward.seconds + tried * judged.seconds),
         )
 
     def rows(self) -> Iterator[Row]:

@@ -22,12 +22,10 @@ from fxinvert.training import Method
 from fxinvert.training.batch import checked, tensors_of
 from fxinvert.training.chunks import CHUNK, source_of
 from fxinvert.training.context import Context
-from fxinvert.training.costs import Cost, Estimated, Probe, Stage
+from fxinvert.training.costs import Estimated, Probe, Stage
 from fxinvert.training.judge import Candidate, Share, tallies
 from fxinvert.training.named import method_named
-from fxinvert.training.outputs import Remembered
 from fxinvert.training.recalibrate import recalibration
-from fxinvert.training.work import Update
 
 
 def estimate(
@@ -89,19 +87,12 @@ def estimate(
                 if recalibrate:
                     yield from recalibration(probe)
 
-        def judged(segments: Sequence[Segment]) -> Cost:
-            names = (name for segment in segments for name in segment.parameters)
-            update = Update("", {name: torch.zeros_like(context.tensors[name]) for name in names})
-            given = {"proposals": [[update]], "candidates": [Candidate(0, (1.0,))]}
-            cost, _ = probe.measured(tallies, given | {"outputs_over": Remembered()})
-            return cost
-
         context.load({}, "as given")
         measured = tuple(
             Wave(
                 tuple(segment.name for segment in segments),
                 tuple(stages(segments)) if isinstance(trainer, Estimated) else None,
-                judged(segments),
+                probe.judged(name for segment in segments for name in segment.parameters),
             )
             for segments in ordered_waves(plan, schedule, trainer, context.graph.graph, only)
         )

@@ -6,7 +6,7 @@ Each is a function of the outputs `(B, …)` and the labels, which ask for class
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -167,11 +167,13 @@ class OutputTarget:
         name: for tables and metadata.
         function: `(outputs, labels) -> target`.
         project: onto the outputs that are right, where the target is the nearest of many; None: it alone is right.
+        by_loss: whether it stands for the task's loss, so that what lessens this in another way is as welcome.
     """
 
     name: str
     function: OutputTargetFunction
     project: Projection | None = None
+    by_loss: bool = False
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
         try:
@@ -202,7 +204,8 @@ def output_target(choice: str | OutputTargetFunction) -> OutputTarget:
         where = " (post_train chooses it by held-out loss; here there is none)" if choice == "auto" else ""
         known = ", ".join(FUNCTIONS)
         raise DataError(f"unknown output target {choice!r}{where}; known are {known}, or a callable")
-    return OutputTarget(choice, FUNCTIONS[choice], PROJECTIONS.get(FUNCTIONS[choice]))
+    function = FUNCTIONS[choice]
+    return OutputTarget(choice, function, PROJECTIONS.get(function), by_loss=function is cross_entropy)
 
 
 def _index(classes: Tensor) -> Tensor:
@@ -222,4 +225,4 @@ def automatic(labels: Any) -> list[OutputTarget]:
     if not any(map(is_classification, tree_leaves(labels))):
         return [output_target("regression")]
     relaxed = [OutputTarget(f"cross_entropy ×{c}", partial(cross_entropy, step=2.0 * c)) for c in (6, 2)]
-    return [*relaxed, output_target("margin")]
+    return [replace(target, by_loss=True) for target in (*relaxed, output_target("margin"))]

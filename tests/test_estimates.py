@@ -39,6 +39,7 @@ QUICK = Optimizer(epochs=2)
 METHODS: dict[str, tuple[Method, str]] = {
     "closed form": (ClosedForm(), "sequential"),
     "closed form of a snapshot": (ClosedForm(), "parallel"),
+    "and the last layer": (ClosedForm(last_layer=True), "sequential"),
     "recursive": (ClosedForm(every=400), "sequential"),
     "op by op, weighted, of some samples": (
         ClosedForm(ops="in_turn", error="weighted", samples=300),

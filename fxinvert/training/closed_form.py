@@ -21,15 +21,15 @@ from torch import fx
 from fxinvert.errors import DataError, SolveError
 from fxinvert.inversion.inverse_graph import InverseGraph
 from fxinvert.output_target import OutputTarget
-from fxinvert.passes.capture import attribute
 from fxinvert.passes.plan import Segment
 from fxinvert.passes.synthesize import parameters_of
 from fxinvert.training.blocks import Equations
 from fxinvert.training.context import Context
 from fxinvert.training.costs import Cost, Probe, Stage, size_of
+from fxinvert.training.last_layer import asks_for_classes, descend, last_layer
 from fxinvert.training.op_sums import Sums, add, in_passes, sums, use_of
-from fxinvert.training.weight_norm import by_argument, split
-from fxinvert.training.work import Proposal, Update, Work
+from fxinvert.training.weight_norm import changes_of
+from fxinvert.training.work import Back, Proposal, Update, Work
 
 #: shares of the damping that are tried with every update
 DAMPINGS = (1.0, 0.5)
@@ -48,6 +48,8 @@ class ClosedForm:
             None: as many as make rows abundant, which is all of them in small maps (`fxinvert.training.positions`).
         ops: train the ops of the segments "together", all from one pass over the data, or "in_turn", each with its own.
         samples: how many samples to use, at least, from the beginning of the data; None: all.
+        last_layer: whether it is also tried what the last layer alone can do (`fxinvert.training.last_layer`), where the
+            output target stands for the task's loss.
     """
 
     damping: float = 1e-2
@@ -57,6 +59,7 @@ class ClosedForm:
     ops: Literal["together", "in_turn"] = "together"
     position_fraction: float | None = None
     samples: int | None = None
+    last_layer: bool = False
     name: str = "closed_form"
     schedule: str = "sequential"
 
@@ -79,20 +82,53 @@ class ClosedForm:
                 f"position_fraction={self.position_fraction}; it is a share, above 0 and at most 1"
             )
 
-    def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal]]:
+    def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal] | Back]:
         """Yields the updates of all ops, or of one after the other, solved with each damping.
+
+        Before that, if asked for, what the last layer alone can do, and a return: it is what comes out where nothing better
+        follows, but a last layer that has gone to its end leaves the others little to correct.
 
         Raises:
             SolveError: sums are not finite.
         """
+        if work.output_target.by_loss and work.output_target is work.output_targets[0]:
+            yield from self._last(work, segments)
         for paths in self._groups(work.context, segments):
             yield from self._recursive(work, paths, self.every) if self.every else self._once(work, paths)
+
+    def _last(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal] | Back]:
+        """Yields what the last layer alone can do, and a return to what was."""
+        path = self._last_path(work.context, segments)
+        if path is None or not asks_for_classes(work.context.first.labels):
+            return
+        (found,) = work.each(descend, [{"path": path, "samples": self.samples or work.samples}])
+        if found:
+            given = {name: work.context.tensors[name].detach().clone() for name in found[0]}
+            yield [[Update(path, changes)] for changes in found]
+            if work.taken is not None:
+                yield Back(given)
+
+    def _last_path(self, context: Context, segments: Sequence[Segment]) -> str | None:
+        return last_layer(context, segments) if self.last_layer and self.every is None else None
 
     def stages(self, probe: Probe, segments: Sequence[Segment]) -> Iterator[Stage]:
         """Yields what is done for all ops, or for each; recursively, once for every block of samples."""
         used = min(_whole(self.samples or probe.samples, probe.chunk), probe.samples)
         block = min(_whole(self.every or used, probe.chunk), used)
         targets = [probe.output_target]
+        last = self._last_path(probe.context, segments)
+        if last is not None:
+            few = min(self.samples or probe.samples, probe.samples)
+            cost, found = probe.measured(descend, {"path": last, "samples": few})
+            yield Stage(
+                tasks=((f"{last} alone", cost),),
+                by_chunk=False,
+                samples=few,
+                memory=min(2 * probe.batch_size * probe.values, probe.context.budget.limit),
+                sent=size_of(found),
+                proposals=len(found),
+                judged=probe.judged(list(found[0])),
+            )
         for paths in self._groups(probe.context, segments):
             passes = [paths] if self.every else in_passes(probe.context, paths, targets)
             costs, sent, adding, solving = list[tuple[float, float]](), 0, 0.0, 0.0
@@ -196,17 +232,7 @@ def _solve(inverse: InverseGraph, node: fx.Node, known: Equations, damping: floa
     if not known.is_finite:
         raise SolveError(f"the statistics of {path!r} are not finite: its inputs or targets overflow")
     solved = known.solve(damping)
-    trainable, names = inverse.trainable(node), parameters_of(node)
-    parameters: dict[str, Any] = {
-        argument: attribute(inverse.graph, name) for argument, name in names.items()
-    }
-    changes = split(node, parameters, trainable.changes(by_argument(node, parameters), solved.change))
-    return Update(
-        path,
-        {names[argument]: change for argument, change in changes.items()},
-        solved.explained,
-        solved.damping,
-    )
+    return Update(path, changes_of(inverse, node, solved.change), solved.explained, solved.damping)
 
 
 def _whole(samples: int, chunk: int) -> int:

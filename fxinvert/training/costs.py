@@ -10,7 +10,7 @@ import copy
 import io
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -26,7 +26,9 @@ from fxinvert.training.batch import Batch
 from fxinvert.training.context import Context
 from fxinvert.training.data import Batches
 from fxinvert.training.fingerprint import HELD_OUT
-from fxinvert.training.work import Job
+from fxinvert.training.judge import Candidate, tallies
+from fxinvert.training.outputs import Remembered
+from fxinvert.training.work import Job, Update
 
 #: multiply-adds of the forward pass that jobs are measured with, and the samples that these are at least
 MEASURED, LEAST = 2 * 10**9, 8
@@ -62,6 +64,7 @@ class Stage:
         solve_operations: multiply-adds of the latter, where they count.
         proposals, updates: alternatives that are judged, and the updates of each.
         times: how often all of this is done, at most, one after the other.
+        judged: what a candidate costs per sample, where it changes less than the segments; None: what these do.
     """
 
     tasks: tuple[tuple[str, Cost], ...]
@@ -76,6 +79,7 @@ class Stage:
     proposals: int = 1
     updates: int = 1
     times: int = 1
+    judged: Cost | None = None
 
 
 @runtime_checkable
@@ -153,6 +157,13 @@ class Probe:
             result = do()
         seen = batches.seen
         return Cost(counter.get_total_flops() / 2 / seen, self.seconds(do) / seen), result
+
+    def judged(self, names: Iterable[str]) -> Cost:
+        """What judging a change of some parameters takes per sample, once what comes before them is known."""
+        update = Update("", {name: torch.zeros_like(self.context.tensors[name]) for name in names})
+        given = {"proposals": [[update]], "candidates": [Candidate(0, (1.0,))], "outputs_over": Remembered()}
+        cost, _ = self.measured(tallies, given)
+        return cost
 
     def seconds(self, function: Callable[[], Any]) -> float:
         """The least time of a few calls; on a CPU the processor's."""

@@ -11,12 +11,15 @@ no direction yet: v takes that of ΔW, at its own length.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from fxinvert.inversion.inverse_graph import InverseGraph
+from fxinvert.passes.capture import attribute
 from fxinvert.passes.inverse_op import call_arguments
-from fxinvert.passes.synthesize import is_weight_norm
+from fxinvert.passes.synthesize import is_weight_norm, parameters_of
 
 #: v, g, what is of W, and the axis of the norm -> what is of v and of g
 Apart = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
@@ -47,6 +50,17 @@ def pulled(
 ) -> dict[str, Tensor]:
     """Derivatives in an op's arguments, `(N, …)` each, those in a weight behind a weight norm as in its length and direction."""
     return _by_parameter(node, parameters, slopes, _pulled)
+
+
+def changes_of(inverse: InverseGraph, node: fx.Node, change: Tensor) -> dict[str, Tensor]:
+    """ΔΘ `(groups, outputs, inputs [+ 1])` of an affine op as changes of its parameters, by name."""
+    names = parameters_of(node)
+    parameters: dict[str, Any] = {
+        argument: attribute(inverse.graph, name) for argument, name in names.items()
+    }
+    own = by_argument(node, parameters)
+    changes = split(node, parameters, inverse.trainable(node).changes(own, change))
+    return {names[argument]: change for argument, change in changes.items()}
 
 
 def _by_parameter(
