@@ -28,7 +28,7 @@ ROUNDING = 32 * torch.finfo(torch.float64).eps
 #: leaves of it is beyond single precision, but not beyond double precision
 STRAINED = {torch.float32: 0.1, torch.float64: 1e-6}
 #: largest number of refinements, and of iterations where the Gram matrix is shifted
-REFINEMENTS, ITERATIONS = 20, 200
+REFINEMENTS, ITERATIONS = 20, 400
 
 
 class GramFactor(Factor):
