@@ -136,6 +136,18 @@ def test_labels_along_another_axis_than_the_layers_outputs_have_none() -> None:
     assert changes(model, torch.randn(12, 3, 5), torch.arange(36).reshape(12, 3) % 2) == []
 
 
+def test_a_layer_that_works_in_groups_has_none() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1, groups=2))
+    x, y = torch.randn(6, 2, 4, 5), torch.rand(6, 2, 4, 5) < 0.5
+    assert changes(model, x, y) == []
+    method = ClosedForm(last_layer=True)
+    assert fxinvert.estimate(model, x, samples=100, batch=10, method=method).is_known
+    result = fxinvert.post_train(
+        model, [(x, y)], validation_data=[(x, y)], method=method, output_target="cross_entropy", sweeps=1
+    )
+    assert result.final.loss <= result.baseline.loss
+
+
 def test_as_many_samples_are_used_as_fit() -> None:
     model, x, y = cases()["classes"]
     assert len(changes(model, x, y, memory_limit=2**14)) == len(DAMPINGS)

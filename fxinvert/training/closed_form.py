@@ -127,7 +127,7 @@ class ClosedForm:
                 memory=min(2 * probe.batch_size * probe.values, probe.context.budget.limit),
                 sent=size_of(found),
                 proposals=len(found),
-                judged=probe.judged(list(found[0])),
+                judged=probe.judged(found[0]) if found else None,
             )
         for paths in self._groups(probe.context, segments):
             passes = [paths] if self.every else in_passes(probe.context, paths, targets)

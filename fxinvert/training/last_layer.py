@@ -68,7 +68,8 @@ def descend(
         samples: how many to use, at most; fewer where their rows do not fit into memory.
 
     Returns:
-        As many as there are dampings; none where the classes of one label are not the outputs of one row.
+        As many as there are dampings; none where the classes of one label are not the outputs of one row, the layer works in
+        groups, or its features are all zero.
 
     Raises:
         SolveError: the features or the loss overflow.
@@ -81,6 +82,8 @@ def descend(
         for batch in batches:
             for part in context.parts(batch):
                 op = inverse.op(node, inverse.forward(part.inputs))
+                if len(trainable.outputs(op, op.output)) > 1:
+                    return []
                 truths = fit(op.output, part.labels)
                 for kept, rows in zip(
                     (features, logits, wanted, weights),
