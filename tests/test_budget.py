@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -130,33 +131,38 @@ def test_a_matrix_that_does_not_fit_is_not_held() -> None:
 SIZES = st.lists(
     st.builds(Size, st.integers(1, 4), st.integers(1, 300), st.integers(1, 3000)), min_size=1, max_size=6
 )
+SAMPLES = st.one_of(st.integers(1, 2000), st.just(math.inf))
 
 
-@given(SIZES, st.integers(2**10, 2**31))
-def test_what_is_said_to_be_needed_is_enough(sizes: list[Size], limit: int) -> None:
+@given(SIZES, st.integers(2**10, 2**31), SAMPLES)
+def test_what_is_said_to_be_needed_is_enough(sizes: list[Size], limit: int, samples: float) -> None:
     numbered, budget = dict(enumerate(sizes)), Budget(limit)
     try:
-        found = budget.rows(numbered)
+        found = budget.rows(numbered, 1, samples)
     except SolveError as error:
         budget = Budget(needed(error))
         assert budget.limit > limit
-        found = budget.rows(numbered)
-    held = [size.gram for i, size in numbered.items() if found[i] is None]
+        found = budget.rows(numbered, 1, samples)
+    held = [size.sums(samples) for i, size in numbered.items() if found[i] in (None, size.few(samples))]
     assert 2 * sum(held) <= budget.sums
-    assert all(rows is None or rows >= FEWEST for rows in found.values())
+    for i, size in numbered.items():
+        rows = found[i]
+        assert rows is None or rows == size.few(samples) or rows >= FEWEST
     assert budget.sums + BLOCKS * budget.block < budget.limit / 2
 
 
-@given(SIZES, st.integers(2**10, 2**31))
-def test_what_is_summed_in_a_pass_fits_or_is_alone(sizes: list[Size], limit: int) -> None:
+@given(SIZES, st.integers(2**10, 2**31), SAMPLES)
+def test_what_is_summed_in_a_pass_fits_or_is_alone(sizes: list[Size], limit: int, samples: float) -> None:
     numbered, budget = dict(enumerate(sizes)), Budget(limit)
-    passes = budget.passes(numbered)
+    passes = budget.passes(numbered, 1, samples)
     assert [key for keys in passes for key in keys] == list(numbered)
     try:
-        budget.rows(numbered)
+        budget.rows(numbered, 1, samples)
     except SolveError:
         for keys in passes:
-            assert len(keys) == 1 or not any(budget.rows({key: numbered[key] for key in keys}).values())
+            own = {key: numbered[key] for key in keys}
+            few = {key: size.few(samples) for key, size in own.items()}
+            assert len(keys) == 1 or budget.rows(own, 1, samples) == few
     else:
         assert len(passes) == 1
 
@@ -211,7 +217,7 @@ def test_by_default_a_sample_of_any_model_fits(each: int) -> None:
 def test_a_limit_too_small_for_a_sample_says_what_is_needed() -> None:
     def train(limit: int) -> None:
         fxinvert.post_train(
-            network((8, 4)), images(2, 4), memory_limit=limit, method=ClosedForm(), sweeps=1,
+            network((8, 4)), images(8, 32), memory_limit=limit, method=ClosedForm(), sweeps=1,
             reconstruction="linearized",
         )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -77,6 +78,25 @@ def test_sums_in_the_same_order_are_the_same_bytes() -> None:
     assert total().factor.shape[1] <= 16
 
 
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 6), st.integers(0, 99))
+def test_errors_are_kept_with_their_rows_and_summed_when_rows_are_reduced(
+    parts: list[int], most: int, seed: int
+) -> None:
+    features, errors, weights_ = problem(2, sum(parts), 12, 30, seed)
+    exact = NormalEquations.of(features, errors, weights_)
+    pieces = (torch.split(value, parts, dim) for value, dim in ((features, 1), (errors, 1), (weights_, 0)))
+    found, *others = (WideEquations.of(*piece, kept=most) for piece in zip(*pieces, strict=True))
+    for other in others:
+        found += other
+    torch.testing.assert_close(found.cross, exact.cross)
+    if sum(parts) <= 2 * most:
+        assert found.nbytes == 8 * 2 * sum(parts) * (12 + 30)  # neither G nor C
+    solved, again = found.solve(1e-2), replace(found, errors=None, held=found.cross).solve(1e-2)
+    torch.testing.assert_close(solved.change, again.change, rtol=1e-6, atol=1e-9)
+    assert solved.explained == pytest.approx(again.explained, rel=1e-6)
+    assert not found.answered().solve(1e-2).change.any()
+
+
 def test_dead_and_empty_ones_stay() -> None:
     features, errors, weights_ = problem(1, 9, 12, 2)
     features[..., 5] = 0
@@ -96,6 +116,8 @@ def test_of_few_samples_the_rows_are_kept_and_the_solution_is_that_of_the_gram_m
     sizes = {"0": Size(1, 600, 7), "2": Size(1, 3, 601), "rows": Size(1, 3, 601, rows=8)}
     assert Budget(2**31).rows(sizes, 1, 64) == {"0": None, "2": 64, "rows": None}
     assert not any(Budget(2**31).rows(sizes, 1, 151).values())
+    # a layer whose G, and whose C too, takes more than there is
+    assert Budget(2**29).rows({"wide": Size(1, 4096, 9217)}, 1, 8) == {"wide": 8}
     for method in (fxinvert.training.ClosedForm(), fxinvert.training.ClosedForm(every=32)):
         settings: dict[str, Any] = {
             "method": method,

@@ -76,6 +76,11 @@ class Size:
         rows = self.rows * samples
         return max(int(rows), 1) if not self.diagonal and rows <= FEW * self.features >= FEW * MANY else None
 
+    def sums(self, samples: float) -> int:
+        """Bytes of the sums over so many samples, or of what they are made of if that is less."""
+        rows = self.few(samples)
+        return self.gram if rows is None else DOUBLE * self.groups * rows * (self.features + self.outputs)
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -138,7 +143,7 @@ class Budget:
         Raises:
             SolveError: the limit is too small for the least number of rows.
         """
-        found = self._rows(sizes, times)
+        found = self._rows(sizes, times, samples)
         if _useful(found):
             few = {key: size.few(samples) for key, size in sizes.items()}
             return {key: few[key] if rows is None else rows for key, rows in found.items()}
@@ -150,7 +155,7 @@ class Budget:
         cross = 2 * HELD * sum(size.cross for size in wide)
         least = min(
             2 * (cross + len(wide) * HELD_ROWS * FEWEST * max(size.row for size in wide)),
-            _held([size.gram for size in sizes.values()]),
+            _held([size.sums(samples) for size in sizes.values()]),
         )
         needed = math.ceil(times * least / (1 - SOLVERS - WORK - VALUES - COMMON - BLOCKS * BLOCK)) + 1
         raise SolveError(
@@ -159,34 +164,35 @@ class Budget:
             f"({human(needed)}) are needed"
         )
 
-    def passes(self, sizes: Mapping[K, Size], times: int = 1) -> list[list[K]]:
+    def passes(self, sizes: Mapping[K, Size], times: int = 1, samples: float = math.inf) -> list[list[K]]:
         """For ops that are trained together, those whose sums are made in each pass over the data.
 
         One, if the sums of all fit (`rows`); else as many ops at a time, in order, as have room for their matrices.
 
         Args:
-            sizes, times: as for `rows`.
+            sizes, times, samples: as for `rows`.
         """
-        if _useful(self._rows(sizes, times)):
+        if _useful(self._rows(sizes, times, samples)):
             return [list(sizes)]
         found: list[list[K]] = [[]]
         for key in sizes:
-            grams = [sizes[other].gram for other in (*found[-1], key)]
-            if found[-1] and _held(grams) > self.sums / times:
+            held = [sizes[other].sums(samples) for other in (*found[-1], key)]
+            if found[-1] and _held(held) > self.sums / times:
                 found.append([])
             found[-1].append(key)
         return found
 
-    def _rows(self, sizes: Mapping[K, Size], times: int) -> dict[K, int | None]:
-        """What `rows` gives; fewer of them than are of any use where the limit is too small."""
-        ordered, room = sorted(sizes, key=lambda key: sizes[key].gram), self.sums / times
-        if _held([sizes[key].gram for key in ordered]) <= room:
+    def _rows(self, sizes: Mapping[K, Size], times: int, samples: float) -> dict[K, int | None]:
+        """What `rows` gives, None also where all rows are few; fewer than are of any use where the limit is too small."""
+        taken, room = {key: size.sums(samples) for key, size in sizes.items()}, self.sums / times
+        ordered = sorted(sizes, key=lambda key: taken[key])
+        if _held([taken[key] for key in ordered]) <= room:
             return dict.fromkeys(sizes)
         kept = len(ordered) - 1
-        while kept and _held([sizes[key].gram for key in ordered[:kept]]) > room / 2:
+        while kept and _held([taken[key] for key in ordered[:kept]]) > room / 2:
             kept -= 1
         wide = ordered[kept:]
-        left = room - _held([sizes[key].gram for key in ordered[:kept]])
+        left = room - _held([taken[key] for key in ordered[:kept]])
         cross = 2 * HELD * sum(sizes[key].cross for key in wide)
         found = {key: int((left - cross) / len(wide)) // (HELD_ROWS * sizes[key].row) for key in wide}
         return {key: min(found[key], MOST) if key in found else None for key in sizes}

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import chain, islice
 from statistics import mean
 from typing import Any, Literal
 
-import torch
 from torch import fx
 
 from fxinvert.errors import DataError, SolveError
@@ -130,7 +129,7 @@ class ClosedForm:
                 judged=probe.judged(found[0]) if found else None,
             )
         for paths in self._groups(probe.context, segments):
-            passes = [paths] if self.every else in_passes(probe.context, paths, targets)
+            passes = [paths] if self.every else in_passes(probe.context, paths, targets, used)
             costs, sent, adding, solving = list[tuple[float, float]](), 0, 0.0, 0.0
             for summed in passes:
                 cost, (found,) = probe.measured(sums, self._arguments(targets, paths, summed, used))
@@ -187,7 +186,7 @@ class ClosedForm:
             ]
 
         def proposals() -> list[list[Proposal]]:
-            passes = [solved(summed) for summed in in_passes(work.context, paths, targets)]
+            passes = [solved(summed) for summed in in_passes(work.context, paths, targets, work.samples)]
             return [
                 [list(chain(*parts)) for parts in zip(*own, strict=True)] for own in zip(*passes, strict=True)
             ]
@@ -203,10 +202,7 @@ class ClosedForm:
             known = add(known, found)
             yield [list(self._updates(work, paths, known, share)) for share in DAMPINGS]
             # what the solution did not remove is seen again in the next samples' errors
-            known = {
-                key: replace(value, cross=torch.zeros_like(value.cross), error=0.0)
-                for key, value in known.items()
-            }
+            known = {key: value.answered() for key, value in known.items()}
 
     def _blocks(
         self,

@@ -10,7 +10,7 @@ A row that never occurs has nothing to say, and stays; so does the row of the pa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -65,6 +65,10 @@ class LookupEquations:
         self.rows += other.rows
         self.error += other.error
         return self
+
+    def answered(self) -> LookupEquations:
+        """The sums over the same rows, errors of zero."""
+        return replace(self, cross=torch.zeros_like(self.cross), error=0.0)
 
     def solve(self, damping: float) -> Solved:
         """ΔΘ with relative damping ρ = `damping`."""

@@ -100,7 +100,7 @@ def sums(
 
 
 def in_passes(
-    context: Context, paths: Sequence[str], output_targets: Sequence[OutputTarget]
+    context: Context, paths: Sequence[str], output_targets: Sequence[OutputTarget], samples: float
 ) -> list[list[str]]:
     """The paths of ops that are trained together, by the pass over the data in which they are summed (`Budget.passes`).
 
@@ -108,6 +108,7 @@ def in_passes(
         context: the model.
         paths: of the ops.
         output_targets: for each of which all sums are held.
+        samples: how many there are to sum over, at most.
     """
     nodes = [context.nodes[path] for path in paths]
     by_use: dict[str, list[str]] = {}
@@ -119,7 +120,7 @@ def in_passes(
     if not context.sizes.keys() >= by_use.keys():
         with torch.no_grad(), evaluating(context.graph):
             values = inverse.forward(context.first.inputs)
-    passes = context.budget.passes(_sizes(context, inverse, nodes, values), len(output_targets))
+    passes = context.budget.passes(_sizes(context, inverse, nodes, values), len(output_targets), samples)
     return [[path for use in uses for path in by_use[use]] for uses in passes]
 
 

@@ -10,7 +10,7 @@ G and C are plain sums: they stream in fixed memory, and add up across batches, 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -86,6 +86,10 @@ class NormalEquations:
         self.rows += other.rows
         self.error += other.error
         return self
+
+    def answered(self) -> NormalEquations:
+        """The sums over the same rows, errors of zero."""
+        return replace(self, cross=torch.zeros_like(self.cross), error=0.0)
 
     def solve(self, damping: float) -> Solved:
         """ΔΘ with relative damping ρ = `damping`, raised tenfold as long as the system is not positive definite.

@@ -2,18 +2,22 @@
 
 With the rows B = √w ã of N samples, G = BᵀB and the solution is found on the samples' side, whose matrix is N × N:
 
-    ΔΘ = C (BᵀB + λI)⁻¹ = (C − C Bᵀ (BBᵀ + λI)⁻¹ B) / λ.
+    ΔΘ = C (BᵀB + λI)⁻¹ = Eᵀ (BBᵀ + λI)⁻¹ B,   C = EᵀB,   E = √w (t − y),
 
-That is exact as long as rows can be kept. Where there are more, they are replaced by fewer that have nearly the same Gram
-matrix: B = U S Vᵀ, of which √(S² − δI) Vᵀ is kept, δ the first square that is left out (frequent directions: Liberty, KDD
-2013), and δ/2 is added to λ for what is missing (Luo et al., JMLR 20, 2019). So memory is bounded, whatever the number of samples;
-C is a plain sum, as ever. What is kept depends on the order of sums only, which is that of chunks.
+where neither G nor C is ever held. That is exact as long as rows can be kept. Where there are more, they are replaced by
+fewer that have nearly the same Gram matrix: B = U S Vᵀ, of which √(S² − δI) Vᵀ is kept, δ the first square that is left out
+(frequent directions: Liberty, KDD 2013), and δ/2 is added to λ for what is missing (Luo et al., JMLR 20, 2019). So memory is
+bounded, whatever the number of samples. From then on C is held, a plain sum as ever, and
+
+    ΔΘ = (C − C Bᵀ (BBᵀ + λI)⁻¹ B) / λ.
+
+What is kept depends on the order of sums only, which is that of chunks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -35,7 +39,8 @@ class WideEquations:
         factor: B `(groups, r, n)`, with BᵀB ≈ Σ w ã ãᵀ.
         missing: `(groups,)`, what BᵀB lacks on average in the directions that were left out, δ/2 summed.
         squares: `(groups,)`, Σ w ‖ã‖², the trace of the Gram matrix.
-        cross: C `(groups, m, n)`.
+        errors: E `(groups, r, m)` as long as all rows are kept; None: C is held.
+        held: C `(groups, m, n)`, which is EᵀB as long as it is not held.
         rows: samples counted.
         error: Σ w (t − y)².
         kept: so many rows are kept; up to twice as many are held before they are reduced.
@@ -44,7 +49,8 @@ class WideEquations:
     factor: Tensor
     missing: Tensor
     squares: Tensor
-    cross: Tensor
+    errors: Tensor | None
+    held: Tensor | None
     rows: int
     error: float
     kept: int = MOST
@@ -68,8 +74,8 @@ class WideEquations:
             root = per_row[:, part].sqrt()
             factor, error = own * root, errors[:, part] * root
             squares = factor.square().sum((1, 2))
-            cross, left = error.mT @ factor, float(error.square().sum())
-            new = cls(factor, torch.zeros_like(squares), squares, cross, own.shape[1], left, kept)
+            left = float(error.square().sum())
+            new = cls(factor, torch.zeros_like(squares), squares, error, None, own.shape[1], left, kept)
             if total is None:
                 total = new
             else:
@@ -79,24 +85,43 @@ class WideEquations:
         return total
 
     @property
+    def cross(self) -> Tensor:
+        """C `(groups, m, n)`."""
+        if self.held is not None:
+            return self.held
+        assert self.errors is not None, f"neither C nor the errors that it is made of. {REPORT}"
+        return self.errors.mT @ self.factor
+
+    @property
     def nbytes(self) -> int:
-        return self.factor.nbytes + self.cross.nbytes
+        return self.factor.nbytes + sum(own.nbytes for own in (self.errors, self.held) if own is not None)
 
     @property
     def is_finite(self) -> bool:
-        return bool(torch.isfinite(self.squares).all() & torch.isfinite(self.cross).all())
+        left = self.cross if self.errors is None else self.errors
+        return bool(torch.isfinite(self.squares).all() & torch.isfinite(left).all())
 
     def __iadd__(self, other: WideEquations) -> Self:
+        many = self.factor.shape[1] + other.factor.shape[1] > 2 * self.kept
+        if many or self.errors is None or other.errors is None:
+            self.held, self.errors = self.cross, None
+            self.held += other.cross
+        else:
+            self.errors = torch.cat([self.errors, other.errors], 1)
         self.factor = torch.cat([self.factor, other.factor], 1)
         self.missing += other.missing
-        if self.factor.shape[1] > 2 * self.kept:
+        if many:
             self.factor, more = _reduced(self.factor, self.kept)
             self.missing += more
         self.squares += other.squares
-        self.cross += other.cross
         self.rows += other.rows
         self.error += other.error
         return self
+
+    def answered(self) -> WideEquations:
+        """The sums over the same rows, errors of zero."""
+        errors, held = (None if own is None else torch.zeros_like(own) for own in (self.errors, self.held))
+        return replace(self, errors=errors, held=held, error=0.0)
 
     def solve(self, damping: float) -> Solved:
         """ΔΘ with relative damping ρ = `damping`, at least 1e-6."""
@@ -104,11 +129,18 @@ class WideEquations:
         ridge = used * self.squares / n + self.missing
         ridge = torch.where(ridge > 0, ridge, 1.0)[:, None, None]
         kernel = self.factor @ self.factor.mT
-        kernel.diagonal(dim1=1, dim2=2).add_(ridge[..., 0])
-        seen = torch.cholesky_solve(self.factor @ self.cross.mT, torch.linalg.cholesky(kernel)).mT
-        change = (self.cross - seen @ self.factor) / ridge
-        # 2⟨ΔΘ, C⟩ − ‖ΔΘ Bᵀ‖², where ΔΘ BᵀB is C − λ ΔΘ
-        explained = float((change * (self.cross + change * ridge)).sum())
+        damped = kernel + ridge * torch.eye(kernel.shape[1], dtype=kernel.dtype, device=kernel.device)
+        root = torch.linalg.cholesky(damped)
+        # explained are 2⟨ΔΘ, C⟩ − ‖ΔΘ Bᵀ‖²
+        if self.errors is not None:
+            shares = torch.cholesky_solve(self.errors, root)
+            change = shares.mT @ self.factor
+            explained = float(((kernel @ shares) * (self.errors + ridge * shares)).sum())
+        else:
+            cross = self.cross
+            seen = torch.cholesky_solve(self.factor @ cross.mT, root).mT
+            change = (cross - seen @ self.factor) / ridge
+            explained = float((change * (cross + change * ridge)).sum())  # ΔΘ BᵀB is C − λ ΔΘ
         return Solved(
             change=change,
             damping=used,
