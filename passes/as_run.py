@@ -10,6 +10,7 @@ checks it: all else would fix for all data what holds for the example.
 from __future__ import annotations
 
 import dis
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,30 +90,47 @@ class AsRun(Flat):
             return super().forward(*values)
 
 
+class _NoTensor:
+    """The class of no tensor."""
+
+
 @contextmanager
 def _running() -> Iterator[None]:
-    """Runs the body with code being told that it runs, not that it is captured; modules that it converts are so already."""
+    """Runs the body with code being told that it runs, not that it is captured; modules that it converts are so already.
+
+    What torch itself asks of its tensors without values is answered as ever; other code finds none of their class.
+    """
 
     def converted(module: nn.Module, *_: Any) -> nn.Module:
         return module
 
+    def asked(name: str) -> Any:
+        if name != "FakeTensor":
+            raise AttributeError(f"module 'torch._subclasses' has no attribute {name!r}")
+        own = str(sys._getframe(1).f_globals.get("__name__")).split(".")[0] == "torch"
+        return fake if own else _NoTensor
+
     compiler, apply = torch.compiler, nn.Module._apply
     flags = compiler._is_compiling_flag, compiler._is_exporting_flag
+    kinds = vars(torch._subclasses)
     compiler._is_compiling_flag = compiler._is_exporting_flag = False
     nn.Module._apply = converted  # type: ignore[method-assign]
+    fake, kinds["__getattr__"] = kinds.pop("FakeTensor"), asked
     try:
         yield
     finally:
+        kinds["FakeTensor"] = fake
+        del kinds["__getattr__"]
         compiler._is_compiling_flag, compiler._is_exporting_flag = flags
         nn.Module._apply = apply  # type: ignore[method-assign]
 
 
 class _Answering(TorchFunctionMode):
-    """Answers questions in the order in which runs asked them; code may leave some out while it is captured."""
+    """Answers questions in the order in which runs asked them; code may leave some out, or ask more, while it is captured."""
 
     def __init__(self, questions: Iterable[Question]) -> None:
         super().__init__()
-        self.left = iter(questions)
+        self.left = list(questions)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -120,8 +138,9 @@ class _Answering(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in _QUESTIONS:
             asked = name, called_at()
-            for question in self.left:
+            for i, question in enumerate(self.left):
                 if (question.name, question.place) == asked:
+                    del self.left[: i + 1]
                     return question.answer
         return func(*args, **(kwargs or {}))
 

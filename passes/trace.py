@@ -168,13 +168,19 @@ def _captured(
         return graph
 
     def first_checked(raws: Iterator[fx.GraphModule]) -> fx.GraphModule:
+        failed: CaptureError | None = None  # perhaps for what it writes, or asks
         try:
-            return checked(next(raws))
-        except CaptureError as error:  # perhaps for what it writes, or asks
-            try:
-                return first_checked(raws)
-            except (TraceError, StopIteration):
-                raise error from None
+            for raw in raws:
+                try:
+                    return checked(raw)
+                except CaptureError as error:
+                    failed = failed or error
+        except TraceError as error:
+            if failed is None:
+                raise
+            raise CaptureError(f"{failed}; {error}") from error
+        assert failed is not None, "no graph, and no reason"
+        raise failed
 
     def exported(reason: str) -> fx.GraphModule:
         graph = first_checked(export_graphs(model, form, values, chosen))

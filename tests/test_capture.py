@@ -486,6 +486,16 @@ def _knows_of_the_capture(self: Any, x: Tensor) -> Any:
     return self.fc(x) * mask
 
 
+def _knows_of_tensors_without_values(self: Any, x: Tensor) -> Any:
+    factor = 2 if isinstance(x, torch._subclasses.FakeTensor) else 3
+    return self.fc(x) * factor if x.shape[1] == 6 else x
+
+
+def _asks_more_in_the_capture(self: Any, x: Tensor) -> Any:
+    said = f"given {x.sum()} of {x.shape[1] + 0}"
+    return self.fc(x) if said and torch.ones(x.shape[1]).all() else x
+
+
 def _converts(self: Any, x: Tensor) -> Any:
     self.fc = self.fc.to(x.dtype)
     return self.fc(x) if x.shape[1] == 6 else x
@@ -493,7 +503,16 @@ def _converts(self: Any, x: Tensor) -> Any:
 
 @pytest.mark.parametrize(
     "forward",
-    [_asks_a_constant, _checks, _has_torch_check, _says_something, _knows_of_the_capture, _converts],
+    [
+        _asks_a_constant,
+        _checks,
+        _has_torch_check,
+        _says_something,
+        _knows_of_the_capture,
+        _knows_of_tensors_without_values,
+        _asks_more_in_the_capture,
+        _converts,
+    ],
 )
 def test_what_runs_ask_without_changing_what_is_computed_is_answered(forward: Any) -> None:
     model = Model(forward, fc=nn.Linear(6, 6))

@@ -230,12 +230,12 @@ def broken_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
     original = translate.translate
 
     def broken(*args: Any, **options: Any) -> Any:
-        program = original(*args, **options)
-        for value in program.model.graph.initializers.values():
-            array = value.const_value.numpy().copy()
-            array.flat[-1] += 0.5
-            value.const_value = onnx_ir.tensor(array)
-        return program
+        for program in original(*args, **options):
+            for value in program.model.graph.initializers.values():
+                array = value.const_value.numpy().copy()
+                array.flat[-1] += 0.5
+                value.const_value = onnx_ir.tensor(array)
+            yield program
 
     monkeypatch.setattr(onnx_file, "translate", broken)
 

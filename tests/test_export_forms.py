@@ -243,6 +243,23 @@ def test_what_a_model_asks_of_tensors_is_answered_as_it_runs(precision: Any, tmp
     assert axes_of(path) == {"x": ["batch", 3]}
 
 
+class Otherwise(nn.Module):
+    """Goes another way where its tensors have no values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.fc(x) * (2 if isinstance(x, torch._subclasses.FakeTensor) else 3)
+        return result
+
+
+def test_a_model_that_goes_other_ways_while_it_is_captured_is_exported_as_it_runs(tmp_path: Path) -> None:
+    report = export_onnx(Otherwise(), ROWS, tmp_path / "m.onnx")
+    assert report.max_abs < 1e-5
+
+
 def test_half_precision_is_proven_against_the_model_itself(tmp_path: Path) -> None:
     model, example = models.load("digits_cnn"), inputs_of("digits_cnn", 4)
     report = export_onnx(model, example, tmp_path / "half.onnx", precision="float16")

@@ -105,7 +105,7 @@ def export_inverse(
         )
         given = Call.of(chain, tuple(cases[-1].inputs.values()))
         try:
-            program = translate(chain, given, cases, opset, half=False, destination=destination)
+            program = next(translate(chain, given, cases, opset, half=False, destination=destination))
         except TraceError as error:
             ops = ", ".join(repr(stretch.exit.meta["path"]) for stretch in _stretches(graph, node))
             raise NoRuleError(

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from fxinvert.errors import DataError
+from fxinvert.errors import DataError, ExportMismatchError
 from fxinvert.export.annotate import annotate_segments, every_name, set_metadata
 from fxinvert.export.called import Axes, Call
 from fxinvert.export.facts import facts_of
@@ -110,14 +110,22 @@ def export_onnx(
         named_segments = every_name(frozen, segments or {})
         facts = facts_of(frozen, result, metadata, precision=precision, proven=proven(sizes, atol, rtol))
         cases = make_cases(frozen, call, case_sizes(call, sizes, axis_sizes))
-        program = translate(frozen, call, cases, opset, half=half, destination=destination)
-        set_metadata(program.model, facts)
-        annotate_segments(program.model, named_segments)
-        written = Path(folder) / destination.name
         large = _weight_bytes(frozen) > EXTERNAL_BYTES
-        save(program, written, destination, external=large if external_data is None else external_data)
-        del program
-        report = prove(written, Proof(frozen, call, cases, atol, rtol), shown=destination)
+        written, proof = Path(folder) / destination.name, Proof(frozen, call, cases, atol, rtol)
+        mismatch: ExportMismatchError | None = None
+        for program in translate(frozen, call, cases, opset, half=half, destination=destination):
+            set_metadata(program.model, facts)
+            annotate_segments(program.model, named_segments)
+            save(program, written, destination, external=large if external_data is None else external_data)
+            del program
+            try:
+                report = prove(written, proof, shown=destination)
+                break
+            except ExportMismatchError as error:
+                mismatch = mismatch or error
+        else:
+            assert mismatch is not None, "no program, and no reason"
+            raise mismatch
         move(Path(folder), destination)
     return report
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,8 @@ REWRITTEN = 2000
 
 def translate(
     model: nn.Module, call: Call, cases: Sequence[Case], opset: int, *, half: bool, destination: Path
-) -> Any:
-    """The `torch.onnx.ONNXProgram` of a model.
+) -> Iterator[Any]:
+    """The `torch.onnx.ONNXProgram` of a model; then what else it is as it runs, which a proof may tell from the first.
 
     Args:
         model: The frozen model; in half precision a copy is taken.
@@ -50,22 +50,25 @@ def translate(
     """
     show_lstms(model)
     flat, inputs = call.flat(model), _tracing_inputs(call, cases)
+
+    def named(captured: Flat) -> Any:
+        program = _program(captured, inputs, call, cases, opset, half)
+        _check_axes(program.model, call, destination)
+        _use_own_names(program.model, "flat.model." if half else "model.")
+        return program
+
+    failed: TraceError | None = None
     try:
-        program = _program(flat, inputs, call, cases, opset, half)
+        yield named(flat)
     except TraceError as error:
-        program = _program_as_it_runs(flat, inputs, call, cases, opset, half, error)
-    if program is None:
-        raise TraceError(
-            f"torch returned nothing when exporting {type(model).__name__}; check the torch version"
-        )
-    found = program.model.opset_imports.get("")
-    if found != opset:
-        raise DataError(
-            f"opset {opset} is not available: the exporter made opset {found}; ask for that or for 20"
-        )
-    _check_axes(program.model, call, destination)
-    _use_own_names(program.model, "flat.model." if half else "model.")
-    return program
+        failed = error
+    with suppress(FxInvertError):  # what failed before is raised where this does not help
+        for as_run in as_it_runs(flat, inputs):
+            with suppress(FxInvertError):
+                yield named(as_run)
+                failed = None
+    if failed is not None:
+        raise failed from failed.__cause__
 
 
 def _program(
@@ -103,24 +106,14 @@ def _program(
             if said.getvalue().strip():
                 failure.add_note("torch said:\n" + said.getvalue().strip()[-4000:])
             raise failure from error
+    if program is None:
+        raise TraceError(f"torch returned nothing when exporting {name}; check the torch version")
+    found = program.model.opset_imports.get("")
+    if found != opset:
+        raise DataError(
+            f"opset {opset} is not available: the exporter made opset {found}; ask for that or for 20"
+        )
     return program
-
-
-def _program_as_it_runs(
-    flat: Flat,
-    inputs: tuple[Tensor, ...],
-    call: Call,
-    cases: Sequence[Case],
-    opset: int,
-    half: bool,
-    failed: TraceError,
-) -> Any:
-    """The program of a model that cannot be captured otherwise; what failed before is raised where this does not help."""
-    with suppress(FxInvertError):
-        for as_run in as_it_runs(flat, inputs):
-            with suppress(FxInvertError):
-                return _program(as_run, inputs, call, cases, opset, half)
-    raise failed from failed.__cause__
 
 
 def _optimize(program: torch.onnx.ONNXProgram) -> None:
