@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dis
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +32,9 @@ from fxinvert.quiet import quiet
 _QUESTIONS = frozenset(
     ["__bool__", "__contains__", "__float__", "__format__", "__index__", "__int__", "allclose", "equal", "is_nonzero", "item", "tolist"]
 )  # fmt: skip
+#: functions that ask the tensors of one integer in an index for it
+_INDEXED = frozenset(["__getitem__", "__setitem__"])
+_INTEGERS = frozenset([torch.int8, torch.int16, torch.int32, torch.int64])
 #: ops that take only the shape of their input
 _SHAPED = frozenset(
     ["empty_like", "full_like", "new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros", "ones_like", "rand_like",
@@ -136,13 +139,23 @@ class _Answering(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = getattr(func, "__name__", "")
-        if name in _QUESTIONS:
-            asked = name, called_at()
-            for i, question in enumerate(self.left):
-                if (question.name, question.place) == asked:
-                    del self.left[: i + 1]
-                    return question.answer
+        if name in _QUESTIONS and (question := self._known(name)) is not None:
+            return question.answer
+        if name in _INDEXED:
+            args = args[0], _read(args[1], self._number), *args[2:]
         return func(*args, **(kwargs or {}))
+
+    def _known(self, name: str) -> Question | None:
+        asked = name, called_at()
+        for i, question in enumerate(self.left):
+            if (question.name, question.place) == asked:
+                del self.left[: i + 1]
+                return question
+        return None
+
+    def _number(self, value: Tensor) -> Any:
+        question = self._known("__index__")
+        return value if question is None else question.answer
 
 
 class _Run:
@@ -196,8 +209,10 @@ class _Asking(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        answer = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
+        if name in _INDEXED:
+            _read(args[1], self._number)
+        answer = func(*args, **(kwargs or {}))
         if name in _QUESTIONS:
             decided = self.following.decide((args, kwargs))
             if decided and name == "__format__":
@@ -205,6 +220,20 @@ class _Asking(TorchFunctionMode):
             answer = not answer if len(self.asked) == self.other else answer
             self.asked.append(Question(name, called_at(), answer, decided))
         return answer
+
+    def _number(self, value: Tensor) -> int:
+        self.asked.append(Question("__index__", called_at(), int(value), self.following.decide(value)))
+        return int(value)
+
+
+def _read(index: Any, number: Callable[[Tensor], Any]) -> Any:
+    """An index with what a function gives in place of its tensors of one integer, in order."""
+    if isinstance(index, tuple):
+        return tuple(_read(part, number) for part in index)
+    if isinstance(index, slice):
+        return slice(*(_read(part, number) for part in (index.start, index.stop, index.step)))
+    single = isinstance(index, Tensor) and not index.dim() and index.dtype in _INTEGERS
+    return number(index) if single else index
 
 
 def _refuses(error: BaseException | None, question: Question) -> bool:

@@ -523,10 +523,25 @@ def test_what_runs_ask_without_changing_what_is_computed_is_answered(forward: An
     inverted(graph, X)
 
 
+def _indexes(self: Any, x: Tensor) -> Any:
+    first = torch.zeros((), dtype=torch.long)
+    y = self.fc(x[:, first : torch.tensor(6)])
+    y[:, first] = 1.0
+    return torch.stack([y[torch.arange(x.shape[0]), first + 2], y[:, first]], 1) if x.shape[1] == 6 else x
+
+
+def test_tensors_of_one_integer_in_an_index_are_read_as_runs_read_them() -> None:
+    model = Model(_indexes, fc=nn.Linear(6, 6))
+    graph = fxinvert.trace(model, X)
+    torch.testing.assert_close(graph(2 * X), model(2 * X))
+    inverted(graph, X)
+
+
 @pytest.mark.parametrize(
     "forward",
     [
         lambda self, x: self.fc(x) * (2.0 if x.sum() > 0 else 1.0),
+        lambda self, x: self.fc(x)[:, x[0, 0].long()] if x.shape[1] == 6 else x,
         lambda self, x: self.fc(x) if x.sum() > 0 else self.twin(x),
         lambda self, x: self.fc(x) if self.fc.weight.sum() > 0 else x,
         lambda self, x: self.fc(x) * x.sum().item(),
