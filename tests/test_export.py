@@ -11,7 +11,7 @@ import random
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -433,3 +433,83 @@ class Guarded(nn.Module):
 def test_small_constants_and_those_near_one_stay(tmp_path: Path) -> None:
     x = torch.tensor([[0.0, 1.0], [2.0, 0.0]])
     export_onnx(Guarded(), x, tmp_path / "net.onnx", rtol=1e-6, atol=1e-6)
+
+
+class Cancelling(nn.Module):
+    """The difference of two large products that are nearly equal: rounding takes it beyond the plain tolerance."""
+
+    def __init__(self, noise: float = 0.0) -> None:
+        super().__init__()
+        self.noise = noise
+        self.up, self.norm = nn.Linear(8, 1024), nn.LayerNorm(1024)
+        self.first, self.second = (nn.Linear(1024, 16, bias=False) for _ in range(2))
+        with torch.no_grad():
+            self.first.weight.copy_(20 * torch.randn(16, 1024))
+            self.second.weight.copy_(self.first.weight + 0.1 * torch.randn(16, 1024))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.up(x))
+        y: Tensor = self.first(h) - self.second(h)
+        return y + self.noise * torch.randn_like(y) if self.noise else y
+
+
+@pytest.fixture(scope="module")
+def cancelling(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cancelling, Tensor, Path]:
+    torch.manual_seed(0)
+    model, x = Cancelling().eval(), torch.randn(4, 8)
+    path = tmp_path_factory.mktemp("rounding") / "net.onnx"
+    report = export_onnx(model, x, path)
+    assert "by rounding at batch size 1; batch size 2; batch size 7" in str(report)
+    return model, x, path
+
+
+def test_what_rounds_as_the_model_does_is_equal(cancelling: tuple[Cancelling, Tensor, Path]) -> None:
+    model, x, path = cancelling
+    report = verify_onnx(path, model, x, batch_sizes=(3,))
+    assert "by rounding at batch size 3" in report.note
+    assert report.max_abs > 1e-4  # not so if the tolerance had been met
+    assert model.first.weight.dtype == torch.get_default_dtype() == torch.float32
+
+
+def broken_weight(file: onnx.ModelProto) -> None:
+    value = next(value for value in file.graph.initializer if "first" in value.name)
+    array = onnx.numpy_helper.to_array(value).copy()
+    array.flat[7] += 0.1
+    value.CopyFrom(onnx.numpy_helper.from_array(array, value.name))
+
+
+def broken_attribute(file: onnx.ModelProto) -> None:
+    norm = next(node for node in file.graph.node if node.op_type == "LayerNormalization")
+    epsilon = next(attribute for attribute in norm.attribute if attribute.name == "epsilon")
+    epsilon.f = 0.02
+
+
+@pytest.mark.parametrize("broken", [broken_weight, broken_attribute])
+def test_a_wrong_graph_is_not_taken_for_rounding(
+    broken: Callable[[onnx.ModelProto], None], cancelling: tuple[Cancelling, Tensor, Path], tmp_path: Path
+) -> None:
+    model, x, path = cancelling
+    file = onnx.load(path)
+    broken(file)
+    onnx.save(file, tmp_path / "net.onnx")
+    with pytest.raises(ExportMismatchError, match="more than 8 times the model's own rounding"):
+        verify_onnx(tmp_path / "net.onnx", model, x)
+
+
+def test_noise_is_no_rounding(cancelling: tuple[Cancelling, Tensor, Path]) -> None:
+    model, x, path = cancelling
+    noisy = copy.deepcopy(model)
+    noisy.noise = 1e-2
+    with pytest.raises(ExportMismatchError, match="draws random numbers"):
+        verify_onnx(path, noisy, x)
+
+
+def test_what_rounding_hides_is_not_proven(
+    cancelling: tuple[Cancelling, Tensor, Path], tmp_path: Path
+) -> None:
+    model, x, _ = cancelling
+    hidden = copy.deepcopy(model)
+    with torch.no_grad():
+        hidden.second.weight.copy_(hidden.first.weight + 1e-3 * torch.randn(16, 1024))
+    with pytest.raises(ExportMismatchError, match="model's own rounding"):
+        export_onnx(hidden, x, tmp_path / "net.onnx")

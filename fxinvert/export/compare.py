@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fxinvert.export.rounding import FACTOR, Rounding
+
 Array = npt.NDArray[Any]
 
 
@@ -28,7 +30,9 @@ class Comparison:
     problem: str = ""
 
 
-def compare(actual: Array, expected: Array, *, atol: float, rtol: float) -> Comparison:
+def compare(
+    actual: Array, expected: Array, *, atol: float, rtol: float, rounding: Rounding | None = None
+) -> Comparison:
     """Compare one output element by element.
 
     Infinities and NaN must stand at the same places; an output without any finite number proves nothing and is a problem.
@@ -38,6 +42,7 @@ def compare(actual: Array, expected: Array, *, atol: float, rtol: float) -> Comp
         expected: What the model computes.
         atol: Absolute tolerance (floats only; other types must be equal).
         rtol: Relative tolerance (floats only).
+        rounding: The model's own rounding, if known; what it explains is equal, too (floats only).
     """
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         return Comparison(
@@ -67,6 +72,9 @@ def compare(actual: Array, expected: Array, *, atol: float, rtol: float) -> Comp
         stated = f"(atol {atol:g} + rtol {rtol:g} * |expected|)"
         tolerance = atol + rtol * np.where(finite, np.abs(wanted), 0.0)
         wrong = distance > tolerance
+        if rounding is not None:
+            wrong &= ~rounding.explains(given)
+            stated += f", and more than {FACTOR:g} times the model's own rounding from what float64 gives"
     else:
         stated = f"({expected.dtype} must be equal)"
         tolerance = np.zeros(wanted.shape)

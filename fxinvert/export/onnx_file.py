@@ -54,7 +54,8 @@ def export_onnx(
     """Export a model to ONNX, with a dynamic batch dimension, and prove the file before it is put in its place.
 
     The file holds the model in eval mode. It passes `onnx.checker` (full), and runs in onnxruntime on the CPU at every
-    batch size on inputs like the example; every element of every output must lie within `atol + rtol * |expected|`.
+    batch size on inputs like the example; every element of every output must lie within `atol + rtol * |expected|`,
+    or as near to what float64 gives as the model's own rounding lets it be.
     Only then does it appear at `path` (with large weights in `<path>.data` beside it); on failure nothing
     is left, and a file that was there before stays as it was. Inputs are called as in `forward`, outputs by the keys or
     fields of what it returns, and weights as in the model, unless an optimization has changed them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from fxinvert.export.compare import Array, Comparison, compare
 from fxinvert.export.files import named
 from fxinvert.export.inputs import Case, case_sizes, check_settings, frozen_copy, make_cases, rng_kept
 from fxinvert.export.parting import first_difference
+from fxinvert.export.rounding import FACTOR, rounding_of
 from fxinvert.export.session import crashes, open_session, run_session
 from fxinvert.export.summary import ExportReport, OutputDifference, relative
 
@@ -61,7 +62,8 @@ def verify_onnx(
     """Prove that an ONNX file computes what a model computes in eval mode.
 
     The file goes through `onnx.checker` (full) and runs in onnxruntime on the CPU at every batch size, on inputs like
-    the example. Every element of every output must lie within `atol + rtol * |expected|`; integers must be equal.
+    the example. Every element of every output must lie within `atol + rtol * |expected|`, or as near to what float64
+    gives as the model's own rounding lets it be, which the report notes; integers must be equal.
 
     Args:
         path: The ONNX file.
@@ -114,6 +116,7 @@ def prove(path: Path, proof: Proof, *, shown: Path | None = None) -> ExportRepor
     fragile = is_half(loaded) and crashes(path)
     session = open_session(path, shown, "ENABLE_EXTENDED" if fragile else "ENABLE_ALL")
     differences: list[OutputDifference] = []
+    beyond: dict[str, list[str]] = {}  # where rounding takes an output beyond the tolerance
     for case in proof.cases:
         names, actual = run_session(session, case, shown)
         if len(actual) != len(case.expected):
@@ -126,7 +129,12 @@ def prove(path: Path, proof: Proof, *, shown: Path | None = None) -> ExportRepor
             for value, tensor in zip(actual, case.expected.values(), strict=True)
         ]
         if any(comparison.problem for comparison in found):
-            raise ExportMismatchError(_mismatch(path, shown, case, names, found, proof))
+            rounded, why = _rounded(case, actual, proof, found)
+            if any(comparison.problem for comparison in rounded):
+                raise ExportMismatchError(_mismatch(path, shown, case, names, rounded, proof, why))
+            for name, comparison in zip(names, found, strict=True):
+                if comparison.problem:
+                    beyond.setdefault(name, []).append(str(case))
         differences += [
             OutputDifference(
                 case.batch_size,
@@ -139,8 +147,13 @@ def prove(path: Path, proof: Proof, *, shown: Path | None = None) -> ExportRepor
             for name, value, comparison in zip(names, actual, found, strict=True)
         ]
     sizes = tuple(dict.fromkeys(case.batch_size for case in proof.cases))
-    note = FRAGILE if fragile else ""
-    return ExportReport(shown, opset, sizes, tuple(differences), proof.atol, proof.rtol, note)
+    notes = [FRAGILE] if fragile else []
+    notes += [
+        f"Output {name!r} exceeds the tolerance by rounding at {'; '.join(where)}: every element lies within {FACTOR:g} times the "
+        "model's own error of what float64 gives."
+        for name, where in beyond.items()
+    ]
+    return ExportReport(shown, opset, sizes, tuple(differences), proof.atol, proof.rtol, " ".join(notes))
 
 
 def check_file(path: Path, shown: Path) -> Any:
@@ -188,8 +201,32 @@ def array(tensor: Tensor) -> Array:
     return found
 
 
+def _rounded(
+    case: Case, actual: Sequence[Array], proof: Proof, found: Sequence[Comparison]
+) -> tuple[Sequence[Comparison], list[str]]:
+    """The comparisons, with what the model's own rounding explains being equal; or why it cannot be measured."""
+    try:
+        roundings = rounding_of(proof.model, proof.call, tuple(case.inputs.values()))
+    except DataError as error:
+        return found, [f"Its rounding cannot be measured against float64: {error}"]
+    expected = map(array, case.expected.values())
+    return [
+        replace(
+            comparison,
+            problem=compare(value, wanted, atol=proof.atol, rtol=proof.rtol, rounding=rounding).problem,
+        )
+        for value, wanted, comparison, rounding in zip(actual, expected, found, roundings, strict=True)
+    ], []
+
+
 def _mismatch(
-    path: Path, shown: Path, case: Case, names: Sequence[str], found: Sequence[Comparison], proof: Proof
+    path: Path,
+    shown: Path,
+    case: Case,
+    names: Sequence[str],
+    found: Sequence[Comparison],
+    proof: Proof,
+    why: Sequence[str],
 ) -> str:
     """Each output that differs, with its worst element, and where file and model part."""
     lines = [
@@ -201,5 +238,8 @@ def _mismatch(
     more = [f"{len(lines) - SHOWN} more outputs differ."] if len(lines) > SHOWN else []
     more += [f"The other {equal} of {len(names)} outputs are equal."] if equal else []
     where = first_difference(path, proof.call.flat(proof.model), case, atol=proof.atol, rtol=proof.rtol)
-    advice = "Remove randomness and branches on values from forward; if the difference is only rounding, raise atol or rtol."
-    return "\n".join([*lines[:SHOWN], *more, where, advice])
+    advice = (
+        "Remove randomness and branches on values from forward; if the difference is only rounding, as that of half precision "
+        "may be, raise atol or rtol."
+    )
+    return "\n".join([*lines[:SHOWN], *more, *why, where, advice])
