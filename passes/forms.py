@@ -43,6 +43,8 @@ def arranged(call: Call) -> Call:
     if call.op in _EXCHANGED and _active(second) and not _active(first):
         first, second = second, first
         call = Call(_EXCHANGED[call.op], (first, second), {})
+    if call.op is ATEN.linear.default and _is_vector(second):
+        return Call(ATEN.matmul.default, (first, second), {})
     if call.op in _PRODUCTS and _active(first) and _is_transposed(second):
         return Call(ATEN.linear.default, (first, second.args[0]), {})
     if call.op is ATEN.add.Tensor and _is_bias(second, first):
@@ -51,7 +53,12 @@ def arranged(call: Call) -> Call:
 
 
 def by_position(function: Any, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
-    """A call that reads a field of a named tuple, as in `x.max(1).values`, by its position: ATen's have no names."""
+    """A call that reads a field of a named tuple, as in `x.max(1).values`, by its position: ATen's have no names.
+
+    So is `x.data`, which is `x.detach()`.
+    """
+    if function is getattr and args[1] == "data" and isinstance(args[0], fx.Node):
+        return ATEN.detach.default, args[:1]
     if (
         function is getattr
         and isinstance(args[0], fx.Node)
@@ -65,6 +72,10 @@ def by_position(function: Any, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, .
 
 def _active(argument: Any) -> bool:
     return isinstance(argument, fx.Node) and bool(argument.meta["active"])
+
+
+def _is_vector(argument: Any) -> bool:
+    return isinstance(argument, fx.Node) and len(argument.meta["tensor_meta"].shape) == 1
 
 
 def _is_transposed(argument: Any) -> bool:

@@ -41,8 +41,12 @@ from fxinvert.passes.spelling import Call, is_in_place, to_aten
 from fxinvert.passes.written import Written
 from fxinvert.rules import RuleSet, key_of
 
-#: the same, however the input lies in memory: the kernels of attention that are differentiated give results of other layouts
-_ANY_LAYOUT = {torch.ops.aten.view.default: torch.ops.aten.reshape.default}
+#: what gives the same value however the input lies in memory (the kernels of attention that are differentiated give results
+#: of other layouts), or so that it can be differentiated: what training shall not follow, values do
+_INSTEAD = {
+    torch.ops.aten.view.default: torch.ops.aten.reshape.default,
+    torch.ops.aten.detach.default: torch.ops.aten.alias.default,
+}
 
 
 def normalize(
@@ -215,7 +219,7 @@ class Builder:
                     return split
                 if self._undoes(call):
                     return call.args[0].args[0]
-                op = _ANY_LAYOUT.get(call.op, call.op)
+                op = _INSTEAD.get(call.op, call.op)
                 return self.emit("call_function", op, call.args, call.kwargs, path, key_of(call.op))
             name = function if isinstance(function, str) else getattr(function, "__name__", "")
             if isinstance(function, str) or getattr(Tensor, name, None) is function:

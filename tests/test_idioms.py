@@ -127,6 +127,35 @@ def test_a_largest_value_and_its_place_in_a_region() -> None:
     fxinvert.invert(fxinvert.trace(model, x), output_target="regression")(x, torch.randn(2, 2))
 
 
+@pytest.mark.parametrize("detached", [Tensor.detach, lambda x: x.data])
+def test_what_is_kept_from_training_is_inverted_all_the_same(detached: Any) -> None:
+    def model(way: Any) -> nn.Module:
+        torch.manual_seed(0)
+        layers = {"first": nn.Linear(3, 4), "last": nn.Linear(8, 5)}
+        return Model(lambda s, x: s.last(torch.cat((way(s.first(x)), way(s.first(x)).tanh()), 1)), **layers)
+
+    x, target = torch.randn(2, 3), torch.randn(2, 5)
+    found, plain = (
+        fxinvert.invert(fxinvert.trace(model(way), x), output_target="regression")(x, target)
+        for way in (detached, lambda x: x)
+    )
+    assert not torch.equal(plain.targets["x"], x)
+    torch.testing.assert_close(found.targets["x"], plain.targets["x"])
+
+
+def test_a_layer_with_one_output_may_have_a_vector_for_a_weight() -> None:
+    vector = nn.Parameter(torch.randn(4))
+    ways = [lambda s, x: nn.functional.linear(s.fc(x), s.vector), lambda s, x: s.fc(x) @ s.vector]
+    x, target = torch.randn(2, 3, 5), torch.randn(2, 3)
+    fc = nn.Linear(5, 4)
+    one, other = (
+        fxinvert.invert(Model(way, fc=fc, vector=vector), x, output_target="regression")(x, target)
+        for way in ways
+    )
+    assert torch.equal(one.targets["x"], other.targets["x"])
+    torch.testing.assert_close(vector @ fc(one.targets["x"]).mT, target)
+
+
 def test_a_transformer_that_compares_its_mask_with_one_of_its_own_shows_its_layers() -> None:
     def forward(s: Any, x: Tensor) -> Any:
         return s.layers(x, mask=nn.Transformer.generate_square_subsequent_mask(x.shape[1]))
