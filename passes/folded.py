@@ -1,4 +1,4 @@
-"""Folded: a normalization with fixed statistics, and the convolution before it, as one convolution; kernels that are held.
+"""Folded: a normalization with fixed statistics, and the convolution before it, as one convolution; ops as they are differentiated.
 
 y = γ (W ∗ x + b − m) / √(v + ε) + β is the convolution of x with s W and offset s (b − m) + β, s = γ / √(v + ε): where a
 function is evaluated and differentiated many times, one pass less over its maps in either direction.
@@ -7,6 +7,8 @@ function is evaluated and differentiated many times, one pass less over its maps
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -41,16 +43,34 @@ def fold_normalizations(graph: fx.Graph) -> None:
         graph.erase_node(before)
 
 
-def hold_kernels(graph: fx.Graph, entry: fx.Node) -> None:
-    """Differentiates convolutions in their inputs alone, where their kernels do not follow from the entry, in place."""
+def differentiate(graph: fx.Graph, entry: fx.Node) -> None:
+    """Takes for what follows from the entry what is `differentiated`, in place."""
     following = {entry}
     for node in graph.nodes:
         if following.isdisjoint(node.all_input_nodes):
             continue
+        node.target = differentiated(node, following)
         following.add(node)
-        others = (a for a in (*node.args[1:], *node.kwargs.values()) if isinstance(a, fx.Node))
-        if node.target in CONVOLUTIONS and following.isdisjoint(others):
-            node.target = held_convolution
+
+
+def differentiated(node: fx.Node, following: Collection[fx.Node]) -> Any:
+    """What to call for a node where derivatives are wanted in what follows from some node, and in nothing else.
+
+    Convolutions are differentiated in their inputs alone where their kernels do not follow from it, and what torch differentiates
+    only once is put together from what it differentiates as often as one likes.
+    """
+    others = (a for a in (*node.args[1:], *node.kwargs.values()) if isinstance(a, fx.Node))
+    if node.target in CONVOLUTIONS and not any(other in following for other in others):
+        return held_convolution
+    return TWICE.get(node.target, node.target)
+
+
+def _hardsigmoid(x: Tensor) -> Tensor:
+    return torch.nn.functional.hardtanh(x + 3, 0.0, 6.0) / 6
+
+
+#: ops whose derivative torch cannot differentiate, by others
+TWICE: dict[Any, Any] = {torch.ops.aten.hardsigmoid.default: _hardsigmoid}
 
 
 def folded(

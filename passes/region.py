@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxinvert.passes.flow import Stretch
-from fxinvert.passes.folded import fold_normalizations, hold_kernels
+from fxinvert.passes.folded import differentiate, fold_normalizations
 from fxinvert.passes.leaves import mapped, printable
 
 
@@ -83,5 +83,5 @@ def region_graph(stretch: Stretch) -> fx.GraphModule:
         nodes[node] = graph.create_node(node.op, target, args, kwargs, name=node.name)
     graph.output(nodes[stretch.exit])
     fold_normalizations(graph)
-    hold_kernels(graph, nodes[stretch.entry])
+    differentiate(graph, nodes[stretch.entry])
     return printable(fx.GraphModule(root, graph, "Region"))

@@ -13,12 +13,14 @@ from small_models import own_output
 from torch import Tensor, nn
 
 import fxinvert
+from fxinvert.inversion import replay
 from fxinvert.linalg import SolveSettings
 from fxinvert.linalg.descent import RATE
 from fxinvert.linalg.fixed_point import fixed_point
 from fxinvert.linalg.held import held_convolution
 from fxinvert.linalg.jacobian import Jacobian, acts_on_values
 from fxinvert.models.residual import BasicBlock
+from fxinvert.passes import folded
 from fxinvert.passes.folded import CONVOLUTIONS
 from fxinvert.passes.region import Region
 from fxinvert.rules import Inverse, Op, Status
@@ -338,6 +340,41 @@ def test_normalizations_inside_a_region_are_folded_into_convolutions(bias: bool,
     names = [n.name for n in region.interior.graph.find_nodes(op="placeholder")]
     values = {n.name: held[str(n.target)] for n in inverse.graph.graph.find_nodes(op="get_attr")}
     torch.testing.assert_close(region(*(x if name == "x" else values[name] for name in names)), model(x))
+
+
+@pytest.mark.parametrize("reconstruction", ["nodewise", "linearized"])
+def test_what_torch_differentiates_once_is_put_together_from_what_it_differentiates_twice(
+    reconstruction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.gate = nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 6, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x).tanh()
+            gated: Tensor = y * nn.functional.hardsigmoid(3 * self.gate(y.mean((2, 3), keepdim=True)))
+            return gated
+
+    torch.manual_seed(0)
+    model, x = Gated().double(), torch.randn(3, 4, 5, 5).double()
+    labels = model(x).detach() + 0.01 * torch.randn(3, 6, 5, 5).double()
+
+    def targets() -> dict[str, Tensor]:
+        inverse = fxinvert.invert(model, x, output_target="regression", reconstruction=reconstruction)  # type: ignore[arg-type]
+        return dict(inverse(x, labels).targets)
+
+    def unused(*_: object) -> Tensor:
+        raise AssertionError("forward mode evaluates the function anew")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Jacobian, "_forward_mode", unused)
+        found = targets()
+    with monkeypatch.context() as patch:
+        patch.setattr(folded, "differentiated", lambda node, following: node.target)
+        patch.setattr(replay, "differentiated", lambda node, following: node.target)
+        for name, target in targets().items():
+            torch.testing.assert_close(found[name], target, rtol=1e-6, atol=1e-8)
 
 
 def test_a_region_keeps_its_rule_when_it_is_saved() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxinvert.passes.folded import differentiated
 from fxinvert.passes.interpreted import Runner
 from fxinvert.passes.inverse_op import call_arguments
 from fxinvert.rules.pooling import tile_maxima
@@ -66,7 +67,7 @@ def placeholders_of(graph: fx.GraphModule, values: Values, samples: Tensor) -> d
 
 
 def output_given(graph: fx.GraphModule, values: Values, node: fx.Node, value: Tensor) -> Tensor:
-    """The graph's output with the value of one node replaced; only what depends on it is computed anew.
+    """The graph's output with the value of one node replaced; only what depends on it is computed anew, to be differentiated in it.
 
     Args:
         graph: a graph with one output.
@@ -80,7 +81,12 @@ def output_given(graph: fx.GraphModule, values: Values, node: fx.Node, value: Te
         if other.op == "output":
             break
         if other is not node and any(n in changed for n in other.all_input_nodes):
-            runner.env[other] = runner.run_node(other)
+            called = differentiated(other, changed) if torch.is_grad_enabled() else other.target
+            if called is other.target:
+                runner.env[other] = runner.run_node(other)
+            else:
+                args, kwargs = runner.fetch_args_kwargs_from_env(other)
+                runner.env[other] = called(*args, **kwargs)
             changed[other] = None
     (output,) = graph.graph.find_nodes(op="output")
     return runner.env[output.args[0]]  # type: ignore[no-any-return]
