@@ -114,6 +114,10 @@ def test_what_neither_capture_follows_is_refused_without_any_other_word(
             lambda self, x: self.one(x / x.max()) if x.sum() > 0 else x,
             r"changed first by sum, at .*besides, .*torch.export cannot capture",
         ),
+        (  # of one sample, the transposed is no copy
+            lambda self, x: torch.cat([self.one(x.T.reshape(-1).reshape(3, -1).T)] * 2),
+            r"across the samples.*first by cat, at .*test_trace_errors.py",
+        ),
         (
             lambda self, x: torch.stack([r if torch.ones(1) > 0 else -r for r in x]) * self.one(x)[int(torch.zeros(1)) :],
             r"with more samples .*test_trace_errors.py.*loop over samples",
