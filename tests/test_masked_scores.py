@@ -105,3 +105,22 @@ def test_scores_far_apart_are_no_mask() -> None:
     value, certificate = Inverted(nn.Softmax(1), x)(x, target)
     torch.testing.assert_close(value.softmax(1), target)
     assert certificate.status is Status.NEAREST
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("function", [torch.exp, torch.sigmoid, torch.relu, nn.functional.elu])
+def test_functions_of_hidden_scores_are_inverted_as_if_these_were_not_there(
+    function: Callable[[Tensor], Tensor], compiled: bool
+) -> None:
+    torch.manual_seed(0)
+    scores = torch.randn(3, 5, 5, dtype=F64) - 1
+    hidden = scores.masked_fill(~SEEN, -torch.inf)
+    for noise in (0.0, -2.0, 0.1):  # of a hidden score's own value, out of reach, and in reach
+        target = function(torch.randn(3, 5, 5, dtype=F64))
+        target[:, ~SEEN] = function(hidden)[:, ~SEEN] + noise
+        value, certificate = Inverted(function, hidden, compiled=compiled)(hidden, target)
+        expected, _ = Inverted(function, scores, compiled=compiled)(scores, target)
+        torch.testing.assert_close(value[:, SEEN], expected[:, SEEN])
+        assert torch.equal(value[:, ~SEEN], hidden[:, ~SEEN])
+        assert not certificate.failed.any()
+        assert (float(certificate.residual.max()) > 1e-3) == (noise != 0)

@@ -25,7 +25,8 @@ BLOCK = 1 << 17
 def invert_branches(op: Op, target: Tensor, branches: tuple[Branch, ...]) -> Inverse:
     """Nearest pre-image of `target` over all branches, entry by entry.
 
-    An entry stays at its anchor unless it can come closer to the target.
+    An entry stays at its anchor unless it can come closer to the target. An infinite anchor stays in any case, as of scores
+    that a mask hides: no other value is at a finite distance from it.
     """
 
     def facts(found: Tensor) -> dict[str, Any]:
@@ -47,22 +48,30 @@ def invert_branches(op: Op, target: Tensor, branches: tuple[Branch, ...]) -> Inv
     total = _fill(value, op, target, branches, working, careful)
     if not careful and not math.isfinite(total):
         total = _fill(value, op, target, branches, working, careful=True)
+    if waits(value) or not math.isfinite(total):
+        value = _held(value, op.anchor)
     return certified(op, target, value, facts, total=None if waits(value) else total)
+
+
+def _held(value: Tensor, anchor: Tensor) -> Tensor:
+    """The anchor where it is infinite. Where a choice is made by weights, it has given no finite number there."""
+    return torch.where(torch.isinf(anchor), anchor, value)
 
 
 def _fill(
     value: Tensor, op: Op, target: Tensor, branches: tuple[Branch, ...], working: torch.dtype, careful: bool
 ) -> float:
-    """Writes the answer, block by block; returns a sum over products of answers and targets, finite only if all are.
+    """Writes the answer, block by block; returns a sum that is finite only if all answers, anchors and targets are.
 
-    Where targets are as finite as answers, the answers alone are summed; nothing is where looking waits for a device.
+    It is of the answers' products with anchors and targets, or anchors alone where targets are as finite as answers;
+    nothing is summed where looking waits for a device.
     Without care answers may overflow, and blocks are looked at for targets beyond an end that is only approached:
     mostly there are none, and nothing has to be done about them.
     """
     inner, least, most = _inner(branches)
     choose, choose_inner = choice(branches), choice(inner)
     total, looks, spare = 0.0, not waits(value), Spare()
-    # a sum over answers tells enough where these are as finite as the targets
+    # where answers are as finite as targets, these need not be looked at
     endless = len(branches) == 1 and branches[0].endless
     for own, x, t, y in _blocks(op, value, op.anchor, target, op.output):
         if own.dtype != working:
@@ -75,7 +84,11 @@ def _fill(
             own.copy_(found)
         if looks:  # while they are in the cache
             alike = inside and (endless or math.isfinite(most - least))
-            total += float(found.sum() if alike else torch.dot(found.reshape(-1), t.reshape(-1)))
+            total += float(
+                torch.dot(found.reshape(-1), x.reshape(-1))
+            )  # an infinite anchor makes it so even times 0
+            if not alike:
+                total += float(torch.dot(found.reshape(-1), t.reshape(-1)))
     return total
 
 
@@ -107,7 +120,7 @@ def _fused(
                 wanted, bounded = t.to(working), careful or x.dtype != working
                 out = torch.empty_like(wanted)
                 found = choose(x.to(working), wanted, y.to(working), x.dtype, out, bounded, Spare())
-                answers = found.to(x.dtype)
+                answers = _held(found.to(x.dtype), x)
                 if not looked_at:
                     return (answers,)
                 looks = () if careful or inner is branches else (wanted.amin(), wanted.amax())
