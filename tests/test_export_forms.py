@@ -255,8 +255,19 @@ class Otherwise(nn.Module):
         return result
 
 
-def test_a_model_that_goes_other_ways_while_it_is_captured_is_exported_as_it_runs(tmp_path: Path) -> None:
-    report = export_onnx(Otherwise(), ROWS, tmp_path / "m.onnx")
+class Broadcasting(Otherwise):
+    """Asks whether it needs to repeat a row that it has one of, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        row = torch.arange(3.0).unsqueeze(0)
+        return super().forward(x + (row.expand(x.shape[0], -1) if x.shape[0] != row.shape[0] else row))
+
+
+@pytest.mark.parametrize("model", [Otherwise, Broadcasting])
+def test_a_model_that_goes_other_ways_while_it_is_captured_is_exported_as_it_runs(
+    model: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    report = export_onnx(model(), ROWS, tmp_path / "m.onnx")
     assert report.max_abs < 1e-5
 
 

@@ -51,8 +51,8 @@ def translate(
     show_lstms(model)
     flat, inputs = call.flat(model), _tracing_inputs(call, cases)
 
-    def named(captured: Flat) -> Any:
-        program = _program(captured, inputs, call, cases, opset, half)
+    def named(captured: Flat, ones: bool = True) -> Any:
+        program = _program(captured, inputs, call, cases, opset, half, ones)
         _check_axes(program.model, call, destination)
         _use_own_names(program.model, "flat.model." if half else "model.")
         return program
@@ -64,22 +64,35 @@ def translate(
         failed = error
     with suppress(FxInvertError):  # what failed before is raised where this does not help
         for as_run in as_it_runs(flat, inputs):
-            with suppress(FxInvertError):
-                yield named(as_run)
-                failed = None
+            for ones in (True, False):
+                with suppress(FxInvertError):
+                    yield named(as_run, ones)
+                    failed = None
+                    break
     if failed is not None:
         raise failed from failed.__cause__
 
 
 def _program(
-    flat: Flat, inputs: tuple[Tensor, ...], call: Call, cases: Sequence[Case], opset: int, half: bool
+    flat: Flat,
+    inputs: tuple[Tensor, ...],
+    call: Call,
+    cases: Sequence[Case],
+    opset: int,
+    half: bool,
+    ones: bool,
 ) -> Any:
+    """The program of what a model is captured as; without `ones` code may ask whether axes have size 1, as for broadcasting."""
     name, kind = type(flat.model).__name__, "in half precision " if half else ""
     # attention is taken apart for ONNX: its other kernels lay their results out in ways that no view of the parts has
     with quiet() as said, sdpa_kernel(SDPBackend.MATH), ProjectedSteps(), lengths_followed(flat.model):
         try:
+            captured: Any = _in_half(flat, cases) if half else flat
+            if not ones:  # the proof tells whether what is so for larger sizes is so for 1
+                shapes = _dynamic_shapes(call)
+                captured = torch.export.export(captured, inputs, dynamic_shapes=shapes, strict=False)
             program = torch.onnx.export(
-                _in_half(flat, cases) if half else flat,
+                captured,
                 inputs,
                 dynamo=True,
                 verbose=False,
