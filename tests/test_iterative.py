@@ -20,6 +20,7 @@ from fxinvert.linalg import (
     TransposedConvolution,
     choose,
     factorize,
+    solve_anchored,
 )
 from fxinvert.linalg.anchored import Method
 from fxinvert.linalg.circulant import Circulant, torus
@@ -205,3 +206,23 @@ def test_a_map_that_is_better_conditioned_than_the_torus_needs_few_iterations() 
     assert solved.converged is not None
     assert solved.converged.all()
     assert solved.iterations < 150
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_samples_that_iterations_do_not_lead_to_are_damped_until_they_do(dtype: torch.dtype) -> None:
+    """The answer is the one of that damping, and comes closer than the anchor; others are answered as they would be alone."""
+    torch.manual_seed(0)
+    a = Convolution(torch.randn(8, 8, 3, 3, dtype=dtype), (8, 12, 12), (1, 1), (1, 1), (1, 1), 1)
+    settings = SolveSettings(method="circulant", max_iterations=100)
+    factor = factorize(a, settings)
+    r = torch.cat([torch.randn(2, *a.out_shape, dtype=dtype), torch.zeros(1, *a.out_shape, dtype=dtype)])
+    found = solve_anchored(factor, r, settings)
+    assert found.damped.tolist() == [True, True, False]
+    assert found.missed is None
+    assert found.damping == pytest.approx((factor.largest / factor.manageable) ** 2)
+    assert factor.manageable < settings.limit(dtype)
+    expected = SpectralFactor(a).solve(r, found.damping).correction
+    tolerance = 1e-2 * float(expected.norm())
+    assert float((found.value - expected).norm()) < tolerance
+    left = (r - a.apply(found.value)).flatten(1).norm(dim=1)
+    assert bool((left[:2] < 0.5 * r[:2].flatten(1).norm(dim=1)).all())

@@ -2,8 +2,9 @@
 
 Damping is decided per sample, from the effective condition number of Chan & Foulser (SIAM J. Sci. Stat. Comput. 9,
 1988), σ_max‖d‖ / ‖r‖: a target that the undamped solution reaches without being blown up keeps it (λ = 0), even if
-the matrix is ill-conditioned; a sample whose correction is amplified beyond κ is solved again with λ = (σ_max/κ)². So is one for which an iteration does
-not converge; if it does not then either, the sample is not moved.
+the matrix is ill-conditioned; a sample whose correction is amplified beyond κ is solved again with λ = (σ_max/κ)². So is one
+that an iteration does not converge for, with the κ for which it does in theory (`Factor.manageable`), if that is less; if it
+does not then either, the sample is not moved.
 """
 
 from __future__ import annotations
@@ -145,24 +146,37 @@ def _solved(factor: Factor, r: Tensor, settings: SolveSettings) -> Correction:
         # no correction is amplified by more than the condition, which may be known to a few per cent only
         none = torch.zeros(len(r), dtype=torch.bool, device=r.device)
         return Correction(value, none, 0.0, iterations, factor.condition)
-    damped = _amplified(factor.largest, value, r, settings)
-    if solution.converged is not None:
-        damped = damped | ~solution.converged
+    left = (
+        torch.zeros(len(r), dtype=torch.bool, device=r.device)
+        if solution.converged is None
+        else ~solution.converged
+    )
+    damped = _amplified(factor.largest, value, r, settings) | left
     if not bool(damped.any()):
         return Correction(value, damped, 0.0, iterations, factor.condition)
-    damping = (factor.largest / limit) ** 2
-    again = factor.solve(r[damped], damping)
-    corrected, iterations, missed = again.correction, max(iterations, again.iterations), None
-    if again.converged is not None and not bool(again.converged.all()):
-        error = factor.error(r[damped], corrected, damping).to(r.dtype)
-        missed = torch.zeros(len(r), dtype=r.dtype, device=r.device)
-        missed[damped] = torch.where(again.converged, 0, error)
-        corrected = torch.where(per_sample(again.converged, corrected), corrected, 0)
-    value = value.clone()
-    value[damped] = corrected
-    if missed is not None:
-        damped = damped & (missed == 0)
-    return Correction(value, damped, damping, iterations, factor.condition, missed)
+    value, damping = value.clone(), 0.0
+
+    def again(rows: Tensor, kappa: float) -> Tensor:
+        """Solves some rows with λ = (σ_max/κ)²; which of them have not converged either."""
+        nonlocal damping, iterations
+        failed = torch.zeros_like(rows)
+        if bool(rows.any()):
+            own = (factor.largest / kappa) ** 2
+            solution = factor.solve(r[rows], own)
+            value[rows] = solution.correction
+            damping, iterations = max(damping, own), max(iterations, solution.iterations)
+            if solution.converged is not None:
+                failed[rows] = ~solution.converged
+        return failed
+
+    left = left | again(damped & ~left, limit) if factor.manageable < limit else damped
+    left = again(left, min(limit, factor.manageable))
+    if not bool(left.any()):
+        return Correction(value, damped, damping, iterations, factor.condition)
+    missed = torch.zeros(len(r), dtype=r.dtype, device=r.device)
+    missed[left] = factor.error(r[left], value[left], damping).to(r.dtype)
+    value[left] = 0
+    return Correction(value, damped & ~left, damping, iterations, factor.condition, missed)
 
 
 def _joined(parts: Sequence[Correction]) -> Tensor | None:

@@ -116,7 +116,8 @@ class Circulant:
             gram + self.ridge.reshape(len(gram), *[1] * len(frequencies), *gram.shape[-2:])
         )
         single = operator.dtype == torch.float32 and 1 / RANGE**2 <= scale <= RANGE**2
-        self._inverse = inverse.to(torch.complex64 if single else torch.complex128)
+        #: transposed, for rows of samples: few of them are multiplied faster than few columns
+        self._inverse = inverse.mT.to(torch.complex64 if single else torch.complex128).contiguous()
 
     @property
     def nbytes(self) -> int:
@@ -127,9 +128,9 @@ class Circulant:
         sizes = self.torus.sizes
         n, axes = len(sizes), tuple(range(-len(sizes), 0))
         spectrum = torch.fft.rfftn(self.torus.split(value), dim=axes)
-        # (B, groups, channels, *frequencies) → (groups, *frequencies, channels, B): a matrix product at every frequency
-        found = self._inverse @ spectrum.permute(1, *range(3, 3 + n), 2, 0).to(self._inverse.dtype)
-        turned = found.permute(2 + n, 0, 1 + n, *range(1, 1 + n))
+        # (B, groups, channels, *frequencies) → (groups, *frequencies, B, channels): a matrix product at every frequency
+        found = spectrum.permute(1, *range(3, 3 + n), 0, 2).to(self._inverse.dtype) @ self._inverse
+        turned = found.permute(1 + n, 0, 2 + n, *range(1, 1 + n))
         return self.torus.join(torch.fft.irfftn(turned, s=sizes, dim=axes)).to(value.dtype)
 
 

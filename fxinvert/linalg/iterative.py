@@ -27,6 +27,8 @@ from fxinvert.linalg.vectors import dot, norm, per_sample
 WORTHWHILE = 0.5
 #: by how much a residual may exceed the least so far, before it is going to diverge
 DIVERGED = 1e3
+#: iterations after which an error must be on its way: it would arrive if it went on falling so many times as fast
+EARLY, HASTE = 50, 2.0
 
 
 class Preconditioner(Protocol):
@@ -53,6 +55,8 @@ class IterativeFactor(Factor):
     ) -> None:
         super().__init__(operator)
         self.limit, self.preconditioner = iterations, preconditioner
+        #: of AAᵀ + λI, whose condition is κ² + 1, the error falls below 2 exp(−2k/κ) in k steps (Saad 2003, §6.11.3)
+        self.manageable = max(2 * iterations / math.log(2 / ARRIVED[operator.dtype]), 1.0)
         self.largest = operator.norm()
         self._exact = operator.to(torch.float64)
         #: what recurrences run with
@@ -76,7 +80,9 @@ class IterativeFactor(Factor):
         converged = torch.zeros(len(r), dtype=torch.bool, device=r.device)
         size = norm(r.double())
         unit = r.double() / per_sample(torch.where(size > 0, size, 1), r)
-        for preconditioner in dict.fromkeys((self.preconditioner, None)):
+        # with so much damping plain iterations converge, and cost least
+        plain = damping >= (self.largest / self.manageable) ** 2
+        for preconditioner in dict.fromkeys((None if plain else self.preconditioner, None)):
             waiting = (~converged).nonzero()[:, 0]
             converged[waiting] = self._refined(found, unit, waiting, preconditioner, damping, limit, r.dtype)
         x = (found.x * per_sample(size, r)).to(r.dtype)
@@ -132,6 +138,7 @@ class IterativeFactor(Factor):
             v.to(a.dtype) for v in (task.rho, result.x, result.y, task.size, task.longest)
         )
         x, y, steps, least = torch.zeros_like(x0), torch.zeros_like(y0), result.steps, norm(rho)
+        nearest = torch.ones_like(least)
         g = missing(rho, x0, y0)
         w = g if preconditioner is None else preconditioner.solve(g)
         p, gamma = w, dot(g, w)
@@ -140,10 +147,14 @@ class IterativeFactor(Factor):
             least = torch.minimum(least, left)
             going = (error > enough * left) & (left > enough * size) & (left <= DIVERGED * least)
             going &= (gamma > 0) & (steps < self.limit) & (self.largest * norm(x0 + x) <= longest)
+            nearest = torch.minimum(nearest, torch.minimum(error / left, left / size))
+            going &= self._on_its_way(steps, nearest)
             if not bool(going.all()):
                 result.add(rows, ~going, x, y, steps)
-                kept = (rows, rho, x0, y0, size, longest, x, y, steps, least, p, gamma)
-                rows, rho, x0, y0, size, longest, x, y, steps, least, p, gamma = (v[going] for v in kept)
+                kept = (rows, rho, x0, y0, size, longest, x, y, steps, least, nearest, p, gamma)
+                rows, rho, x0, y0, size, longest, x, y, steps, least, nearest, p, gamma = (
+                    v[going] for v in kept
+                )
                 if not len(rows):
                     return result
             steps = steps + 1
@@ -156,6 +167,11 @@ class IterativeFactor(Factor):
             w = g if preconditioner is None else preconditioner.solve(g)
             renewed = dot(g, w)
             p, gamma = w + per_sample(renewed / gamma, p) * p, renewed
+
+    def _on_its_way(self, steps: Tensor, nearest: Tensor) -> Tensor:
+        """Whether relative errors, that were so small at best, may yet arrive within the iterations that are left."""
+        foreseen = HASTE * self.limit / steps.clamp(min=1) * nearest.log()
+        return (steps < EARLY) | (foreseen <= math.log(ARRIVED[self.operator.dtype]))
 
 
 class _Task(NamedTuple):

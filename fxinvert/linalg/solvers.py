@@ -45,11 +45,13 @@ class Factor(ABC):
     Attributes:
         largest: the largest singular value σ_max.
         condition: σ_max over the smallest singular value that is kept; None where it is not known.
+        manageable: the κ for which an iteration converges with λ = (σ_max/κ)², however small singular values are.
         chosen: why it was chosen, see `Choice.explain`; empty where it was not.
     """
 
     largest: float
     condition: float | None = None
+    manageable: float = math.inf
     chosen: str = ""
 
     def __init__(self, operator: LinearOperator) -> None:
