@@ -163,23 +163,28 @@ class Workshop:
             self._once[about] = state, do()
         return self._once[about][1]
 
-    def remembered(self, about: Any, do: Callable[[], Any]) -> Any:
+    def remembered(self, about: Any, do: Callable[[], Iterator[Any]]) -> Iterator[Any]:
         store = self.crew.store
         if store is None:
-            return do()
+            yield from do()
+            return
         key = content_key(about, self._digest, *(str(feed.total) for feed in self.feeds.values()))
         try:
             found, result = store.get(key)
         except Damaged as error:
             self.crew.note("damaged", task="wave", key=key, file=str(error))
             found = False
-        if not found:
-            self.crew.used.clear()
-            result = do()
-            store.put(key, result)
-            store.remove(self.crew.used)  # what they told is in the result
-            self.crew.note("wave", what=self._what, key=key)
-        return result
+        if found:
+            yield from result
+            return
+        self.crew.used.clear()
+        result = []
+        for each in do():
+            result.append(each)
+            yield each
+        store.put(key, result)
+        store.remove(self.crew.used)  # what they told is in the result
+        self.crew.note("wave", what=self._what, key=key)
 
     def _held_out(self, job: Job, arguments: Mapping[str, Any], name: str) -> Iterator[Any]:
         """The results of a job with the sample that is kept, or, if there is none, with every chunk of held-out data."""

@@ -110,14 +110,14 @@ def test_parallel_comes_within_a_point_of_sequential_after_twice_the_sweeps(name
 
 def test_parallel_trains_all_from_one_snapshot() -> None:
     """The statistics of the second segment are the same whatever the first one's update."""
-    undamped: dict[str, Any] = {"method": ClosedForm(damping=0.0), "sweeps": 1}
+    undamped: dict[str, Any] = {"method": ClosedForm(damping=0.0, last_layer=False), "sweeps": 1}
     together = train(schedule="parallel", **undamped)
     alone = train(schedule="single", only="2", **undamped)
     assert together.history[0].explained["2"] == alone.history[0].explained["2"]
 
 
 def test_original_inputs_are_those_of_the_sweeps_beginning() -> None:
-    undamped: dict[str, Any] = {"method": ClosedForm(damping=0.0), "sweeps": 1}
+    undamped: dict[str, Any] = {"method": ClosedForm(damping=0.0, last_layer=False), "sweeps": 1}
     alone = train(schedule="single", only="2", **undamped)
     original = train(inputs="original", **undamped)
     updated = train(inputs="updated", **undamped)
@@ -128,7 +128,8 @@ def test_original_inputs_are_those_of_the_sweeps_beginning() -> None:
 def test_ops_in_turn_are_ops_as_segments() -> None:
     graph = fxinvert.trace(network(), data()[0][0])
     whole = fxinvert.partition(graph, segments=1)
-    assert weights(train(plan=whole, method=ClosedForm(ops="in_turn"))) == weights(train())
+    in_turn, by_segment = ClosedForm(ops="in_turn", last_layer=False), ClosedForm(last_layer=False)
+    assert weights(train(plan=whole, method=in_turn)) == weights(train(method=by_segment))
 
 
 def test_recursive_solutions_use_all_samples_so_far() -> None:
@@ -366,9 +367,8 @@ def test_what_was_solved_is_kept_where_gradients_reach_nothing() -> None:
 def test_auto_trains_the_model_as_given_alone_where_a_solve_reaches_nothing() -> None:
     """Runs go on with the learning rate of the short run that was taken."""
     rates = (1e-8, 1e-2, 1e-3)
-    method = Auto(
-        ClosedForm(satisfied_weight=1.0, damping=1e30), learning_rates=rates, runs=1, optimizer=QUICK
-    )
+    nothing = ClosedForm(satisfied_weight=1.0, damping=1e30, last_layer=False)
+    method = Auto(nothing, learning_rates=rates, runs=1, optimizer=QUICK)
     names = [name for record in train(method=method, sweeps=1).history for name in record.sizes]
     gradients = [f"gradient, learning rate {rate:g}" for rate in rates]
     assert names == ["0", "2", f"{gradients[1]}, trial", *gradients[1:]]
@@ -605,7 +605,7 @@ def test_methods_may_go_back_and_the_best_of_all_is_kept() -> None:
         schedule: str = "parallel"
 
         def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal] | Back]:
-            yield from ClosedForm().train(work, segments)
+            yield from ClosedForm(last_layer=False).train(work, segments)
             yield Back({"2.weight": work.begun["2.weight"]})
             assert torch.equal(work.context.tensors["2.weight"], work.begun["2.weight"])
             assert not torch.equal(work.context.tensors["0.weight"], work.begun["0.weight"])

@@ -69,8 +69,10 @@ def runs(seeds: int) -> Iterator[Run]:
                 }
                 if method in ours.METHODS:
                     settings["revision"] = revisions[method]
-                    if method == "closed_form" and repair == "under_trained":
-                        settings["by_steps"] = True
+                    if method == "closed_form":
+                        settings["last_layer"] = True
+                        if repair == "under_trained":
+                            settings["by_steps"] = True
                 elif method == repair_page.ADAMW:
                     times = 1 + folds if few else 1
                     settings["seconds"] = times * LONGER.get((network, samples), least + each * samples)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -140,11 +140,21 @@ def _segments(subject: Subject) -> list[dict[str, Any]]:
                 "cost": segment.cost,
                 "updates": len(own),
                 "taken": sum(update["step"] > 0 for update in own),
-                "gain": sum(u["loss_before"] - u["loss_after"] for u in own),
+                "gain": _gain(own),
                 "seconds": sum(update["seconds"] or 0.0 for update in own),
             }
         )
     return found
+
+
+def _gain(updates: Sequence[Mapping[str, Any]]) -> float:
+    """By how much the loss fell from the first to the last update of each wave; what was gone back from does not count."""
+    ends: dict[Any, tuple[float, float]] = {}
+    for update in updates:
+        wave = update["sweep"], *update["segments"]
+        before, _ = ends.get(wave, (update["loss_before"], 0.0))
+        ends[wave] = before, update["loss_after"]
+    return sum(before - after for before, after in ends.values())
 
 
 def _updates(subject: Subject) -> list[dict[str, Any]]:

@@ -70,7 +70,7 @@ class Recipe(NamedTuple):
     modes: Mapping[str, bool]
 
 
-PLAIN = Recipe(False, ClosedForm(samples=2048), (1e-2, 3e-3, 1e-3, 3e-4), {"": True})
+PLAIN = Recipe(False, ClosedForm(samples=2048, last_layer=False), (1e-2, 3e-3, 1e-3, 3e-4), {"": True})
 NORMALIZED = Recipe(True, None, (3e-3, 1e-3, 3e-4), {"by batch": True, "by running statistics": False})
 
 

@@ -58,7 +58,7 @@ class ClosedForm:
     ops: Literal["together", "in_turn"] = "together"
     position_fraction: float | None = None
     samples: int | None = None
-    last_layer: bool = False
+    last_layer: bool = True
     name: str = "closed_form"
     schedule: str = "sequential"
 
@@ -84,7 +84,7 @@ class ClosedForm:
     def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal] | Back]:
         """Yields the updates of all ops, or of one after the other, solved with each damping.
 
-        Before that, if asked for, what the last layer alone can do, and a return: it is what comes out where nothing better
+        Before that what the last layer alone can do, and a return: it is what comes out where nothing better
         follows, but a last layer that has gone to its end leaves the others little to correct.
 
         Raises:

@@ -39,6 +39,6 @@ class Place(Work, HeldOut, Protocol):
         """What held-out samples gain from another state."""
         ...
 
-    def remembered(self, about: Any, do: Callable[[], Any]) -> Any:
-        """What `do` gives; if it was done before with the same state and the same `about`, what it gave then."""
+    def remembered(self, about: Any, do: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+        """What `do` gives, as it comes; if it was done before with the same state and the same `about`, what it gave then."""
         ...

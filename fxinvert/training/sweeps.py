@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -82,13 +82,15 @@ def run_sweeps(
         place.sweep, snapshot = number, place.state()
         for wave in ordered:
             began = time.perf_counter()
-            steps = _wave(place, method, wave, settings, snapshot, best.latest, number)
-            for record, changed in steps:
-                place.use(changed)
-                best.see(record.after, place.state())
+            state = place.state()
+            for record, changed in _wave(place, method, wave, settings, snapshot, best.latest, number):
+                place.use(state | changed)
+                state = place.state()
+                best.see(record.after, state)
                 records.append(record)
                 if watch is not None:
                     watch(record, best.kept(place, settings.confidence))
+            place.use(state)
             spent = time.perf_counter() - began
             advance(f"sweep {number}, {', '.join(s.name for s in wave)}: {best.latest} ({spent:.1f} s)")
 
@@ -163,19 +165,17 @@ def _wave(
     snapshot: State,
     start: Metrics,
     number: int,
-) -> list[tuple[Record, State]]:
-    """What is taken of a wave: records and the tensors that changed, step by step. The place is left as it was."""
-    state = place.state()
+) -> Iterator[tuple[Record, State]]:
+    """What is taken of a wave: records and the tensors that changed, as they come. The place may be used in between."""
     about = ("wave", method, [s.name for s in wave], place.output_target, settings, snapshot, start, number)
 
-    def steps() -> list[tuple[dict[str, Any], State]]:
-        found = _steps(place, method, wave, settings, snapshot, start, number)
-        return [(record.to_dict(), changed) for record, changed in found]
+    def steps() -> Iterator[tuple[dict[str, Any], State]]:
+        for record, changed in _steps(place, method, wave, settings, snapshot, start, number):
+            yield record.to_dict(), changed
 
     place.begin(f"sweep {number}, {', '.join(s.name for s in wave)}")
-    done = place.remembered(about, steps)
-    place.use(state)
-    return [(Record.from_dict(record), changed) for record, changed in done]
+    for record, changed in place.remembered(about, steps):
+        yield Record.from_dict(record), changed
 
 
 def _steps(
@@ -186,7 +186,7 @@ def _steps(
     snapshot: State,
     start: Metrics,
     number: int,
-) -> list[tuple[Record, State]]:
+) -> Iterator[tuple[Record, State]]:
     current, latest, found = place.state(), start, list[tuple[Record, State]]()
     returned: State = {}
 
@@ -237,6 +237,7 @@ def _steps(
                 if estimated:
                     take([estimated], began)
                 place.gained, place.taken = gained, taken
-            began = time.perf_counter()
+        yield from found
+        found.clear()
+        began = time.perf_counter()
         place.use(snapshot if settings.frozen_inputs else current)
-    return found
