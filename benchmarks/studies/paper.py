@@ -97,7 +97,9 @@ def measure(run: Run) -> dict[str, Any]:
         case "auto":
             models = auto(work, counted)
         case _:
-            models = ours.sweeping(work, fxinvert.training.ClosedForm(last_layer=False), 4, schedule="parallel")
+            models = ours.sweeping(
+                work, fxinvert.training.ClosedForm(last_layer=False), 4, schedule="parallel"
+            )
     curve: Curve = follow(models, work.held_out, work.tests, every=True)
     found = {"start": {**begun, "seconds": 0.0}, "curve": curve}
     return found | {"passes": counted.passes} if given["method"] == "auto" else found

@@ -25,7 +25,7 @@ from fxinvert.passes.synthesize import parameters_of
 from fxinvert.training.blocks import Equations
 from fxinvert.training.context import Context
 from fxinvert.training.costs import Cost, Probe, Stage, size_of
-from fxinvert.training.last_layer import asks_for_classes, descend, last_layer
+from fxinvert.training.last_layer import MOST, asks_for_classes, descend, last_layer
 from fxinvert.training.op_sums import Sums, add, in_passes, sums, use_of
 from fxinvert.training.weight_norm import changes_of
 from fxinvert.training.work import Back, Proposal, Update, Work
@@ -47,8 +47,8 @@ class ClosedForm:
             None: as many as make rows abundant, which is all of them in small maps (`fxinvert.training.positions`).
         ops: train the ops of the segments "together", all from one pass over the data, or "in_turn", each with its own.
         samples: how many samples to use, at least, from the beginning of the data; None: all.
-        last_layer: whether it is also tried what the last layer alone can do (`fxinvert.training.last_layer`), where the
-            output target stands for the task's loss.
+        last_layer: whether it is also tried what the last layer alone can do with 16,384 samples at most
+            (`fxinvert.training.last_layer`), where the output target stands for the task's loss.
     """
 
     damping: float = 1e-2
@@ -100,7 +100,8 @@ class ClosedForm:
         path = self._last_path(work.context, segments)
         if path is None or not asks_for_classes(work.context.first.labels):
             return
-        (found,) = work.each(descend, [{"path": path, "samples": self.samples or work.samples}])
+        samples = min(self.samples or work.samples, MOST)
+        (found,) = work.each(descend, [{"path": path, "samples": samples}])
         if found:
             given = {name: work.context.tensors[name].detach().clone() for name in found[0]}
             yield [[Update(path, changes)] for changes in found]
@@ -117,7 +118,7 @@ class ClosedForm:
         targets = [probe.output_target]
         last = self._last_path(probe.context, segments)
         if last is not None:
-            few = min(self.samples or probe.samples, probe.samples)
+            few = min(self.samples or probe.samples, probe.samples, MOST)
             cost, found = probe.measured(descend, {"path": last, "samples": few})
             yield Stage(
                 tasks=((f"{last} alone", cost),),

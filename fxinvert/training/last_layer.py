@@ -34,6 +34,8 @@ from fxinvert.training.weight_norm import changes_of
 
 #: dampings ρ, one after the other, and the fits with each
 DAMPINGS = ((1e-1, 4), (1e-2, 8), (1e-3, 8), (1e-4, 8))
+#: samples that are used, at most: one worker passes over them, and few parameters need no more
+MOST = 16_384
 #: numbers that are held for every row: its logits, what is wanted of them, and two results made of these
 HELD = 4
 #: targets play no part in it
