@@ -123,15 +123,17 @@ def path_of(features: Tensor, logits: Tensor, wanted: Tensor, weights: Tensor, t
     if level <= 0:
         return []
     bound, probabilities = (0.25, torch.sigmoid) if truths else (0.5, _softmax)
-    change, found = torch.zeros_like(logits[:1]).mT @ torch.zeros_like(features[:1]), list[Tensor]()
+    # classes first: a softmax over a few neighbours in memory takes ten times as long
+    logits, wanted, weights = (value.mT.contiguous() for value in (logits, wanted, weights))
+    change, found = torch.zeros_like(logits[:, :1]) @ torch.zeros_like(features[:1]), list[Tensor]()
     for damping, fits in DAMPINGS:
         ridge = damping * float(level)
         damped = gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         factor = torch.linalg.cholesky(damped)
         ahead, momentum = change, 1.0
         for _ in range(fits):
-            missing = weights * (wanted - probabilities(torch.addmm(logits, features, ahead.mT)))
-            descent = missing.mT @ features - bound * ridge * ahead
+            missing = weights * (wanted - probabilities(torch.addmm(logits, ahead, features.mT)))
+            descent = missing @ features - bound * ridge * ahead
             step = torch.cholesky_solve(descent.mT.double(), factor).mT
             following = ahead + step.to(ahead.dtype) / bound
             if float((descent * (following - change)).sum()) < 0:
@@ -144,7 +146,7 @@ def path_of(features: Tensor, logits: Tensor, wanted: Tensor, weights: Tensor, t
 
 
 def _softmax(logits: Tensor) -> Tensor:
-    return logits.softmax(1)
+    return logits.softmax(0)
 
 
 def _rows(
