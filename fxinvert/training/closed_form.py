@@ -104,7 +104,7 @@ class ClosedForm:
         (found,) = work.each(descend, [{"path": path, "samples": samples}])
         if found:
             given = {name: work.context.tensors[name].detach().clone() for name in found[0]}
-            yield [[Update(path, changes)] for changes in found]
+            yield [[Update(f"{path} alone", changes)] for changes in found]
             if work.taken is not None:
                 yield Back(given)
 
