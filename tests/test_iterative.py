@@ -226,3 +226,18 @@ def test_samples_that_iterations_do_not_lead_to_are_damped_until_they_do(dtype: 
     assert float((found.value - expected).norm()) < tolerance
     left = (r - a.apply(found.value)).flatten(1).norm(dim=1)
     assert bool((left[:2] < 0.5 * r[:2].flatten(1).norm(dim=1)).all())
+
+
+def test_what_a_preconditioner_keeps_from_arriving_arrives_without_it() -> None:
+    class Misleading:
+        nbytes = 0
+
+        def solve(self, value: Tensor) -> Tensor:
+            return value * torch.logspace(0, -9, value.shape[1], dtype=F64)
+
+    a = Dense(matrix(200, 240, 10.0))
+    r = torch.randn(3, 200, dtype=F64)
+    solved = IterativeFactor(a, 300, Misleading()).solve(r, 0.0)
+    assert solved.converged is not None
+    assert solved.converged.all()
+    assert relative(a.apply(solved.correction), r) < 1e-10

@@ -138,7 +138,7 @@ class IterativeFactor(Factor):
             v.to(a.dtype) for v in (task.rho, result.x, result.y, task.size, task.longest)
         )
         x, y, steps, least = torch.zeros_like(x0), torch.zeros_like(y0), result.steps, norm(rho)
-        nearest = torch.ones_like(least)
+        begun, nearest = steps, torch.ones_like(least)
         g = missing(rho, x0, y0)
         w = g if preconditioner is None else preconditioner.solve(g)
         p, gamma = w, dot(g, w)
@@ -148,11 +148,11 @@ class IterativeFactor(Factor):
             going = (error > enough * left) & (left > enough * size) & (left <= DIVERGED * least)
             going &= (gamma > 0) & (steps < self.limit) & (self.largest * norm(x0 + x) <= longest)
             nearest = torch.minimum(nearest, torch.minimum(error / left, left / size))
-            going &= self._on_its_way(steps, nearest)
+            going &= self._on_its_way(steps, begun, nearest)
             if not bool(going.all()):
                 result.add(rows, ~going, x, y, steps)
-                kept = (rows, rho, x0, y0, size, longest, x, y, steps, least, nearest, p, gamma)
-                rows, rho, x0, y0, size, longest, x, y, steps, least, nearest, p, gamma = (
+                kept = (rows, rho, x0, y0, size, longest, x, y, steps, begun, least, nearest, p, gamma)
+                rows, rho, x0, y0, size, longest, x, y, steps, begun, least, nearest, p, gamma = (
                     v[going] for v in kept
                 )
                 if not len(rows):
@@ -168,10 +168,11 @@ class IterativeFactor(Factor):
             renewed = dot(g, w)
             p, gamma = w + per_sample(renewed / gamma, p) * p, renewed
 
-    def _on_its_way(self, steps: Tensor, nearest: Tensor) -> Tensor:
-        """Whether relative errors, that were so small at best, may yet arrive within the iterations that are left."""
-        foreseen = HASTE * self.limit / steps.clamp(min=1) * nearest.log()
-        return (steps < EARLY) | (foreseen <= math.log(ARRIVED[self.operator.dtype]))
+    def _on_its_way(self, steps: Tensor, begun: Tensor, nearest: Tensor) -> Tensor:
+        """Whether relative errors, that have been so small since some step, may yet arrive within the iterations that are left."""
+        done = steps - begun
+        foreseen = HASTE * (self.limit - begun) / done.clamp(min=1) * nearest.log()
+        return (done < EARLY) | (foreseen <= math.log(ARRIVED[self.operator.dtype]))
 
 
 class _Task(NamedTuple):
