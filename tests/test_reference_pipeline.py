@@ -48,7 +48,8 @@ def test_a_sweep_over_a_reference_network(name: str) -> None:
         output_target=_target(labels), validation_data=held_out, progress=False,
     )  # fmt: skip
     assert type(result.model) is type(model)
-    (record,) = result.history
+    *_, record = result.history  # before it, perhaps, what the last layer alone can do
+    assert record.segments == tuple(segment.name for segment in plan.segments)
     assert record.after.loss < record.before.loss
     # what is returned must not have lost a sample either
     assert result.final.no_worse_than(result.baseline)
