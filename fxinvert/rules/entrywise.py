@@ -83,12 +83,11 @@ def _fill(
         if found is not own:
             own.copy_(found)
         if looks:  # while they are in the cache
-            alike = inside and (endless or math.isfinite(most - least))
-            total += float(
-                torch.dot(found.reshape(-1), x.reshape(-1))
-            )  # an infinite anchor makes it so even times 0
-            if not alike:
-                total += float(torch.dot(found.reshape(-1), t.reshape(-1)))
+            flat = found.reshape(-1)
+            # an infinite anchor leaves no finite product, even with 0
+            total += float(torch.dot(flat, x.reshape(-1)))
+            if not inside or not (endless or math.isfinite(most - least)):
+                total += float(torch.dot(flat, t.reshape(-1)))
     return total
 
 
