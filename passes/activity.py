@@ -8,11 +8,13 @@ reaches the output does activity start later, behind the ops that stopped it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, fx
 from torch.fx.passes.shape_prop import TensorMetadata
 
+from fxinvert.passes.entries import any_follows
 from fxinvert.passes.leaves import leaves
 from fxinvert.rules import RuleSet
 from fxinvert.rules.constants import CONSTANTS
@@ -23,19 +25,20 @@ _EMBEDDING = "embedding"
 _SHAPE_OF = {"copy": 0, "fill": 0, "expand_as": 1, "reshape_as": 1, "to": 1, "type_as": 1, "view_as": 1}
 
 
-def mark(node: fx.Node, value: Any, rules: RuleSet) -> None:
+def mark(node: fx.Node, value: Any, rules: RuleSet, value_of: Callable[[Any], Any]) -> None:
     """Writes into a node's `meta` whether its value is `active`, and whether it is `fed`: made from input data at all.
 
     Args:
         node: its inputs are marked already.
         value: its value in the example run.
         rules: an op with a rule is active whatever it is.
+        value_of: gives the example values of a (nested) argument.
     """
     key = node.meta.get("op", "")
     tensors = [v for v in leaves(value) if isinstance(v, Tensor)]
     given = any(n.meta["fed"] for n in node.all_input_nodes)
     starts = node.op == "placeholder" or (given and key == _EMBEDDING)
-    goes_on = bool(followed(node)) and follows(key, rules)
+    goes_on = bool(followed(node)) and follows(key, rules) and any_follows(node, value, rules, value_of)
     real = any(v.is_floating_point() or v.is_complex() for v in tensors)
     # `zeros_like(x)` and `x.new_ones(…)` take no more than a shape
     shape_only = key.endswith("_like") or key.startswith("new_")

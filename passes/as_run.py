@@ -13,7 +13,6 @@ import dis
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +25,8 @@ from fxinvert.errors import TraceError
 from fxinvert.passes.capture import called_at
 from fxinvert.passes.checks import doubled, run
 from fxinvert.passes.inputs import Flat
+from fxinvert.passes.questions import Question
+from fxinvert.passes.spared import sparing
 from fxinvert.quiet import quiet
 
 #: what Python asks of tensors for plain values
@@ -40,29 +41,6 @@ _SHAPED = frozenset(
     ["empty_like", "full_like", "new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros", "ones_like", "rand_like",
      "randn_like", "zeros_like"]
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question to a tensor: its name, where it is asked, the answer, and whether data or parameters decide that."""
-
-    name: str
-    place: str | None
-    answer: Any
-    decided: bool
-
-    def __str__(self) -> str:
-        """What a message says of one that data or parameters decide, or that only larger batches ask."""
-        where = f" at {self.place}" if self.place else ""
-        if not self.decided:
-            return (
-                f"with more samples it asks for other values{where} ({self.name}), as a loop over samples does: let it "
-                "compute all of them at once"
-            )
-        return (
-            f"it asks for values{where} ({self.name}) that follow its input or parameters, and the answer changes what it "
-            "computes: let it compute both ways and choose with torch.where"
-        )
 
 
 class AsRun(Flat):
@@ -172,7 +150,7 @@ class _Run:
 
         def recorded(*copies: Tensor) -> Any:
             self.following = _Following([*copies, *flat.parameters()])
-            self.asking = _Asking(self.following, other)
+            self.asking = _Asking(flat.model, self.following, other)
             with torch.no_grad(), self.following, self.asking:
                 return flat(*copies)
 
@@ -202,9 +180,10 @@ class _Run:
 class _Asking(TorchFunctionMode):
     """Notes the questions of a run, and their answers; one of them may be answered the other way."""
 
-    def __init__(self, following: _Following, other: int | None) -> None:
+    def __init__(self, model: nn.Module, following: _Following, other: int | None) -> None:
         super().__init__()
-        self.following, self.other, self.asked = following, other, list[Question]()
+        self.model, self.following, self.other = model, following, other
+        self.asked: list[Question] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -218,12 +197,15 @@ class _Asking(TorchFunctionMode):
             if decided and name == "__format__":
                 return answer  # a text for people; in place of a tensor's values it holds something else while captured
             answer = not answer if len(self.asked) == self.other else answer
-            self.asked.append(Question(name, called_at(), answer, decided))
+            self._note(name, answer, decided)
         return answer
 
     def _number(self, value: Tensor) -> int:
-        self.asked.append(Question("__index__", called_at(), int(value), self.following.decide(value)))
+        self._note("__index__", int(value), self.following.decide(value))
         return int(value)
+
+    def _note(self, name: str, answer: Any, decided: bool) -> None:
+        self.asked.append(Question(name, called_at(), answer, decided, sparing(self.model)))
 
 
 def _read(index: Any, number: Callable[[Tensor], Any]) -> Any:

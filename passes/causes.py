@@ -16,15 +16,20 @@ from torch.utils._pytree import tree_leaves
 from fxinvert.passes.capture import called_at
 from fxinvert.passes.inputs import Flat
 from fxinvert.passes.leaves import copied
+from fxinvert.passes.spared import advice, sparing
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one op of a run gave: its name, the user's line, whether it drew random numbers, and the size of every row."""
+    """What one op of a run gave: its name, the user's line, whether it drew random numbers, and the size of every row.
+
+    `spared` has the optional inputs that would have kept the model from drawing.
+    """
 
     op: str
     place: str | None
     random: bool
+    spared: tuple[str, ...]
     shape: tuple[int, ...]
     rows: Tensor
 
@@ -35,8 +40,9 @@ class Step:
 class _Steps(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes the steps of a run."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.model = model
         self.found: list[Step] = []
 
     def __torch_dispatch__(
@@ -48,11 +54,12 @@ class _Steps(TorchDispatchMode):  # type: ignore[no-untyped-call]
         before = _random_states() if seeded else []
         result = func(*args, **(kwargs or {}))
         drew = seeded and not all(map(torch.equal, before, _random_states()))
+        spared = sparing(self.model) if drew else ()
         for value in tree_leaves(result):
             if isinstance(value, Tensor) and value.is_floating_point():
                 rows = value.double().reshape(value.shape[0] if value.dim() else 1, -1).norm(dim=1)
                 name = func.overloadpacket.__name__.removesuffix("_")
-                self.found.append(Step(name, called_at(), drew, tuple(value.shape), rows))
+                self.found.append(Step(name, called_at(), drew, spared, tuple(value.shape), rows))
         return result
 
 
@@ -60,20 +67,21 @@ def _random_states() -> list[Tensor]:
     return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else ())]
 
 
-def _steps(model: nn.Module, inputs: tuple[Any, ...]) -> list[Step]:
+def _steps(model: Flat, inputs: tuple[Any, ...]) -> list[Step]:
     """The steps of a run; those up to where it fails, if it does."""
-    steps = _Steps()
+    steps = _Steps(model.model)
     with suppress(Exception), steps:
         model(*copied(inputs))
     return steps.found
 
 
-def first_draw(model: nn.Module, inputs: tuple[Any, ...]) -> str:
-    """The first op that draws random numbers, and where; or in words that none was found."""
-    return next((str(step) for step in _steps(model, inputs) if step.random), "an op that does not tell")
+def first_draw(model: Flat, inputs: tuple[Any, ...]) -> tuple[str, str]:
+    """The first op that draws random numbers, and where, or in words that none was found; and which inputs would spare that."""
+    draws = (step for step in _steps(model, inputs) if step.random)
+    return next(((str(step), advice(step.spared)) for step in draws), ("an op that does not tell", ""))
 
 
-def first_mix(model: nn.Module, inputs: tuple[Any, ...], one: tuple[Any, ...], number: int, size: int) -> str:
+def first_mix(model: Flat, inputs: tuple[Any, ...], one: tuple[Any, ...], number: int, size: int) -> str:
     """The first op whose result for a sample changes with the others, and where; or in words that none was found.
 
     Args:

@@ -118,7 +118,7 @@ def check_reproduces(
         raise TraceError(mixed)
 
 
-def randomness(model: nn.Module, inputs: tuple[Tensor, ...], expected: Tensor) -> str | None:
+def randomness(model: Flat, inputs: tuple[Tensor, ...], expected: Tensor) -> str | None:
     """That a model gives something else for the same inputs, in words; None if it does not.
 
     Args:
@@ -129,15 +129,15 @@ def randomness(model: nn.Module, inputs: tuple[Tensor, ...], expected: Tensor) -
     again = run(model, inputs)
     if again.shape != expected.shape or torch.allclose(again, expected, equal_nan=True):
         return None
+    draw, spared = first_draw(model, inputs)
     return (
-        f"the model is random: two runs in evaluation mode give different outputs; {first_draw(model, inputs)} draws "
-        "(a functional dropout without training=self.training does that, or noise that forward() draws: make it an "
-        "input, or give it where forward() takes it)"
+        f"the model is random: two runs in evaluation mode give different outputs; {draw} draws (a functional dropout "
+        f"without training=self.training does that, or noise that forward() draws: make it an input{spared})"
     )
 
 
 def mixture(
-    model: nn.Module, inputs: tuple[Tensor, ...], expected: Tensor, others: Tensor | None = None
+    model: Flat, inputs: tuple[Tensor, ...], expected: Tensor, others: Tensor | None = None
 ) -> str | None:
     """That what a model gives for a sample changes with the others, in words; None if it does not.
 
@@ -151,17 +151,26 @@ def mixture(
     each = len(expected) // size
     # a maximum over samples is one sample's own, which it does not change with: two of them are tried
     moved = {0: 0.0 if others is None else _moved(expected, others)}
+    turned = {0: 0.0}  # the same if the rows of a sample stand a batch apart
     for number in sorted({0, size - 1}) if size > 1 else ():
         with suppress(TraceError):  # a model need not run on one sample
             alone = run(model, _alone(inputs, number))
             moved[number] = max(moved.get(number, 0.0), _moved(expected[number * each :][:each], alone))
-    number = max(moved, key=moved.__getitem__)
-    if moved[number] <= _ROUNDING * _largest(_real(expected), infinite=0.0):
+            turned[number] = _moved(expected[number::size], alone)
+    number, rounding = max(moved, key=moved.__getitem__), _ROUNDING * _largest(_real(expected), infinite=0.0)
+    if moved[number] <= rounding:
         return None
+    first = first_mix(model, inputs, _alone(inputs, number), number, size)
+    if size > 1 and max(turned.values()) <= rounding:
+        return (
+            f"the model's output goes across the samples of a batch: the {each} rows of a sample stand apart, row i is of "
+            f"sample i mod {size}. They are put so first by {first}: let it put what belongs to a sample along an axis of its "
+            "own (torch.stack(…, 1)), which may be flattened into the first"
+        )
     return (
         "the model computes across the samples of a batch: a sample's output changes with the others "
         f"(by up to {moved[number]:.1e}), so that it has no target of its own; it is changed first by "
-        f"{first_mix(model, inputs, _alone(inputs, number), number, size)}: let it go over other axes than the batch"
+        f"{first}: let it go over other axes than the batch"
     )
 
 

@@ -15,11 +15,11 @@ from torch.fx.proxy import GraphAppendingTracer
 from torch.utils import _pytree as pytree
 
 from fxinvert.errors import TraceError
-from fxinvert.passes.as_run import Question
 from fxinvert.passes.capture import attribute, describe, lengths_followed, raised_at
 from fxinvert.passes.checks import KEEP_FIRST, WITH_BATCH_SIZE
 from fxinvert.passes.inputs import Flat, Inputs
 from fxinvert.passes.leaves import mapped
+from fxinvert.passes.questions import Question
 from fxinvert.passes.selected import as_it_runs
 from fxinvert.passes.writes import without_writes
 from fxinvert.passes.written import CONSTANT

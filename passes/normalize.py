@@ -30,6 +30,7 @@ from fxinvert.passes.calls import CHANGED, evaluate, shares_memory
 from fxinvert.passes.capture import CaptureError, attribute, describe
 from fxinvert.passes.checks import said
 from fxinvert.passes.decompose import DECOMPOSED
+from fxinvert.passes.entries import SOME
 from fxinvert.passes.forms import arranged, by_position
 from fxinvert.passes.inline import record
 from fxinvert.passes.interpreted import Interpreted
@@ -67,6 +68,8 @@ def normalize(
     graph.training = False
     graph.graph.eliminate_dead_code()
     start_later(graph, rules)
+    for node in graph.graph.nodes:
+        node.meta.pop(SOME, None)
     # modules that stay whole share their parameters with the user's, but not the mode: the graph always evaluates
     for target in sorted({str(n.target) for n in graph.graph.find_nodes(op="call_module")}):
         *path, name = target.split(".")
@@ -275,7 +278,7 @@ class Builder:
             node.stack_trace = self.stack
         if any_tensor(value):
             node.meta["tensor_meta"] = map_aggregate(value, _described)
-        mark(node, value, self.rules)
+        mark(node, value, self.rules, self.value_of)
         return node
 
     def _check_in_place(self, node: fx.Node) -> None:

@@ -35,6 +35,43 @@ def test_outputs_without_a_way_to_the_input_are_refused(forward: Any, message: s
         fxinvert.invert(model, torch.randn(2, 4), rules=fxinvert.default_rules().without_fallback())
 
 
+def _windows(self: Any, x: Tensor) -> Tensor:
+    """Two windows of tokens, each with the same token of the model's own in front."""
+    tokens = torch.cat([self.token.expand(x.shape[0], 1, 4), x], 1) + self.positions
+    own = tokens[:, :1].repeat(2, 1, 1)  # rows of any samples, which do not matter: all are alike
+    windows = torch.cat([own, tokens[:, 1:].reshape(-1, 2, 4)], 1)
+    found: Tensor = self.fc(windows.flatten(1)).reshape(x.shape[0], -1)
+    return found
+
+
+def test_entries_that_the_model_puts_in_itself_are_constants() -> None:
+    torch.manual_seed(0)
+    model = Model(_windows, token=torch.randn(1, 1, 4), positions=torch.randn(1, 5, 4), fc=nn.Linear(12, 4))
+    x = torch.randn(3, 4, 4)
+    graph = fxinvert.trace(model, x)
+    assert [n.meta["op"] for n in graph.graph.nodes if "repeat" in n.name and not n.meta["active"]] == [
+        "repeat"
+    ]
+    inverse = fxinvert.invert(graph, output_target="regression", refine=8)
+    rec = inverse(x, wanted := model(x) + 0.1 * torch.randn(3, 8))
+    torch.testing.assert_close(model(rec.targets["x"]), wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_entries_that_data_choose_are_no_constants() -> None:
+    """Which of the tokens, the model's own ones too, is taken for an example says nothing of other data."""
+    model = Model(
+        lambda self, x: self.fc(
+            (t := torch.cat([self.token.expand(x.shape[0], 1, 4), x], 1)).gather(
+                1, t.sum(2, keepdim=True).argmax(1, keepdim=True).expand(-1, 1, 4)
+            )
+        )[:, 0],
+        token=torch.full((1, 1, 4), 9.0),
+        fc=nn.Linear(4, 2),
+    )
+    graph = fxinvert.trace(model, torch.randn(3, 4, 4))  # here it is the model's own token for all samples
+    assert next(n for n in graph.graph.nodes if n.meta.get("op") == "gather").meta["active"]
+
+
 def test_ops_that_only_inform_are_no_branches() -> None:
     """Sizes, masks and indices may be read from a value that goes on along the chain."""
     model = Model(

@@ -118,6 +118,10 @@ def test_what_neither_capture_follows_is_refused_without_any_other_word(
             lambda self, x: torch.cat([self.one(x.T.reshape(-1).reshape(3, -1).T)] * 2),
             r"across the samples.*first by cat, at .*test_trace_errors.py",
         ),
+        (  # frames in front of samples
+            lambda self, x: torch.cat([self.one(x), self.one(-x) * 2]),
+            r"2 rows of a sample stand apart, row i is of sample i mod 3.*by cat, at .*test_trace_errors.py.*torch.stack",
+        ),
         (
             lambda self, x: torch.stack([r if torch.ones(1) > 0 else -r for r in x]) * self.one(x)[int(torch.zeros(1)) :],
             r"with more samples .*test_trace_errors.py.*loop over samples",
@@ -132,6 +136,42 @@ def test_what_is_wrong_is_named_with_its_place(forward: Any, message: str) -> No
     x = torch.tensor([[1.0, -1.0, 0.5], [2.5, 0.0, 1.5], [0.5, 1.5, 1.0]])
     with pytest.raises(TraceError, match=message):
         fxinvert.trace(Model(forward, one=nn.Linear(3, 3)), x)
+
+
+class Masked(nn.Module):
+    """Shuffles by noise that it draws, unless it is given some, deep inside; and asks for a length that is not given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor, noise: Tensor | None = None, length: int | None = None) -> Tensor:
+        return self._shuffled(self.fc(x), noise, length)
+
+    def _shuffled(self, x: Tensor, noise: Tensor | None, length: int | None) -> Tensor:
+        if length is None:
+            length = int((x > 9).sum()) + 2
+        x = x[:, :length]
+        if noise is None:
+            noise = torch.rand_like(x)
+        found: Tensor = x.gather(1, noise.argsort(1))
+        return found
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"length": 3}, r"rand_like, at .*test_trace_errors.py.*give forward.. 'noise', without which"),
+        (
+            {"noise": torch.rand(4, 2)},
+            r"asks for values at .*__int__.*let it go on with the tensor.*give forward.. 'length'",
+        ),
+    ],
+)
+def test_inputs_that_would_spare_a_model_what_stops_it_are_named(given: Any, message: str) -> None:
+    with pytest.raises(TraceError, match=message):
+        fxinvert.trace(Masked(), {"x": torch.randn(4, 3), **given})
+    fxinvert.trace(Masked(), {"x": torch.randn(4, 3), "noise": torch.rand(4, 3), "length": 3})
 
 
 class Pair(nn.Module):
