@@ -31,21 +31,20 @@ def of_computed_size(graph: fx.GraphModule, values: Any) -> set[fx.Node]:
     """
     found: set[fx.Node] = set()
     numbers: set[fx.Node] = set()
-    data: set[fx.Node] = set()
     for node in graph.graph.nodes:
         if node.op == "output":
             break
         key, inputs = node.meta.get("op", ""), node.all_input_nodes
-        if node.op != "placeholder" and data.isdisjoint(inputs):
-            continue  # a constant's size is always the same
-        data.add(node)
+        # what a mask that is made of sizes alone selects has as many rows as the batch says
+        from_data = any(n.meta["fed"] or n in found for n in inputs)
         if not isinstance(values[node], Tensor | tuple | list):
-            if key in _READ or not numbers.isdisjoint(inputs):
+            if (from_data and key in _READ) or not numbers.isdisjoint(inputs):
                 numbers.add(node)
             continue
         given = inputs[:1] if key in _IN_FIRST else inputs
         sized_by = numbers.intersection(leaves(node.args[1:])) if numbers and _takes_sizes(node) else ()
-        if key in _SELECT or sized_by or _is_masked(node, values, data) or not found.isdisjoint(given):
+        selects = from_data and (key in _SELECT or _is_masked(node, values))
+        if selects or sized_by or not found.isdisjoint(given):
             found.add(node)
     return found
 
@@ -56,9 +55,9 @@ def _takes_sizes(node: fx.Node) -> bool:
     return schema is not None and any("int" in str(a.type).lower() for a in schema.arguments)
 
 
-def _is_masked(node: fx.Node, values: Any, data: set[fx.Node]) -> bool:
+def _is_masked(node: fx.Node, values: Any) -> bool:
     """Whether an op picks what truth values say that depend on data."""
     if node.meta.get("op") not in ("index", "getitem"):
         return False
-    masks = [values[n] for n in leaves(node.args[1]) if isinstance(n, fx.Node) and n in data]
+    masks = [values[n] for n in leaves(node.args[1]) if isinstance(n, fx.Node) and n.meta["fed"]]
     return any(isinstance(mask, Tensor) and mask.dtype == torch.bool for mask in masks)

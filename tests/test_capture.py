@@ -627,3 +627,18 @@ def test_a_cut_that_is_none_names_the_nearest_that_is() -> None:
         fxinvert.partition(graph, cuts=["first"])
     with pytest.raises(CutError, match=r"no module or node 'frist'.*did you mean first"):
         fxinvert.partition(graph, cuts=["frist"])
+
+
+def test_what_a_mask_made_of_sizes_selects_has_a_row_for_every_sample() -> None:
+    """As the first token of every sample, by a mask that forward() makes itself."""
+    model = Model(
+        lambda self, x: self.fc(
+            x[torch.zeros_like(x[..., 0]).index_fill(1, self.first, 1.0).nonzero(as_tuple=True)]
+        ),
+        fc=nn.Linear(4, 2),
+        first=torch.tensor([0]),
+    )
+    x = torch.randn(3, 5, 4)
+    inverse = fxinvert.invert(fxinvert.trace(model, x), output_target="regression")
+    rec = inverse(x, wanted := torch.randn(3, 2))
+    torch.testing.assert_close(model(rec.targets["x"]), wanted, rtol=1e-3, atol=1e-4)
