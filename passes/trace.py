@@ -124,12 +124,10 @@ def _result(model: nn.Module, form: Inputs, values: tuple[Tensor, ...], rules: R
 
     try:
         return run(Flat(model, form, _whole), values)
-    except TraceError as error:
-        try:
+    except TraceError:
+        with suppress(CaptureError):  # what cannot be followed, too, is not why it does not run
             raw = model if isinstance(model, fx.GraphModule) else symbolic_graph(model, form, rules, _whole)
-        except CaptureError:
-            raise error from None
-        normalize(raw, copied(values), rules)
+            normalize(raw, copied(values), rules)
         raise
 
 

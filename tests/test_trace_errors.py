@@ -77,6 +77,10 @@ def _looks_nowhere(self: Any, x: Tensor) -> Tensor:
         (Model(lambda self, x: Compared(x @ x.mT, x.argmax(1))), r"batch size.*of 'scores', 'features' 'scores' was taken"),
         (Model(lambda self, x: x.flatten().unique()), r"data-dependent \(for twice the samples"),
         (Model(lambda self, x: self.fc(x), fc=nn.Linear(4, 2)), r"does not run on .*'fc'.*cannot be multiplied"),
+        (
+            Model(lambda self, x: self.fc(_relu_then_add(self, x)), fc=nn.Linear(4, 2)),
+            r"does not run on .*cannot be multiplied",
+        ),
         (Model(_says_nothing), r"does not run on .*\(2, 3\): AssertionError"),
         (Model(_says_nothing_at_a_node), r"does not run on .*'_assert'.*: AssertionError"),
         (Model(lambda self, x: {"maps": (), "size": 3, "hidden": None}), r"returns dict, in which 'maps' is empty; a"),
