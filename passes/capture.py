@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import rnn
 
 from fxinvert.errors import TraceError
+from fxinvert.passes.chunked import Chunked
 from fxinvert.passes.inputs import Inputs
 from fxinvert.passes.interpreted import Interpreted
 from fxinvert.passes.packed import packing_followed
@@ -86,7 +87,8 @@ def _tables(model: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
 
 @contextmanager
 def lengths_followed(model: nn.Module) -> Iterator[None]:
-    """Runs the body with lengths in the modules' code that vary, of batches and of packed sequences; and views by strides as windows.
+    """Runs the body with lengths in the modules' code that vary, of batches and of packed sequences; views by strides as
+    windows, and what such lengths are cut into as equal parts.
 
     Python wants a number of `len(x)`, which would be the example's; here it gives a size, as `x.shape[0]` does.
     """
@@ -103,7 +105,7 @@ def lengths_followed(model: nn.Module) -> Iterator[None]:
     for scope in measured:
         scope["len"] = _length
     try:
-        with packing_followed(scopes), Windowed():
+        with packing_followed(scopes), Windowed(), Chunked():
             yield
     finally:
         for scope in measured:
