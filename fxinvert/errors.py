@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 REPORT = "This is a fault in fxinvert; please report it with the message above."
 
 
@@ -42,3 +44,12 @@ class UnknownNameError(DataError, KeyError):
 
 class ExportMismatchError(FxInvertError):
     """An exported file does not compute what the model computes."""
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, is that memory ran out; torch has a class for that on a GPU only."""
+    while error is not None:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            return True
+        error = error.__cause__
+    return False

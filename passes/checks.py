@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
-from fxinvert.errors import REPORT, TraceError
+from fxinvert.errors import REPORT, TraceError, out_of_memory
 from fxinvert.passes.capture import CaptureError, describe
 from fxinvert.passes.causes import first_draw, first_mix, first_parting
 from fxinvert.passes.inputs import Flat
@@ -102,12 +102,14 @@ def check_reproduces(
     try:
         wanted = run(model, larger)
     except TraceError as error:
+        _check_memory(error)
         raise TraceError(f"{WITH_BATCH_SIZE} ({error}); {KEEP_FIRST}") from error
     if wanted.shape != (2 * rows, *expected.shape[1:]):
         raise _no_rows(graph, values, f"for twice the samples the output's shape is {tuple(wanted.shape)}")
     try:
         problem = difference(wanted, _tried(_Marking(graph, values, batch_size(inputs)).run, larger))
     except TraceError as error:  # a size that was read from the example and does not fit now
+        _check_memory(error)
         problem = str(error)
     if problem:
         raise CaptureError(f"{WITH_BATCH_SIZE} ({problem}); {KEEP_FIRST}")
@@ -216,6 +218,15 @@ def doubled(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         torch.cat([value, value[:1].expand_as(value)]) if value.dim() and len(value) == size else value
         for value in inputs
     )
+
+
+def _check_memory(error: TraceError) -> None:
+    """Raises TraceError if memory is all that a run on more samples lacked, which tells nothing of the model."""
+    if out_of_memory(error):
+        raise TraceError(
+            f"memory ran out where the model was run on twice the samples of the example ({error}), which tells whether it takes "
+            "any number of them; give fewer example inputs, one is enough"
+        ) from error
 
 
 def run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:

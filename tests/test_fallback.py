@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import fxinvert
 from fxinvert.errors import NoRuleError
 from fxinvert.linalg import operators
-from fxinvert.linalg.jacobian import Jacobian
+from fxinvert.linalg.jacobian import Jacobian, differentiable
 from fxinvert.linalg.search import DRIFT
 from fxinvert.report import nodes_table
 from fxinvert.rules import Inverse, Kind, Op, RuleSet, Status
@@ -332,6 +332,13 @@ def test_products_are_those_of_the_jacobian(function: Any) -> None:
         jacobian = Jacobian(function, x)
         v, u = torch.randn_like(x), torch.randn(3, *jacobian.out_shape).double()
         pushed, pulled = jacobian.apply(v), jacobian.adjoint(u)
+    with torch.enable_grad(), differentiable():
+        before = (x / 2).requires_grad_()
+        leaf = 2 * before
+        recorded = Jacobian.several([lambda v: function(2 * v), function], [before, leaf], function(leaf))
+    for several, scale in zip(recorded, (2, 1), strict=True):
+        torch.testing.assert_close(several.apply(v), scale * pushed)
+        torch.testing.assert_close(several.adjoint(u), scale * pulled)
     for i, matrix in enumerate(dense):
         flat = matrix.reshape(u[0].numel(), -1)
         torch.testing.assert_close(pushed[i].flatten(), flat @ v[i].flatten())

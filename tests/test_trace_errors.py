@@ -326,3 +326,17 @@ def test_a_number_that_two_overloads_read_differently_keeps_the_users_call() -> 
     graph = fxinvert.trace(Variance(), torch.randn(4, 6))
     x = torch.randn(3, 6)
     assert torch.equal(graph(x), x.var(1))
+
+
+def test_memory_that_runs_out_on_more_samples_is_not_blamed_on_the_model() -> None:
+    class Large(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > 2:
+                raise RuntimeError(
+                    "DefaultCPUAllocator: can't allocate memory: you tried to allocate 2 bytes"
+                )
+            return x.relu()
+
+    rules = fxinvert.default_rules().extend({Large: lambda op, target: target})
+    with pytest.raises(TraceError, match=r"memory ran out.*give fewer example inputs"):
+        fxinvert.trace(nn.Sequential(Large()), torch.randn(2, 3), rules=rules)

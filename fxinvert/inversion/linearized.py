@@ -13,13 +13,14 @@ rows fit into memory. Other outputs take a few steps of conjugate gradients for 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from fxinvert.inversion.replay import forward_values, output_given, placeholders_of
+from fxinvert.inversion.replay import Evaluator, forward_values, output_given, placeholders_of
 from fxinvert.linalg.jacobian import Jacobian, differentiable
 from fxinvert.linalg.solvers import cgls
 from fxinvert.passes.flow import Flow, by_sample
@@ -72,17 +73,12 @@ def _from_rows(
 
     def corrections(values: Mapping[fx.Node, Any], missing: Tensor) -> list[Tensor]:
         with torch.enable_grad(), differentiable():
-            tracked = _tracked(graph, flow, values)
-            output = by_sample(flow.exit, tracked[flow.exit])
-            points = [tracked[node] for node in nodes]
+            points, output = _tracked(graph, flow, values, nodes, Evaluator.run_node)
             rows = [
                 torch.autograd.grad(column.sum(), points, retain_graph=True, materialize_grads=True)
                 for column in output.unbind(1)
             ]
-        jacobians = (
-            torch.stack([gradient.reshape(len(missing), -1) for gradient in gradients], 1)
-            for gradients in zip(*rows, strict=True)
-        )
+        jacobians = (torch.stack(gradients, 1) for gradients in zip(*rows, strict=True))
         return [_correction(jacobian, missing, condition_limit) for jacobian in jacobians]
 
     samples, rows = missing.shape
@@ -105,21 +101,19 @@ def _by_products(
     nodes: Sequence[fx.Node],
     missing: Tensor,
 ) -> list[Tensor]:
-    """A few conjugate-gradient steps for every node by itself."""
-    found = []
-    for node in nodes:
-
-        def rest(value: Tensor, node: fx.Node = node) -> Tensor:
-            output = output_given(graph, values, node, value.reshape(values[node].shape))
-            return by_sample(flow.exit, output)
-
-        jacobian = Jacobian(rest, by_sample(node, values[node]))
-        nothing = torch.zeros(len(missing), dtype=missing.dtype, device=missing.device)
-        solved = cgls(
-            jacobian, missing, nothing, largest=nothing, tolerance=0.0, small_enough=nothing, limit=STEPS
+    """A few conjugate-gradient steps for every node by itself, all of them on one recording of the graph."""
+    with torch.enable_grad(), differentiable():
+        points, output = _tracked(
+            graph, flow, values, nodes, lambda runner, n: runner.differentiable(n, flow.nodes)
         )
-        found.append(solved.correction)
-    return found
+    rests = [partial(_output_given, graph, flow, values, node) for node in nodes]
+    nothing = torch.zeros(len(missing), dtype=missing.dtype, device=missing.device)
+    return [
+        cgls(
+            jacobian, missing, nothing, largest=nothing, tolerance=0.0, small_enough=nothing, limit=STEPS
+        ).correction
+        for jacobian in Jacobian.several(rests, points, output)
+    ]
 
 
 def _correction(jacobian: Tensor, missing: Tensor, condition_limit: float) -> Tensor:
@@ -134,11 +128,27 @@ def _correction(jacobian: Tensor, missing: Tensor, condition_limit: float) -> Te
     return torch.einsum("bmn,bm->bn", jacobian, weights)
 
 
-def _tracked(graph: fx.GraphModule, flow: Flow, values: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:
-    """The forward pass again, its values differentiable from the sources on."""
-    runner = fx.Interpreter(graph, garbage_collect_values=False)
-    runner.env = dict(values)
+def _tracked(
+    graph: fx.GraphModule,
+    flow: Flow,
+    values: Mapping[fx.Node, Any],
+    nodes: Sequence[fx.Node],
+    run: Callable[[Evaluator, fx.Node], Any],
+) -> tuple[list[Tensor], Tensor]:
+    """The forward pass again, differentiable: the values of nodes, and the output, which follows from them; `(B, n)` each."""
+    runner = Evaluator(graph, values)
+    points = {}
     for node in flow.nodes:
         start = node in flow.sources
-        runner.env[node] = values[node].detach().clone().requires_grad_() if start else runner.run_node(node)
-    return runner.env
+        value = values[node].detach().clone().requires_grad_() if start else run(runner, node)
+        if node in nodes:
+            points[node] = by_sample(node, value)
+            value = points[node].reshape(value.shape)
+        runner.env[node] = value
+    return [points[node] for node in nodes], by_sample(flow.exit, runner.env[flow.exit])
+
+
+def _output_given(
+    graph: fx.GraphModule, flow: Flow, values: Mapping[fx.Node, Any], node: fx.Node, value: Tensor
+) -> Tensor:
+    return by_sample(flow.exit, output_given(graph, values, node, value.reshape(values[node].shape)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -40,6 +40,14 @@ class Evaluator(Runner):
         if not window.tiles or given["ceil_mode"] or value.device.type != "cpu":
             return super().run_node(n)
         return tile_maxima(value, window.kernel)
+
+    def differentiable(self, node: fx.Node, following: Collection[fx.Node]) -> Any:
+        """What a node gives, to be differentiated in what follows from some node, and in nothing else."""
+        called = differentiated(node, following)
+        if called is node.target:
+            return self.run_node(node)
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        return called(*args, **kwargs)
 
 
 def forward_values(graph: fx.GraphModule, inputs: Values) -> dict[fx.Node, Any]:
@@ -81,12 +89,9 @@ def output_given(graph: fx.GraphModule, values: Values, node: fx.Node, value: Te
         if other.op == "output":
             break
         if other is not node and any(n in changed for n in other.all_input_nodes):
-            called = differentiated(other, changed) if torch.is_grad_enabled() else other.target
-            if called is other.target:
-                runner.env[other] = runner.run_node(other)
-            else:
-                args, kwargs = runner.fetch_args_kwargs_from_env(other)
-                runner.env[other] = called(*args, **kwargs)
+            runner.env[other] = (
+                runner.differentiable(other, changed) if torch.is_grad_enabled() else runner.run_node(other)
+            )
             changed[other] = None
     (output,) = graph.graph.find_nodes(op="output")
     return runner.env[output.args[0]]  # type: ignore[no-any-return]

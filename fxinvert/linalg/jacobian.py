@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -35,15 +35,49 @@ class Jacobian(LinearOperator):
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], point: Tensor) -> None:
-        self.function, self.point = function, point.detach()
         with differentiable(), torch.enable_grad():
-            self._leaf = self.point.clone().requires_grad_()
-            self._output = function(self._leaf)
-        super().__init__(point.shape[1:], self._output.shape[1:], point)
+            leaf = point.detach().clone().requires_grad_()
+            output = function(leaf)
+        self._set(function, leaf, output)
+
+    @classmethod
+    def several(
+        cls, functions: Sequence[Callable[[Tensor], Tensor]], leaves: Sequence[Tensor], output: Tensor
+    ) -> Iterator[Jacobian]:
+        """The Jacobians of one output in several values on the way to it: u ↦ Jᵀ u is recorded once for all of them.
+
+        Args:
+            functions: from each of the values to the output.
+            leaves: the values, `(B, …)`, as they were recorded.
+            output: that follows from them.
+
+        Raises:
+            SolveError: the output is not differentiable.
+        """
+        with differentiable(), torch.enable_grad():
+            dual = _somewhere(output)
+            try:
+                pulled: Sequence[Tensor | None] = torch.autograd.grad(
+                    output, leaves, dual, retain_graph=True, create_graph=True, allow_unused=True
+                )
+            except (NotImplementedError, RuntimeError):  # see `apply`
+                pulled = [None] * len(leaves)
+        for function, leaf, product in zip(functions, leaves, pulled, strict=True):
+            jacobian = cls.__new__(cls)
+            jacobian._set(function, leaf, output)
+            jacobian._recorded, jacobian._twice = (
+                (dual, product) if product is not None else None,
+                product is not None,
+            )
+            yield jacobian
+
+    def _set(self, function: Callable[[Tensor], Tensor], leaf: Tensor, output: Tensor) -> None:
+        self.function, self.point, self._leaf, self._output = function, leaf.detach(), leaf, output
+        super().__init__(leaf.shape[1:], output.shape[1:], self.point)
         #: some u and Jᵀ u, once that has been recorded; and whether it can be
         self._recorded: tuple[Tensor, Tensor] | None = None
         self._twice = True
-        if not self._output.requires_grad:
+        if not output.requires_grad:
             raise _not_differentiable()
 
     @property
@@ -76,9 +110,7 @@ class Jacobian(LinearOperator):
     def _reverse_twice(self, x: Tensor) -> Tensor:
         with differentiable(), torch.enable_grad():
             if self._recorded is None:
-                # anywhere but at zero, where torch's derivative of logcumsumexp has a kink in u
-                dual = torch.linspace(1, 2, self._output.numel()).to(self._output).reshape(self._output.shape)
-                dual.requires_grad_()
+                dual = _somewhere(self._output)
                 pulled = self._pulled_back(self._output, self._leaf, dual, keep=True, create_graph=True)
                 self._recorded = dual, pulled
             dual, pulled = self._recorded
@@ -100,6 +132,11 @@ class Jacobian(LinearOperator):
         if gradient is None:
             raise _not_differentiable()
         return gradient if create_graph else gradient.detach()
+
+
+def _somewhere(output: Tensor) -> Tensor:
+    """A u to record u ↦ Jᵀ u at: anywhere but at zero, where torch's derivative of logcumsumexp has a kink in u."""
+    return torch.linspace(1, 2, output.numel()).to(output).reshape(output.shape).requires_grad_()
 
 
 def _not_differentiable() -> SolveError:

@@ -22,6 +22,8 @@ SHIFTED = 1e7
 FIRST_SHIFT, LAST_SHIFT = {True: 1e-7, False: 1e-9}, 1e-3
 #: relative error of a factorization's own answers beyond which it is useless, even to refine them
 USEFUL = 1e-3
+#: what an iteration must add to an estimate of an eigenvalue, to be followed by another
+SETTLED = 1.003
 
 
 class Inverse(Protocol):
@@ -226,12 +228,17 @@ def probes(operator: LinearOperator, outputs: bool) -> Tensor:
 
 
 def smallest_of(solve: Callable[[Tensor], Tensor], start: Tensor, iterations: int = 8) -> float:
-    """The smallest eigenvalue of a matrix by inverse iteration; an upper bound, a little above."""
-    value = start
+    """The smallest eigenvalue of a matrix by inverse iteration; an upper bound, a little above.
+
+    The lengths that are looked at only grow, and it is done when one more iteration adds next to nothing.
+    """
+    value, largest = start, 0.0
     for _ in range(iterations):
         size = norm(value)
         if not bool(torch.isfinite(size).all()):
             return 0.0
-        value = solve(value / per_sample(size, value))
-    largest = float(norm(value).max())
+        value, before = solve(value / per_sample(size, value)), largest
+        largest = float(norm(value).max())
+        if largest <= SETTLED * before:
+            break
     return 1 / largest if largest > 0 and math.isfinite(largest) else 0.0

@@ -15,9 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from fxinvert.errors import FxInvertError
+from fxinvert.errors import FxInvertError, out_of_memory
 from fxinvert.scheduling.executor import Executor, WorkerDied
 from fxinvert.scheduling.store import Damaged, TaskStore
 
@@ -211,19 +209,10 @@ def perform(task: Task) -> Outcome:
     try:
         result = task.function(*task.arguments)
     except Exception as error:  # noqa: BLE001  a task runs anyone's code; the crew raises it
-        failed = MemoryError(str(error)) if _out_of_memory(error) else _sendable(error)
+        failed = MemoryError(str(error)) if out_of_memory(error) else _sendable(error)
         trace = traceback.format_exc()
     spent, used = time.perf_counter() - began, time.process_time() - used
     return Outcome(task.index, result, failed, trace, spent, used, os.getpid())
-
-
-def _out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, is that memory ran out; torch has a class for that on a GPU only."""
-    while error is not None:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            return True
-        error = error.__cause__
-    return False
 
 
 def _sendable(error: Exception) -> Exception:
