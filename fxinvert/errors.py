@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 REPORT = "This is a fault in fxinvert; please report it with the message above."
 
 
@@ -48,6 +46,8 @@ class ExportMismatchError(FxInvertError):
 
 def out_of_memory(error: BaseException | None) -> bool:
     """Whether an error, or one that led to it, is that memory ran out; torch has a class for that on a GPU only."""
+    import torch  # which help texts do not wait for
+
     while error is not None:
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             return True

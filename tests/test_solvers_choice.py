@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import sys
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -21,6 +23,7 @@ from fxinvert.linalg import (
     SpectralFactor,
     choose,
     factorize,
+    memory,
     solve_anchored,
 )
 from fxinvert.linalg.anchored import Method
@@ -158,6 +161,24 @@ def test_a_batch_is_solved_in_parts_where_memory_is_short(method: Method) -> Non
 def test_free_memory_is_a_plausible_number() -> None:
     assert 2**20 < free_memory(CPU) < 2**50
     assert SolveSettings().memory(CPU) <= free_memory(CPU)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits are read from /proc and /sys")
+def test_free_memory_is_what_the_limits_of_the_process_leave(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    resource = pytest.importorskip("resource")
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    with monkeypatch.context() as patch:
+        patch.setattr(resource, "getrlimit", lambda _: (used + 2**29, resource.RLIM_INFINITY))
+        assert 2**28 <= free_memory(CPU) <= 2**29 + 2**26
+    (tmp_path / "memory.max").write_text(f"{2**31}\n")
+    (tmp_path / "memory.current").write_text(f"{2**31 - 2**28}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 1\ninactive_file {2**27}\n")
+    monkeypatch.setattr(memory, "CONTAINERS", ((str(tmp_path), *memory.CONTAINERS[0][1:]),))
+    assert free_memory(CPU) == 2**28 + 2**27
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory(CPU) > 2**28 + 2**27
 
 
 def test_every_op_of_a_graph_tells_its_solver_and_takes_another_one() -> None:

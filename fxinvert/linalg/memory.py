@@ -17,12 +17,41 @@ from torch._subclasses import FakeTensor
 
 #: part of the free memory that is taken unless a limit is set
 SHARE = 0.25
+#: bytes that are taken to be free in any case
+LEAST = 2**28
+#: control groups of Linux, version 2 and 1: the folder, and in it the limit, what is used, and what of that can be freed
+CONTAINERS = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device: what the system calls available, or else all it has."""
+    """Bytes that are free on a device: what the system calls available, or else all it has, as far as this process may take it."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    return int(max(LEAST, min(_available(), *_allowed())))
+
+
+def _allowed() -> Iterator[float]:
+    """What the limits of this process, and of the container that it runs in, leave of them."""
+    yield math.inf
+    own = Path("/proc/self/statm")
+    if own.exists():
+        import resource  # where there is no such file there may be no such module
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY:
+            yield limit - int(own.read_text().split()[0]) * resource.getpagesize()
+    for folder, most, used, cached in CONTAINERS:
+        files = [Path(folder, name) for name in (most, used, "memory.stat")]
+        if all(file.exists() for file in files) and (limits := files[0].read_text().strip()).isdigit():
+            stat = dict(line.split() for line in files[2].read_text().splitlines())
+            # files that nobody looked at lately make room
+            yield int(limits) - int(files[1].read_text()) + int(stat.get(cached, 0))
+
+
+def _available() -> int:
     known = Path("/proc/meminfo")
     if known.exists():
         fields = dict(line.split(":", 1) for line in known.read_text().splitlines() if ":" in line)
