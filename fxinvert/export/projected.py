@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -37,14 +37,6 @@ class ProjectedSteps(TorchFunctionMode):
             if hidden.shape[-1] != cell.shape[-1]:
                 return _lstm(args[0], (hidden, cell), _cells(weights, biases), *args[4:5], *args[7:9])
         return func(*args, **(kwargs or {}))
-
-
-def show_lstms(model: nn.Module) -> None:
-    """Makes a captured model call its LSTMs where `ProjectedSteps` sees it: modes are not asked about ATen calls."""
-    for graph in (m for m in model.modules() if isinstance(m, fx.GraphModule)):
-        for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.lstm.input):
-            node.target = torch.lstm
-        graph.recompile()
 
 
 Cell = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor]

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fxinvert.errors import DataError, ExportMismatchError, FxInvertError, TraceError
 from fxinvert.export.annotate import SCOPES
+from fxinvert.export.attended import FourAxes
 from fxinvert.export.called import BATCH, Call, Half
 from fxinvert.export.inputs import Case, like
-from fxinvert.export.projected import ProjectedSteps, show_lstms
+from fxinvert.export.projected import ProjectedSteps
 from fxinvert.export.translations import translations
 from fxinvert.passes.capture import lengths_followed
 from fxinvert.passes.inputs import Flat
@@ -48,7 +50,7 @@ def translate(
         ExportMismatchError: A named axis has been fixed.
         DataError: There is no such opset.
     """
-    show_lstms(model)
+    _show_calls(model)
     flat, inputs = call.flat(model), _tracing_inputs(call, cases)
 
     def named(captured: Flat, ones: bool = True) -> Any:
@@ -73,6 +75,18 @@ def translate(
         raise failed from failed.__cause__
 
 
+def _show_calls(model: nn.Module) -> None:
+    """Makes a captured model call what modes replace where they see it: they are not asked about ATen calls."""
+    seen = {
+        torch.ops.aten.lstm.input: torch.lstm,
+        torch.ops.aten.scaled_dot_product_attention.default: F.scaled_dot_product_attention,
+    }
+    for graph in (m for m in model.modules() if isinstance(m, fx.GraphModule)):
+        for node in graph.graph.nodes:
+            node.target = seen.get(node.target, node.target)
+        graph.recompile()
+
+
 def _program(
     flat: Flat,
     inputs: tuple[Tensor, ...],
@@ -85,7 +99,13 @@ def _program(
     """The program of what a model is captured as; without `ones` code may ask whether axes have size 1, as for broadcasting."""
     name, kind = type(flat.model).__name__, "in half precision " if half else ""
     # attention is taken apart for ONNX: its other kernels lay their results out in ways that no view of the parts has
-    with quiet() as said, sdpa_kernel(SDPBackend.MATH), ProjectedSteps(), lengths_followed(flat.model):
+    with (
+        quiet() as said,
+        sdpa_kernel(SDPBackend.MATH),
+        FourAxes(),
+        ProjectedSteps(),
+        lengths_followed(flat.model),
+    ):
         try:
             captured: Any = _in_half(flat, cases) if half else flat
             if not ones:  # the proof tells whether what is so for larger sizes is so for 1

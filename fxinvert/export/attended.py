@@ -1,0 +1,50 @@
+"""Attention with other axes than batch, heads, positions and features, as that with these: torch's translation takes no other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+class FourAxes(TorchFunctionMode):
+    """While it is on, `scaled_dot_product_attention` is given four axes: those before the heads are one, missing ones are added."""
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """The call, or what replaces it."""
+        if getattr(func, "__name__", "") == "scaled_dot_product_attention":
+            return _attention(func, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _attention(
+    func: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    given = (query, key, value)
+    if all(x.dim() == 4 for x in given):
+        return func(*given, attn_mask, *args, **kwargs)
+    shapes = [x.shape for x in (*given, attn_mask) if x is not None]
+    before = torch.broadcast_shapes(*(shape[:-3] for shape in shapes))
+
+    def four(x: Tensor) -> Tensor:
+        x = x.expand((1,) * (4 - x.dim()) + x.shape)
+        return x.expand(before + x.shape[-3:]).flatten(0, -4) if before else x
+
+    mask = attn_mask if attn_mask is None or attn_mask.dim() < 4 else four(attn_mask)
+    mixed: Tensor = func(*map(four, given), mask, *args, **kwargs)
+    return mixed.unflatten(0, before) if before else mixed[(0,) * (4 - max(map(len, shapes)))]
