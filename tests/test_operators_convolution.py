@@ -44,6 +44,17 @@ def test_padding_may_differ_at_either_end(
     assert a.to(F64).out_shape == a.out_shape
 
 
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_without_strides_the_adjoint_of_any_groups_is_a_convolution(groups: int) -> None:
+    weight = torch.randn(8, 4 // groups, 3, 2)
+    a = Convolution(weight, (4, 5, 6), (1, 1), (1, 0), (2, 1), groups)
+    assert_transposes(a, tolerance=1e-5)
+    x = torch.randn(2, 4, 5, 6, requires_grad=True)
+    held_convolution(x, weight, None, 1, (1, 0), (2, 1), groups).square().sum().backward()  # type: ignore[no-untyped-call]
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, 2 * a.adjoint(a.apply(x.detach())))
+
+
 @pytest.mark.parametrize("output_padding", [0, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_transposed_convolution_is_torchs(output_padding: int, dtype: torch.dtype) -> None:

@@ -40,6 +40,13 @@ class Slices:
     reading: Reading
 
 
+def _flipped(weight: Tensor, groups: int) -> Tensor:
+    """A kernel, `(c_out, c_in / groups, *taps)`, back to front, from what were its outputs to what were its inputs."""
+    by_group = weight.flip(tuple(range(2, weight.dim()))).reshape(groups, -1, *weight.shape[1:])
+    turned: Tensor = by_group.transpose(1, 2).flatten(0, 1).contiguous()
+    return turned
+
+
 class Convolution(LinearOperator):
     """Discrete convolution (cross-correlation, as in torch) in 1, 2 or 3 dimensions, zero padding.
 
@@ -95,16 +102,12 @@ class Convolution(LinearOperator):
         super().__init__(in_shape, (weight.shape[0], *spatial), weight)
         self._convolved = self.out_shape
         self._forward, self._input_gradient = CONVOLUTION[len(spatial)]
-        # without strides and groups the adjoint is a convolution, too, and faster so than as a gradient; not in float64
+        # without strides the adjoint is a convolution, too, and faster so than as a gradient; not in float64
         self._flipped_padding = [
             d * (k - 1) - p for k, p, d in zip(weight.shape[2:], self.padding, dilation, strict=True)
         ]
-        plain = groups == 1 and set(stride) == {1} and symmetric and min(self._flipped_padding) >= 0
-        self._flipped = (
-            weight.flip(tuple(range(2, weight.dim()))).transpose(0, 1).contiguous()
-            if plain and weight.dtype == torch.float32
-            else None
-        )
+        plain = set(stride) == {1} and symmetric and min(self._flipped_padding) >= 0
+        self._flipped = _flipped(weight, groups) if plain and weight.dtype == torch.float32 else None
 
     def apply(self, x: Tensor) -> Tensor:
         if self._ends is not None:
@@ -113,9 +116,7 @@ class Convolution(LinearOperator):
 
     def adjoint(self, r: Tensor) -> Tensor:
         if self._flipped is not None:
-            return self._forward(
-                r, self._flipped, padding=self._flipped_padding, dilation=self.options["dilation"]
-            )
+            return self._forward(r, self._flipped, **{**self.options, "padding": self._flipped_padding})
         if self._ends is None:
             return self._input_gradient((len(r), *self._map), self.weight, r, **self.options)
         padded = self._input_gradient((len(r), *self._padded), self.weight, r, **self.options)

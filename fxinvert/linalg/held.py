@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd.function import Function
 
-from fxinvert.linalg.convolution import CONVOLUTION
+from fxinvert.linalg.convolution import CONVOLUTION, Convolution
 
 
 def held_convolution(
@@ -38,13 +37,16 @@ class _Pushed(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, sliding: tuple[Any, ...]) -> Tensor:
-        ctx.weight, ctx.sliding, ctx.shape = weight, sliding, x.shape
+        ctx.weight, ctx.sliding, ctx.shape, ctx.operator = weight, sliding, x.shape[1:], None
         return CONVOLUTION[weight.dim() - 2][0](x, weight, bias, *sliding)
 
     @staticmethod
     def backward(ctx: Any, r: Tensor) -> tuple[Tensor | None, ...]:
-        pulled = _Pulled.apply(r, ctx.weight, ctx.shape, ctx.sliding)  # type: ignore[no-untyped-call]
-        return pulled, None, None, None
+        if ctx.operator is None:
+            *given, groups = ctx.sliding
+            stride, padding, dilation = (_each(value, ctx.weight.dim() - 2) for value in given)
+            ctx.operator = Convolution(ctx.weight, ctx.shape, stride, padding, dilation, groups)
+        return _Pulled.apply(r, ctx.operator), None, None, None  # type: ignore[no-untyped-call]
 
     @staticmethod
     def jvp(ctx: Any, x: Tensor, *_: Any) -> Tensor:
@@ -55,11 +57,16 @@ class _Pulled(Function):
     """The adjoint of x ↦ W ∗ x."""
 
     @staticmethod
-    def forward(ctx: Any, r: Tensor, weight: Tensor, shape: torch.Size, sliding: tuple[Any, ...]) -> Tensor:
-        ctx.weight, ctx.sliding = weight, sliding
-        return CONVOLUTION[weight.dim() - 2][1](shape, weight, r, *sliding)
+    def forward(ctx: Any, r: Tensor, operator: Convolution) -> Tensor:
+        ctx.operator = operator
+        return operator.adjoint(r)
 
     @staticmethod
     def backward(ctx: Any, x: Tensor) -> tuple[Tensor | None, ...]:
-        pushed = _Pushed.apply(x, ctx.weight, None, ctx.sliding)  # type: ignore[no-untyped-call]
-        return pushed, None, None, None
+        sliding = tuple(ctx.operator.options.values())
+        return _Pushed.apply(x, ctx.operator.weight, None, sliding), None  # type: ignore[no-untyped-call]
+
+
+def _each(value: Sequence[int] | int, axes: int) -> Sequence[int]:
+    """A number for every axis."""
+    return [value] * axes if isinstance(value, int) else [*value] * (axes // len(value))
