@@ -17,6 +17,9 @@ from fxinvert.passes import trace
 from fxinvert.passes.trace import is_normalized
 from fxinvert.rules import RuleSet, default_rules
 
+#: right-hand sides that solvers are chosen for: some batches, and not the data of a training, for which the default is
+EXPECTED = 1_000
+
 
 def invert(
     model: nn.Module,
@@ -77,6 +80,7 @@ def invert(
         memory_limit=memory_limit,
         methods=dict(solvers or {}),
         compiled=compiled,
+        expected=EXPECTED,
     )
     if reconstruction not in get_args(Reconstructed):
         raise DataError(
