@@ -35,6 +35,10 @@ _QUESTIONS = frozenset(
 )  # fmt: skip
 #: functions that ask the tensors of one integer in an index for it
 _INDEXED = frozenset(["__getitem__", "__setitem__"])
+#: functions that ask those among sizes
+_SIZED = frozenset(
+    ["constant_pad_nd", "expand", "narrow", "new_empty", "new_ones", "new_zeros", "pad", "repeat", "reshape", "view"]
+)  # fmt: skip
 _INTEGERS = frozenset([torch.int8, torch.int16, torch.int32, torch.int64])
 #: ops that take only the shape of their input
 _SHAPED = frozenset(
@@ -119,9 +123,7 @@ class _Answering(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in _QUESTIONS and (question := self._known(name)) is not None:
             return question.answer
-        if name in _INDEXED:
-            args = args[0], _read(args[1], self._number), *args[2:]
-        return func(*args, **(kwargs or {}))
+        return func(*_numbered(name, args, self._number), **(kwargs or {}))
 
     def _known(self, name: str) -> Question | None:
         asked = name, called_at()
@@ -189,8 +191,7 @@ class _Asking(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = getattr(func, "__name__", "")
-        if name in _INDEXED:
-            _read(args[1], self._number)
+        _numbered(name, args, self._number)
         answer = func(*args, **(kwargs or {}))
         if name in _QUESTIONS:
             decided = self.following.decide((args, kwargs))
@@ -208,10 +209,18 @@ class _Asking(TorchFunctionMode):
         self.asked.append(Question(name, called_at(), answer, decided, sparing(self.model)))
 
 
+def _numbered(name: str, args: tuple[Any, ...], number: Callable[[Tensor], Any]) -> tuple[Any, ...]:
+    """The arguments of a function, with the numbers that it asks of tensors as `_read` gives them."""
+    if name in _INDEXED:
+        return args[0], _read(args[1], number), *args[2:]
+    return (args[0], *_read(args[1:], number)) if name in _SIZED else args
+
+
 def _read(index: Any, number: Callable[[Tensor], Any]) -> Any:
-    """An index with what a function gives in place of its tensors of one integer, in order."""
-    if isinstance(index, tuple):
-        return tuple(_read(part, number) for part in index)
+    """An index, or sizes, with what a function gives in place of its tensors of one integer, in order."""
+    if isinstance(index, tuple | list):
+        kind = list if isinstance(index, list) else tuple
+        return kind(_read(part, number) for part in index)
     if isinstance(index, slice):
         return slice(*(_read(part, number) for part in (index.start, index.stop, index.step)))
     single = isinstance(index, Tensor) and not index.dim() and index.dtype in _INTEGERS

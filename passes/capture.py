@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import rnn
 
 from fxinvert.errors import TraceError
-from fxinvert.passes.chunked import Chunked
+from fxinvert.passes.batched import Batched
 from fxinvert.passes.inputs import Inputs
 from fxinvert.passes.interpreted import Interpreted
 from fxinvert.passes.packed import packing_followed
@@ -105,7 +105,7 @@ def lengths_followed(model: nn.Module) -> Iterator[None]:
     for scope in measured:
         scope["len"] = _length
     try:
-        with packing_followed(scopes), Windowed(), Chunked():
+        with packing_followed(scopes), Windowed(), Batched():
             yield
     finally:
         for scope in measured:

@@ -1,4 +1,4 @@
-"""Decompose: torch functions that hide trainable ops, written out in ops that have rules."""
+"""Decompose: torch functions that hide trainable ops, or which of their results follows what, written out in ops that have rules."""
 
 from __future__ import annotations
 
@@ -94,5 +94,38 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     )
 
 
+def broadcast(*tensors: Any) -> tuple[Tensor, ...]:
+    """`torch.broadcast_tensors`, of which each result follows one tensor alone.
+
+    Raises:
+        NotImplementedError: none of them is as large as the results.
+    """
+    given = tensors[0] if isinstance(tensors[0], tuple | list) else tensors
+    shape = torch.broadcast_shapes(*(x.shape for x in given))  # type: ignore[no-untyped-call]
+    largest = next((x for x in given if x.shape == shape), None)
+    if largest is None:
+        raise NotImplementedError("none is as large as the results")
+    return tuple(x.expand_as(largest) for x in given)
+
+
+def distances(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: Any = None) -> Tensor:
+    """`torch.cdist`, `(…, P, M)` and `(…, R, M)` → `(…, P, R)`; from 25 rows R on by products, as there, where the mode asks for none."""
+    rows = x2.shape[-2]
+    found: Tensor
+    if p != 2 or "donot" in str(compute_mode) or compute_mode == 2 or (isinstance(rows, int) and rows <= 25):
+        found = torch.linalg.vector_norm(x1[..., :, None, :] - x2[..., None, :, :], p, -1)
+        return found
+    squares = [(x * x).sum(-1) for x in (x1, x2)]
+    products = x1 @ x2.transpose(-2, -1)
+    found = squares[0][..., :, None] - 2 * products + squares[1][..., None, :]
+    return found.clamp(min=0).sqrt()
+
+
 #: torch function → the same, written out
-DECOMPOSED: dict[Callable[..., Any], Callable[..., Any]] = {F.multi_head_attention_forward: attend}
+DECOMPOSED: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.multi_head_attention_forward: attend,
+    torch.broadcast_tensors: broadcast,
+    torch.ops.aten.broadcast_tensors.default: broadcast,
+    torch.cdist: distances,
+    torch.ops.aten.cdist.default: distances,
+}

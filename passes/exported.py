@@ -15,6 +15,7 @@ from torch.fx.proxy import GraphAppendingTracer
 from torch.utils import _pytree as pytree
 
 from fxinvert.errors import TraceError
+from fxinvert.passes.as_run import AsRun
 from fxinvert.passes.capture import attribute, describe, lengths_followed, raised_at
 from fxinvert.passes.checks import KEEP_FIRST, WITH_BATCH_SIZE
 from fxinvert.passes.inputs import Flat, Inputs
@@ -71,7 +72,7 @@ def export_graphs(
         failed.append(error)
     try:
         for as_run in as_it_runs(flat, values):
-            decided = decided or as_run.decided
+            decided = decided or (as_run.decided if isinstance(as_run, AsRun) else None)
             try:
                 yield from _graphs(as_run, values, shared)
             except TraceError as error:

@@ -16,6 +16,8 @@ from fxinvert.errors import TraceError
 Key = int | str
 #: the output that is supervised where none is named
 LOGITS = "logits"
+#: what no labels are for, if there is anything else
+LOSS = "loss"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Chosen:
             return bool(real and many.shape == (2 * len(few), *few.shape[1:]))
 
         ways = _ways(values)
-        keys = [*self.keys, *(key for key, way in ways.items() if len(way) == 1)]
+        keys = [*self.keys, *(key for key, way in ways.items() if len(way) == 1 and key != LOSS)]
         own = next((key for key in keys if has_rows(ways[key])), self.keys[0])
         return dataclasses.replace(self, keys=(own,), ways=(ways[own],))
 
@@ -140,7 +142,7 @@ def _empty(values: Any) -> str:
 
 
 def _default(values: Any, tensors: list[Key], listed: str) -> Key:
-    """The only output; of a dataclass, as `transformers` returns, the logits or else the first.
+    """The only output; of a dataclass, as `transformers` returns, the logits or else the first that is no loss.
 
     Raises:
         TraceError: there are several.
@@ -150,7 +152,7 @@ def _default(values: Any, tensors: list[Key], listed: str) -> Key:
             f"the model returns {len(tensors)} outputs ({listed}); "
             f"name the one that the labels are for, e.g. output={tensors[0]!r}"
         )
-    return LOGITS if LOGITS in tensors else tensors[0]
+    return LOGITS if LOGITS in tensors else next((key for key in tensors if key != LOSS), LOSS)
 
 
 def names_of(values: Any) -> list[Key]:

@@ -109,8 +109,8 @@ class AllRows(TorchFunctionMode):
         return func(into, dim, index, source, **kwargs)
 
 
-def as_it_runs(flat: Flat, values: tuple[Tensor, ...]) -> Iterator[AsRun]:
-    """A model captured as it runs; then, where it computes on rows that values select, with all rows instead.
+def as_it_runs(flat: Flat, values: tuple[Tensor, ...]) -> Iterator[Flat]:
+    """A model captured as it runs; then, where it computes on rows that values select, with all rows instead: as it runs, and as is.
 
     Args:
         flat: the model.
@@ -123,7 +123,9 @@ def as_it_runs(flat: Flat, values: tuple[Tensor, ...]) -> Iterator[AsRun]:
     yield as_run
     if as_run.selects:
         check_rows(flat, values)
-        yield AsRun(Flat(flat.model, flat.inputs, flat.choose, AllRows), values)
+        with_all = Flat(flat.model, flat.inputs, flat.choose, AllRows)
+        yield AsRun(with_all, values)
+        yield with_all
 
 
 def check_rows(flat: Flat, values: tuple[Tensor, ...]) -> None:

@@ -44,7 +44,7 @@ def _unfolded(x: Tensor, size: Sequence[Any], stride: Sequence[Any]) -> Tensor |
     places: list[int] = []  # in the result, of every axis
     for axis in range(x.dim()):
         own = next((i for i in left if _same(stride[i], x.stride(axis))), None)
-        if own is None or not _surely(size[own] <= x.shape[axis]):
+        if own is None or not surely(size[own] <= x.shape[axis]):
             return None
         left.remove(own)
         places.append(own)
@@ -57,7 +57,7 @@ def _unfolded(x: Tensor, size: Sequence[Any], stride: Sequence[Any]) -> Tensor |
             x = x if _same(size[own], x.shape[axis]) else x.narrow(axis, 0, size[own])
             continue
         windows, step = found
-        if not _surely((size[windows] - 1) * step + size[own] <= x.shape[axis]):
+        if not surely((size[windows] - 1) * step + size[own] <= x.shape[axis]):
             return None
         x = x.unfold(axis, size[own], step).narrow(axis, 0, size[windows])
         left.remove(windows)
@@ -73,10 +73,10 @@ def _steps(x: Tensor, axis: int) -> range:
 
 
 def _same(one: Any, other: Any) -> bool:
-    return _surely(one == other)
+    return surely(one == other)
 
 
-def _surely(condition: Any) -> bool:
+def surely(condition: Any) -> bool:
     """Whether a condition of sizes holds whatever the batch size is."""
     from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import
 

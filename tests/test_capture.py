@@ -662,3 +662,67 @@ def test_what_a_mask_made_of_sizes_selects_has_a_row_for_every_sample() -> None:
     inverse = fxinvert.invert(fxinvert.trace(model, x), output_target="regression")
     rec = inverse(x, wanted := torch.randn(3, 2))
     torch.testing.assert_close(model(rec.targets["x"]), wanted, rtol=1e-3, atol=1e-4)
+
+
+def _by_the_batch(self: Any, x: Tensor) -> Tensor:
+    """Stages one behind another along the batch, taken apart by its size, and distances whose kernel depends on it."""
+    x = branching(self, x)
+    one, two, three = torch.split(torch.cat([x, x.tanh(), 2 * x]), x.shape[0])
+    result: Tensor = one + two * three
+    if self.codes is not None:
+        result = result + torch.cdist(x, self.codes)
+    return result
+
+
+@pytest.mark.parametrize("codes", [None, torch.randn(4, 4)])
+def test_ops_that_ask_how_large_the_batch_is_are_captured_for_any(codes: Tensor | None) -> None:
+    model = exported(_by_the_batch, first=nn.Linear(6, 6), last=nn.Linear(6, 4), codes=codes)
+    graph, x = fxinvert.trace(model, X), torch.randn(40, 6)  # cdist takes another kernel from 25 rows on
+    assert "torch.export" in graph.meta["captured"]
+    torch.testing.assert_close(graph(x), model(x))
+    inverse = fxinvert.invert(graph, output_target="regression", refine=0 if codes is not None else 8)
+    rec = inverse(X, wanted := model(X) + 0.01)
+    if codes is None:
+        torch.testing.assert_close(model(rec.targets["x"]), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_numbers_in_tensors_of_the_model_are_read_where_they_stand_among_sizes() -> None:
+    """As of paddings, which functions take out of tensors without asking in Python."""
+    model = exported(
+        lambda self, x: self.last(
+            F.pad(branching(self, x), (self.left, self.left + 1))[:, : 7 - self.left]
+            .reshape(-1, self.left, 6)
+            .sum(1)
+        ),
+        first=nn.Linear(6, 6),
+        last=nn.Linear(6, 6),
+        left=torch.tensor(1),
+    )
+    graph, x = fxinvert.trace(model, X), torch.randn(7, 6)
+    torch.testing.assert_close(graph(x), model(x))
+
+
+def test_tensors_that_are_broadcast_together_follow_one_input_each() -> None:
+    """As the difference to quantized values does, which a loss takes and lets go again."""
+    model = Model(
+        lambda self, x: self.fc(self.joined(x.round(), x)[1] + self.joined(x[:, :1], x)[0]),
+        fc=nn.Linear(4, 2),
+        joined=torch.broadcast_tensors,
+    )
+    x = torch.randn(3, 4)
+    graph = fxinvert.trace(model, x)
+    ops = [n.meta["op"] for n in graph.graph.nodes if n.meta.get("active") and "op" in n.meta]
+    assert ops.count("expand_as") == 2
+    rec = fxinvert.invert(graph, output_target="regression")(x, wanted := torch.randn(3, 2))
+    torch.testing.assert_close(model(rec.targets["x"]), wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_a_loss_is_no_output_to_be_supervised() -> None:
+    @dataclass
+    class Quantized:
+        loss: Tensor
+        values: Tensor
+
+    model = Model(lambda self, x: Quantized((x * x).mean(1), self.fc(x)), fc=nn.Linear(4, 2))
+    graph, x = fxinvert.trace(model, torch.randn(3, 4)), torch.randn(5, 4)
+    torch.testing.assert_close(graph(x), model(x).values)

@@ -52,7 +52,7 @@ class Experts(nn.Module):
 def test_grouped_products_of_experts_are_exported(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Experts(grouped_mm()).eval()
-    assert len(translations()) == 3
+    assert len(translations()) == 4
     report = fxinvert.export_onnx(model, torch.randn(6, 6), tmp_path / "model.onnx", batch_sizes=(1, 3))
     assert report.max_abs < 1e-4
 
@@ -115,3 +115,16 @@ def test_numbers_less_a_mask_are_exported(number: float, alpha: int, tmp_path: P
 
     inputs = (torch.randn(2, 3), torch.tensor([[1, 1, 0], [1, 0, 0]]))
     assert fxinvert.export_onnx(Model(), inputs, tmp_path / "model.onnx", batch_sizes=(1, 3)).max_abs == 0
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_axes_that_are_squeezed_and_stay_are_exported(axis: int, tmp_path: Path) -> None:
+    """torch squeezes an axis of length 1 only; ONNX takes that of any other length for an error."""
+
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (2 * x).squeeze(axis) + x.squeeze(axis)
+
+    inputs = torch.randn(2, 3, 1)
+    report = fxinvert.export_onnx(Model(), inputs, tmp_path / "model.onnx", batch_sizes=(1, 3))
+    assert report.max_abs == 0

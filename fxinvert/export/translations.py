@@ -1,4 +1,4 @@
-"""Translations to ONNX of ops for which torch's exporter has none."""
+"""Translations to ONNX of ops for which torch's exporter has none, or wrong ones."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
     known: dict[str, Callable[..., Any]] = {
         "aten::_is_all_true": _is_all_true,
         "aten::rsub.Scalar": _rsub,
+        "aten::squeeze.dim": _squeeze,
         "transformers::grouped_mm_fallback": _grouped_mm,
     }
     found = {}
@@ -46,6 +47,15 @@ def _rsub(values: Any, number: float, alpha: float = 1) -> Any:
         return op.CastLike(op.Constant(**given), values)
 
     return op.Sub(as_values(number), values if alpha == 1 else op.Mul(values, as_values(alpha)))
+
+
+def _squeeze(values: Any, dim: int) -> Any:
+    """Without an axis of length 1; torch leaves an axis of another length, where ONNX knows no such squeezing."""
+    from onnxscript import opset18
+
+    op: Any = opset18
+    length = values.shape[dim] if len(values.shape) else None
+    return op.Identity(values) if isinstance(length, int) and length != 1 else op.Squeeze(values, [dim])
 
 
 def _grouped_mm(rows: Any, weights: Any, ends: Any) -> Any:

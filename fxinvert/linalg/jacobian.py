@@ -103,7 +103,11 @@ class Jacobian(LinearOperator):
 
     def _forward_mode(self, x: Tensor) -> Tensor:
         with differentiable(), torch.no_grad(), forward_ad.dual_level():
-            output = self.function(forward_ad.make_dual(self.point.clone(), x))  # type: ignore[no-untyped-call]
+            try:
+                output = self.function(forward_ad.make_dual(self.point.clone(), x))  # type: ignore[no-untyped-call]
+            except NotImplementedError as error:
+                said = str(error).partition(".")[0]
+                raise SolveError(f"an op can be differentiated neither twice nor forwards: {said}") from error
             tangent = forward_ad.unpack_dual(output).tangent  # type: ignore[no-untyped-call]
         return torch.zeros_like(self._output) if tangent is None else tangent.detach()
 
