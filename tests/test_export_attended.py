@@ -16,6 +16,8 @@ from fxinvert.export import export_onnx
 class Attends(nn.Module):
     """Attention with these axes between those of samples and positions, and a mask with these."""
 
+    mask: Tensor | None
+
     def __init__(self, axes: tuple[int, ...], mask: tuple[int, ...] | None, causal: bool = False) -> None:
         super().__init__()
         self.axes, self.causal = axes, causal
@@ -26,7 +28,7 @@ class Attends(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         parts: Tensor = self.parts(x).unflatten(1, (*self.axes, -1))
-        q, k, v = parts.split(4, -1)
+        q, k, v = parts.chunk(3, -1)
         return F.scaled_dot_product_attention(
             q, k[..., :1, :, :] if self.axes else k, v, self.mask, is_causal=self.causal
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ class FourAxes(TorchFunctionMode):
 
 
 def _attention(
-    func: Any,
+    func: Callable[..., Tensor],
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -39,12 +39,12 @@ def _attention(
     if all(x.dim() == 4 for x in given):
         return func(*given, attn_mask, *args, **kwargs)
     shapes = [x.shape for x in (*given, attn_mask) if x is not None]
-    before = torch.broadcast_shapes(*(shape[:-3] for shape in shapes))
+    before = torch.broadcast_shapes(*(shape[:-3] for shape in shapes))  # type: ignore[no-untyped-call]
 
     def four(x: Tensor) -> Tensor:
         x = x.expand((1,) * (4 - x.dim()) + x.shape)
         return x.expand(before + x.shape[-3:]).flatten(0, -4) if before else x
 
     mask = attn_mask if attn_mask is None or attn_mask.dim() < 4 else four(attn_mask)
-    mixed: Tensor = func(*map(four, given), mask, *args, **kwargs)
-    return mixed.unflatten(0, before) if before else mixed[(0,) * (4 - max(map(len, shapes)))]
+    mixed = func(*map(four, given), mask, *args, **kwargs)
+    return torch.unflatten(mixed, 0, before) if before else mixed[(0,) * (4 - max(map(len, shapes)))]
