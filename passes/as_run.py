@@ -23,9 +23,9 @@ from torch.utils._pytree import tree_leaves
 
 from fxinvert.errors import TraceError
 from fxinvert.passes.capture import called_at
-from fxinvert.passes.checks import doubled, run
 from fxinvert.passes.inputs import Flat
 from fxinvert.passes.questions import Question
+from fxinvert.passes.runs import doubled, run
 from fxinvert.passes.spared import sparing
 from fxinvert.quiet import quiet
 

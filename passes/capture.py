@@ -283,8 +283,8 @@ def called_at() -> str | None:
     return _source_line(_users_stack())
 
 
-#: frames in these places are not the user's; the last is code that torch.fx has made
-_FOREIGN = (*(str(Path(f).parent) for f in (torch.__file__, __file__, Path(__file__).resolve())), "<eval_with_key>")  # fmt: skip
+#: frames in these places are not the user's; the last two are code that torch.fx and Python's own eval have made
+_FOREIGN = (*(str(Path(f).parent) for f in (torch.__file__, __file__, Path(__file__).resolve())), "<eval_with_key>", "<string>")  # fmt: skip
 
 
 def raised_at(error: BaseException) -> str:

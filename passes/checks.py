@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -16,12 +15,11 @@ from fxinvert.passes.capture import CaptureError, describe
 from fxinvert.passes.causes import first_draw, first_mix, first_parting
 from fxinvert.passes.inputs import Flat
 from fxinvert.passes.interpreted import Runner
-from fxinvert.passes.leaves import copied, mapped
+from fxinvert.passes.leaves import mapped
+from fxinvert.passes.runs import ROUNDING, batch_size, difference, doubled, largest_of, real, run, same, tried
 from fxinvert.passes.sizes import of_computed_size
 
 Values = Mapping[fx.Node, Any]
-#: how far a sample's output may move with its batch, relative to the largest output: rounding, not arithmetic
-_ROUNDING = 1e-2
 
 
 def check_readable(model: object) -> None:
@@ -83,7 +81,7 @@ def check_reproduces(
     if problem:
         if random := randomness(model, inputs, expected):
             raise TraceError(random)
-        if bool(_real(expected).isnan().any()):
+        if bool(real(expected).isnan().any()):
             raise TraceError(
                 "the model gives NaN for the example inputs, so that nothing can be compared with it; give inputs that "
                 "it can compute with (attention gives NaN where a mask hides all keys)"
@@ -107,7 +105,7 @@ def check_reproduces(
     if wanted.shape != (2 * rows, *expected.shape[1:]):
         raise _no_rows(graph, values, f"for twice the samples the output's shape is {tuple(wanted.shape)}")
     try:
-        problem = difference(wanted, _tried(_Marking(graph, values, batch_size(inputs)).run, larger))
+        problem = difference(wanted, tried(_Marking(graph, values, batch_size(inputs)).run, larger))
     except TraceError as error:  # a size that was read from the example and does not fit now
         _check_memory(error)
         problem = str(error)
@@ -159,7 +157,7 @@ def mixture(
             alone = run(model, _alone(inputs, number))
             moved[number] = max(moved.get(number, 0.0), _moved(expected[number * each :][:each], alone))
             turned[number] = _moved(expected[number::size], alone)
-    number, rounding = max(moved, key=moved.__getitem__), _ROUNDING * _largest(_real(expected), infinite=0.0)
+    number, rounding = max(moved, key=moved.__getitem__), ROUNDING * largest_of(real(expected), infinite=0.0)
     if moved[number] <= rounding:
         return None
     first = first_mix(model, inputs, _alone(inputs, number), number, size)
@@ -180,7 +178,7 @@ def _moved(expected: Tensor, actual: Tensor) -> float:
     """How far an output has moved; one of another shape tells nothing."""
     if actual.shape != expected.shape or not expected.numel():
         return 0.0
-    return float((_real(actual).nan_to_num() - _real(expected).nan_to_num()).abs().max())
+    return float((real(actual).nan_to_num() - real(expected).nan_to_num()).abs().max())
 
 
 def _alone(inputs: tuple[Tensor, ...], number: int) -> tuple[Tensor, ...]:
@@ -206,20 +204,6 @@ WITH_BATCH_SIZE = "the model computes with the batch size of the example"
 KEEP_FIRST = "let its forward() read the batch size from its input (x.shape[0], not len(x)), and keep the batch as the first axis"
 
 
-def batch_size(inputs: tuple[Tensor, ...]) -> int:
-    """How many samples there are: the length of the first input that has one."""
-    return next((len(value) for value in inputs if value.dim()), 0)
-
-
-def doubled(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The inputs with copies of the first sample behind the others; what is shared by the samples stays."""
-    size = batch_size(inputs)
-    return tuple(
-        torch.cat([value, value[:1].expand_as(value)]) if value.dim() and len(value) == size else value
-        for value in inputs
-    )
-
-
 def _check_memory(error: TraceError) -> None:
     """Raises TraceError if memory is all that a run on more samples lacked, which tells nothing of the model."""
     if out_of_memory(error):
@@ -227,52 +211,6 @@ def _check_memory(error: TraceError) -> None:
             f"memory ran out where the model was run on twice the samples of the example ({error}), which tells whether it takes "
             "any number of them; give fewer example inputs, one is enough"
         ) from error
-
-
-def run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
-    """What a model returns for inputs that it may change.
-
-    Raises:
-        TraceError: it does not run on them.
-    """
-    return _tried(model, inputs)
-
-
-def _tried(function: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
-    try:
-        return function(*copied(inputs))
-    except TraceError:
-        raise
-    except Exception as error:  # whatever the user's forward raises
-        shapes = ", ".join(str(tuple(v.shape)) for v in inputs if isinstance(v, Tensor))
-        raise TraceError(f"the model does not run on inputs of shape {shapes}: {said(error)}") from error
-
-
-def said(error: Exception) -> str:
-    """What an error says, without the graph that fx adds; of one that says nothing, as a bare `assert` does, its kind."""
-    return str(error).partition("\n\nWhile executing")[0] or type(error).__name__
-
-
-def difference(expected: Tensor, actual: Tensor) -> str | None:
-    """What differs between the model's output and the graph's, in words; None if nothing does."""
-    if actual.shape != expected.shape:
-        return f"shape {tuple(actual.shape)} instead of {tuple(expected.shape)}"
-    if not torch.allclose(actual, expected, **_tolerances(expected), equal_nan=True):
-        return f"values differ by up to {float((_real(actual) - _real(expected)).abs().max()):.1e}"
-    return None
-
-
-def _tolerances(expected: Tensor) -> dict[str, float]:
-    """How far the graph's output may be from the model's; in half precision some roundings of the largest value."""
-    if not expected.is_floating_point() or expected.dtype.itemsize > 2:
-        return {"rtol": 1e-3, "atol": 1e-5}
-    rounding = 8 * torch.finfo(expected.dtype).eps
-    return {"rtol": rounding, "atol": rounding * _largest(expected, infinite=0.0)}
-
-
-def _real(value: Tensor) -> Tensor:
-    """Truth values and whole numbers as real ones, which have differences and sizes."""
-    return value if value.is_floating_point() or value.is_complex() else value.double()
 
 
 class _Marking(Runner):
@@ -294,28 +232,7 @@ class _Marking(Runner):
         if not isinstance(value, Tensor) or not value.dim() or not self.size or len(value) % self.size:
             return 0
         doubles = more.shape == (2 * len(value), *value.shape[1:])
-        return len(value) // self.size if doubles and _same(more[: len(value)], value) else 0
-
-
-def _same(actual: Tensor, expected: Tensor) -> bool:
-    """Whether two tensors differ by no more than rounding, by the size of the largest entry."""
-    if torch.equal(actual, expected):
-        return True
-    if not expected.is_floating_point():
-        return False
-    # entries that are infinite or no numbers in both are equal, and tell nothing of the size of the others
-    moved = _largest(actual - expected, infinite=torch.finfo(expected.dtype).max)
-    return moved <= 2 * _ROUNDING * _largest(expected, infinite=0.0)
-
-
-def _largest(value: Tensor, infinite: float) -> float:
-    """The largest size of an entry, with this in place of infinite ones; what is no number counts as 0."""
-    if not value.numel():
-        return 0.0
-    largest = float(torch.linalg.vector_norm(value, torch.inf))
-    return (
-        largest if math.isfinite(largest) else float(value.nan_to_num(0.0, infinite, -infinite).abs().amax())
-    )
+        return len(value) // self.size if doubles and same(more[: len(value)], value) else 0
 
 
 def _output(graph: fx.GraphModule, values: Values) -> Any:

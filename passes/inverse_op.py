@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._jit_internal import boolean_dispatched
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from fxinvert.errors import FxInvertError, RuleError
+from fxinvert.errors import FxInvertError, RuleError, out_of_memory
 from fxinvert.linalg import Factor, SolveSettings
 from fxinvert.linalg.memory import waits
 from fxinvert.rules import FactorCache, Inverse, Kind, Op, Rule
@@ -85,11 +85,11 @@ class InverseOp(nn.Module):
         except FxInvertError:
             raise
         except Exception as error:  # a rule is anyone's code
-            hint = (
-                "; write a rule for it with @fxinvert.inverse_rule"
-                if self.rule.kind is Kind.MATRIX_FREE
-                else ""
-            )
+            hint = ""
+            if out_of_memory(error):
+                hint = "; memory ran out: give fewer samples at once, or a smaller memory_limit"
+            elif self.rule.kind is Kind.MATRIX_FREE:
+                hint = "; write a rule for it with @fxinvert.inverse_rule"
             raise RuleError(f"{self._who()} raised {type(error).__name__}: {error}{hint}") from error
         value = answer.target if isinstance(answer, Inverse) else answer
         if not isinstance(value, Tensor):

@@ -28,7 +28,6 @@ from fxinvert.errors import TraceError
 from fxinvert.passes.activity import mark, start_later
 from fxinvert.passes.calls import CHANGED, evaluate, shares_memory
 from fxinvert.passes.capture import CaptureError, attribute, describe
-from fxinvert.passes.checks import said
 from fxinvert.passes.decompose import DECOMPOSED
 from fxinvert.passes.entries import SOME
 from fxinvert.passes.forms import arranged, by_position
@@ -38,6 +37,7 @@ from fxinvert.passes.inverse_op import call_arguments
 from fxinvert.passes.leaves import any_tensor, evaluation_copy, identifier, leaves, mapped, printable
 from fxinvert.passes.meanings import Meanings
 from fxinvert.passes.parts import SPLITS, parts
+from fxinvert.passes.runs import said
 from fxinvert.passes.spelling import Call, is_in_place, to_aten
 from fxinvert.passes.written import Written
 from fxinvert.rules import RuleSet, key_of

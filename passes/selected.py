@@ -25,8 +25,8 @@ from torch.utils._pytree import tree_leaves
 from fxinvert.errors import TraceError
 from fxinvert.passes.as_run import AsRun
 from fxinvert.passes.capture import called_at
-from fxinvert.passes.checks import difference, run
 from fxinvert.passes.inputs import Flat
+from fxinvert.passes.runs import difference, run
 
 #: functions that give the places of what is not zero
 _SELECT = frozenset(["argwhere", "nonzero", "where"])

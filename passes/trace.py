@@ -13,22 +13,14 @@ from torch.export import ExportedProgram
 
 from fxinvert.errors import TraceError
 from fxinvert.passes.capture import CaptureError, evaluating, hides_parameters, symbolic_graph, unchanged
-from fxinvert.passes.checks import (
-    batch_size,
-    check_devices,
-    check_readable,
-    check_reproduces,
-    doubled,
-    mixture,
-    randomness,
-    run,
-)
+from fxinvert.passes.checks import check_devices, check_readable, check_reproduces, mixture, randomness
 from fxinvert.passes.exported import SubgraphError, export_graphs, exported_graph
 from fxinvert.passes.inputs import Flat, Inputs
 from fxinvert.passes.leaves import copied
 from fxinvert.passes.normalize import normalize
 from fxinvert.passes.outputs import Chosen, Key
 from fxinvert.passes.ready import in_evaluation, is_exported
+from fxinvert.passes.runs import batch_size, doubled, run
 from fxinvert.rules import RuleSet, default_rules
 
 log = logging.getLogger(__name__)

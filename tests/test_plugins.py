@@ -293,6 +293,10 @@ def broken(op: Op, target: Tensor) -> Tensor:
     raise ZeroDivisionError("oh no")
 
 
+def greedy(op: Op, target: Tensor) -> Tensor:
+    raise MemoryError("10 GB")
+
+
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
@@ -300,6 +304,7 @@ def broken(op: Op, target: Tensor) -> Tensor:
         (wrong_shape, r"returned shape \(4, 3\); its input has \(4, 5\)"),
         (wrong_dtype, r"returned dtype torch.float32; its input has torch.float64"),
         (broken, "raised ZeroDivisionError: oh no"),
+        (greedy, "raised MemoryError: 10 GB; memory ran out: give fewer samples at once"),
     ],
 )
 def test_a_rule_at_fault_is_named_with_its_line_and_node(rule: Callable[..., Any], message: str) -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import fxinvert
 from fxinvert.errors import NoRuleError, RuleError, TraceError
+from fxinvert.passes.capture import raised_at
 
 
 @fx.wrap
@@ -340,3 +341,9 @@ def test_memory_that_runs_out_on_more_samples_is_not_blamed_on_the_model() -> No
     rules = fxinvert.default_rules().extend({Large: lambda op, target: target})
     with pytest.raises(TraceError, match=r"memory ran out.*give fewer example inputs"):
         fxinvert.trace(nn.Sequential(Large()), torch.randn(2, 3), rules=rules)
+
+
+def test_lines_of_code_made_by_eval_are_not_the_users() -> None:
+    with pytest.raises(ZeroDivisionError) as caught:
+        eval("(lambda: 1 / 0)()")
+    assert Path(__file__).name in raised_at(caught.value)
