@@ -92,7 +92,7 @@ class _Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         before = len(self.builder.graph.nodes)
         made = self.builder.called(
-            func, new_args, new_kwargs, self.builder.unique(f"{self.path}.{key_of(func)}", "_")
+            func, new_args, new_kwargs, self.builder.paths.free(f"{self.path}.{key_of(func)}")
         )
         made = self._apart(made, func)
         new = len(self.builder.graph.nodes) - before
@@ -120,7 +120,7 @@ class _Recorder(TorchFunctionMode):
                 operator.getitem,
                 (made, i),
                 {},
-                self.builder.unique(f"{path}.{i}", "_"),
+                self.builder.paths.free(f"{path}.{i}"),
                 "getitem",
             )
             for i in range(len(value))

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from itertools import count
 from typing import Any
 
 import torch
@@ -37,6 +36,7 @@ from fxinvert.passes.inverse_op import call_arguments
 from fxinvert.passes.leaves import any_tensor, evaluation_copy, identifier, leaves, mapped, printable
 from fxinvert.passes.meanings import Meanings
 from fxinvert.passes.parts import SPLITS, parts
+from fxinvert.passes.paths import Paths, scope_of
 from fxinvert.passes.runs import said
 from fxinvert.passes.spelling import Call, is_in_place, to_aten
 from fxinvert.passes.written import Written
@@ -86,7 +86,6 @@ class Builder:
         self.nodes: dict[fx.Node, Any] = {}  # raw node → new node, or a literal
         self.values: dict[fx.Node, Any] = {}  # new node → value in the example run
         self.stack: str | None = None  # where the user wrote the raw node at hand
-        self.scope = ""  # the module in whose forward it stands
         self.parameters: dict[int, str] = {}
         for name, tensor in (*raw.named_parameters(), *raw.named_buffers()):
             self.parameters.setdefault(id(tensor), name)
@@ -95,13 +94,12 @@ class Builder:
             tuple[fx.Node, int], fx.Node
         ] = {}  # raw node and version of its value → new node
         self.meanings = Meanings(self.value_of)
-        self.taken: set[str] = set()  # paths of ops
-        self.reserved = {str(n.target) for n in raw.graph.nodes if n.op in ("call_module", "get_attr")}
+        self.paths = Paths(raw)
 
     def run(self, inputs: tuple[Any, ...]) -> None:
         remaining = list(inputs)
         for node in self.raw.graph.nodes:
-            self.stack, self.scope = node.stack_trace, _scope(node)
+            self.stack, self.paths.scope = node.stack_trace, scope_of(node)
             if node.op == "placeholder":
                 self._placeholder(node, remaining)
             elif node.op == "output":
@@ -139,7 +137,7 @@ class Builder:
             return value
         version = raw, value._version  # it may be written into later
         if version not in self.constants:
-            name = self.unique(f"{raw.name}_constant", "_")
+            name = self.paths.free(f"{raw.name}_constant")
             self.raw.register_buffer(name, value.clone())
             self.constants[version] = self._attribute(name)
         return self.constants[version]
@@ -151,7 +149,7 @@ class Builder:
                 return
             raise TraceError(f"the model needs an input {node.target!r}; example_inputs has none left for it")
         name = str(node.target)
-        self.taken.add(name)
+        self.paths.take(name)
         self.nodes[node] = self._annotated(self.graph.placeholder(name), remaining.pop(0), name)
 
     def _rebuilt(self, node: fx.Node) -> Any:
@@ -164,9 +162,9 @@ class Builder:
         if node.op != "call_module":
             owner = node.meta.get("path")
             target, args = by_position(node.target, args)
-            return self.called(target, args, kwargs, owner and self.unique(owner, "@"))
+            return self.called(target, args, kwargs, owner and self.paths.of_module(owner))
         module = self.raw.get_submodule(str(node.target))
-        path = self.unique(str(node.target), "@")
+        path = self.paths.of_module(str(node.target))
         if not self.rules.keeps_whole(type(module)) and type(module).__module__.startswith("torch.nn"):
             inlined = record(self, module, args, kwargs, path)
             if inlined is not None:
@@ -183,10 +181,10 @@ class Builder:
             return None
         values, named = self.value_of((call.args, call.kwargs))
         pieces = parts(key, call.op(*values, **named), call_arguments(call.op, values, named))
-        base = path or self._by_op(key)
+        base = path or self.paths.of_op(key)
         return tuple(
             self.emit(
-                "call_function", op, (call.args[0], *rest), {}, self.unique(f"{base}.{i}", "_"), key_of(op)
+                "call_function", op, (call.args[0], *rest), {}, self.paths.free(f"{base}.{i}"), key_of(op)
             )
             for i, (op, rest) in enumerate(pieces)
         )
@@ -201,15 +199,10 @@ class Builder:
             == {a % self.values[before].dim() for a in call.args[1:]}
         )
 
-    def _by_op(self, key: str) -> str:
-        """A free path for an op without a name of its own: its key, in the scope of its module."""
-        name = key if key.isidentifier() else key.split(".")[-1]
-        return self.unique(f"{self.scope}.{name}" if self.scope else name, "_")
-
     def called(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], path: str | None) -> Any:
         """Emits a call, as ATen where that exists; gives its node, or those of the several tensors that it gives."""
         if function in DECOMPOSED:
-            inlined = record(self, function, args, kwargs, path or self._by_op(function.__name__))
+            inlined = record(self, function, args, kwargs, path or self.paths.of_op(function.__name__))
             if inlined is not None:
                 return inlined
         if not self.rules.keeps_whole(function):
@@ -234,7 +227,7 @@ class Builder:
     ) -> fx.Node:
         """Adds a node to the new graph and evaluates it; without a path it is known by the name of its op."""
         values, named = self.value_of((args, kwargs))
-        path = path or self._by_op(key)
+        path = path or self.paths.of_op(key)
         node = self.graph.create_node(op, target, args, kwargs, name=identifier(path))
         node.meta["op"] = key
         if op == "call_method":
@@ -255,14 +248,6 @@ class Builder:
         """A node that reads a parameter or buffer of the model, if the tensor is one."""
         name = self.parameters.get(id(tensor))
         return None if name is None else self._attribute(name)
-
-    def unique(self, path: str, mark: str) -> str:
-        """A path that no other op has: what is called again gets a name of its own, `act`, `act@2`, …"""
-        own = mark == "@"  # a module owns its path; other ops give way
-        numbered = (path if i == 1 else f"{path}{mark}{i if own else i - 1}" for i in count(1))
-        free = next(p for p in numbered if p not in self.taken and (own or p not in self.reserved))
-        self.taken.add(free)
-        return free
 
     def _attribute(self, target: str) -> fx.Node:
         value = attribute(self.raw, target)
@@ -316,14 +301,6 @@ def _described(value: Any) -> Any:
     return TensorMetadata(
         value.shape, value.dtype, value.requires_grad, value.stride(), torch.contiguous_format, False, {}
     )
-
-
-def _scope(node: fx.Node) -> str:
-    """The path of the innermost module in whose forward a raw node stands; "" for the model's own."""
-    own = {str(node.target)} if node.op == "call_module" else set()
-    stack = [str(path) for path, _ in node.meta.get("nn_module_stack", {}).values()]
-    known = node.meta.get("scope")
-    return known if known is not None else ([path for path in stack if path not in own] or [""])[-1]
 
 
 def _after(node: fx.Node) -> Iterator[fx.Node]:
