@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -31,6 +31,9 @@ _WRAPPERS: dict[Any, tuple[int, int]] = {
     torch.ops.higher_order.wrap_with_autocast: (4, 5),
     torch.ops.higher_order.wrap_with_set_grad_enabled: (1, 2),
 }
+
+#: how the exporter begins to say that it cannot prove something of all batch sizes
+_VIOLATED = "Constraints violated"
 
 
 class SubgraphError(TraceError):
@@ -99,13 +102,24 @@ def _graphs(flat: Flat, values: tuple[Tensor, ...], shared: list[bool]) -> Itera
 
 def _program(flat: Flat, values: tuple[Tensor, ...], shared: list[bool]) -> ExportedProgram:
     batch = Dim("batch")
+    shapes = (tuple({0: batch} if own else {} for own in shared),)
+
+    def exported(**settings: Any) -> ExportedProgram:
+        return export(flat, values, dynamic_shapes=shapes, strict=False, **settings)
+
     with quiet(), lengths_followed(flat.model):
-        return export(
-            flat,
-            values,
-            dynamic_shapes=(tuple({0: batch} if own else {} for own in shared),),
-            strict=False,
-        )
+        try:
+            return exported()
+        except Exception as error:
+            if not str(error).startswith(_VIOLATED):
+                raise
+            # what torch cannot prove of all batch sizes may hold for them: its program asks again as it runs
+            with suppress(Exception):
+                program = exported(prefer_deferred_runtime_asserts_over_guards=True)
+                for rows in ([0], [*range(len(values[shared.index(True)])), 0]):
+                    program.module()(*(v[rows] if own else v for v, own in zip(values, shared, strict=True)))
+                return program
+            raise
 
 
 @contextmanager
@@ -167,7 +181,7 @@ def exported_graph(captured: fx.GraphModule, inputs: Inputs, choose: Callable[[A
 def _reason(error: Exception) -> str:
     """The exporter's first line, or ours for what it says in many."""
     text = str(error).strip()
-    if text.startswith("Constraints violated"):
+    if text.startswith(_VIOLATED):
         return f"{WITH_BATCH_SIZE}; {KEEP_FIRST}"
     return text.splitlines()[0] if text else type(error).__name__
 

@@ -726,3 +726,27 @@ def test_a_loss_is_no_output_to_be_supervised() -> None:
     model = Model(lambda self, x: Quantized((x * x).mean(1), self.fc(x)), fc=nn.Linear(4, 2))
     graph, x = fxinvert.trace(model, torch.randn(3, 4)), torch.randn(5, 4)
     torch.testing.assert_close(graph(x), model(x).values)
+
+
+def _mixed_by_experts(self: Any, x: Tensor) -> Any:
+    """All rows through both experts, as a Llama 4 sums them: torch cannot prove strides of the sum for all batch sizes."""
+    rows = x.reshape(-1, x.shape[-1]) if x.shape[1] == 5 else x
+    routed = torch.bmm(rows.repeat(2, 1).view(2, -1, 6), self.experts.expand(2, 6, 6)).view(-1, 6)
+    return self.fc(rows).add_(routed.reshape(2, -1, 6).sum(0)).view(x.shape)
+
+
+def test_what_torch_cannot_prove_of_all_batch_sizes_is_tried() -> None:
+    model = Model(_mixed_by_experts, fc=nn.Linear(6, 6), experts=torch.randn(6, 6))
+    graph, x = fxinvert.trace(model, torch.randn(4, 5, 6)), torch.randn(7, 5, 6)
+    torch.testing.assert_close(graph(x), model(x))
+
+
+def _by_fours(self: Any, x: Tensor) -> Any:
+    torch._check(x.shape[0] % 4 == 0)  # type: ignore[no-untyped-call]
+    return self.fc(x) if x.shape[1] == 6 else x
+
+
+@pytest.mark.parametrize("forward", [_by_fours, lambda self, x: self.fc(x) if len(x) % 2 == 0 else x])
+def test_what_holds_for_some_batch_sizes_only_is_refused(forward: Any) -> None:
+    with pytest.raises(TraceError, match="computes with the batch size"):
+        fxinvert.trace(Model(forward, fc=nn.Linear(6, 6)), torch.randn(4, 6))

@@ -326,6 +326,11 @@ def test_settings_that_do_not_fit(settings: dict[str, Any], tmp_path: Path) -> N
         export_onnx(**{"model": LINEAR, "example_inputs": ROWS, "path": tmp_path / "net.onnx", **settings})
 
 
+def test_arguments_in_another_order_are_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="path of the ONNX file is Tensor; a str or Path is needed"):
+        export_onnx(conv_net(), str(tmp_path / "net.onnx"), IMAGE)  # type: ignore[arg-type]
+
+
 def test_files_that_are_not_onnx(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no ONNX file"):
         verify_onnx(tmp_path / "none.onnx", LINEAR, ROWS)

@@ -13,10 +13,14 @@ def named(path: str | os.PathLike[str]) -> Path:
     """The path of an ONNX file.
 
     Raises:
-        DataError: onnx and onnxruntime cannot open files of that name.
+        DataError: It is no path, or onnx and onnxruntime cannot open files of that name.
     """
     try:
         os.fspath(path).encode()
+    except TypeError as error:
+        raise DataError(
+            f"the path of the ONNX file is {type(path).__name__}; a str or Path is needed"
+        ) from error
     except UnicodeEncodeError as error:
         raise DataError(
             f"the name of {path} is not UTF-8, and onnx opens no such file; choose another path"

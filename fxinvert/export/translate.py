@@ -109,8 +109,13 @@ def _program(
         try:
             captured: Any = _in_half(flat, cases) if half else flat
             if not ones:  # the proof tells whether what is so for larger sizes is so for 1
-                shapes = _dynamic_shapes(call)
-                captured = torch.export.export(captured, inputs, dynamic_shapes=shapes, strict=False)
+                captured = torch.export.export(
+                    captured,
+                    inputs,
+                    dynamic_shapes=_dynamic_shapes(call),
+                    strict=False,
+                    prefer_deferred_runtime_asserts_over_guards=True,
+                )
             program = torch.onnx.export(
                 captured,
                 inputs,
