@@ -15,7 +15,6 @@ from fxinvert.inversion.inverse_graph import Reconstructed
 from fxinvert.passes.outputs import Key
 from fxinvert.passes.partition import partition
 from fxinvert.passes.plan import Plan, Segment
-from fxinvert.post_training import ordered_waves
 from fxinvert.rules import RuleSet
 from fxinvert.scheduling.executor import torch_threads
 from fxinvert.training import Method
@@ -25,6 +24,7 @@ from fxinvert.training.context import Context
 from fxinvert.training.costs import Estimated, Probe, Stage
 from fxinvert.training.judge import Candidate, Share, tallies
 from fxinvert.training.named import method_named
+from fxinvert.training.order import ordered_waves
 from fxinvert.training.recalibrate import recalibration
 
 
@@ -94,7 +94,7 @@ def estimate(
                 tuple(stages(segments)) if isinstance(trainer, Estimated) else None,
                 probe.judged(name for segment in segments for name in segment.parameters),
             )
-            for segments in ordered_waves(plan, schedule, trainer, context.graph.graph, only)
+            for segments in ordered_waves(plan, schedule, trainer, context, only)
         )
         forward, _ = probe.measured(tallies, {"proposals": [[]], "candidates": [Candidate(0, ())]})
     return Estimate(

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import fx, nn
+from torch import nn
 from torch.export import ExportedProgram
 
 from fxinvert.copies import changed, copy_of, showing
@@ -29,7 +29,7 @@ from fxinvert.passes.ready import in_evaluation
 from fxinvert.progress import progress_display
 from fxinvert.result import PostTrainingResult, Record
 from fxinvert.rules import RuleSet
-from fxinvert.scheduling import Executor, executor_named, waves
+from fxinvert.scheduling import Executor, executor_named
 from fxinvert.scheduling.crew import Crew, Task
 from fxinvert.scheduling.executor import torch_threads
 from fxinvert.scheduling.journal import Journal
@@ -48,9 +48,10 @@ from fxinvert.training.joint import Course
 from fxinvert.training.judge import Share, check_share
 from fxinvert.training.metrics import Tally
 from fxinvert.training.named import method_named
+from fxinvert.training.order import most_sweeps, ordered_waves
 from fxinvert.training.recalibrate import Moments
 from fxinvert.training.sizes import Quadratic
-from fxinvert.training.sweeps import Settings, Wave, run_sweeps
+from fxinvert.training.sweeps import Settings, run_sweeps
 from fxinvert.training.wide import WideEquations
 from fxinvert.workshop import Workshop
 
@@ -80,7 +81,7 @@ def post_train(
     schedule: str = "auto",
     only: Sequence[str] | str | None = None,
     output_target: str | OutputTargetFunction = "auto",
-    sweeps: int = 3,
+    sweeps: int | None = None,
     patience: int = 1,
     least_gain: float = 0.0,
     confidence: float = 0.95,
@@ -124,11 +125,12 @@ def post_train(
             `fxinvert.training` with settings of its own, such as `Joint(alpha=0.3)`.
         schedule: `"sequential"` (each segment sees what the updated earlier ones produce), `"parallel"` (all from one
             snapshot), `"waves"` (those that do not feed one another together) or `"single"` (one segment); `"auto"`:
-            the method's own, which is parallel for auto and gauss_newton, else sequential.
+            the method's own, which is parallel for auto and gauss_newton, and for closed_form where the graph branches, else
+            sequential.
         only: the names of the segments to train; by default all.
         output_target: what the output should have been, by name or a callable of outputs and labels; `"auto"` chooses
             by held-out loss, after training the last segment with each.
-        sweeps: how many at most; fewer if they bring nothing.
+        sweeps: how many at most; fewer if they bring nothing. By default 3, and 6 in closed form where the graph branches.
         patience: after how many sweeps in a row that bring too little to stop.
         least_gain: what a sweep must at least bring, as a share of the held-out loss.
         confidence: with which held-out samples must confirm that the loss has fallen and that answers have become no
@@ -178,16 +180,15 @@ def post_train(
     if isinstance(model, ExportedProgram):
         model = in_evaluation(model.module())
     check_readable(model)
-    _check_counts(sweeps=sweeps, patience=patience, threads=threads, chunk=chunk)
-    if memory_limit is not None:
-        _check_counts(memory_limit=memory_limit)
+    given = {"sweeps": sweeps, "memory_limit": memory_limit}
+    _check_counts(**{name: value for name, value in given.items() if value is not None})
+    _check_counts(patience=patience, threads=threads, chunk=chunk)
     _check_counts(least=0, retries=retries)
     _check_named("inputs", inputs, INPUTS)
     if not 0.5 <= confidence < 1:
         raise DataError(f"confidence={confidence}: needed is a probability from 0.5 to below 1")
     check_share(share)
     trainer = method_named(method, damping, satisfied_weight)
-    settings = Settings(sweeps, share, inputs == "original", recalibrate, patience, least_gain, confidence)
     hand = executor_named(executor, workers)
     updated = copy_of(model)
     with ExitStack() as stack:
@@ -202,7 +203,11 @@ def post_train(
         plan = plan or partition(context.graph, rules=rules)
         check_plan(plan, context)
         check_finite(plan, context)
-        ordered = ordered_waves(plan, schedule, trainer, context.graph.graph, only)
+        ordered = ordered_waves(plan, schedule, trainer, context, only)
+        sweeps = sweeps or most_sweeps(schedule, trainer, context)
+        settings = Settings(
+            sweeps, share, inputs == "original", recalibrate, patience, least_gain, confidence
+        )
         targets = (
             automatic(context.first.labels) if output_target == "auto" else [named_target(output_target)]
         )
@@ -257,17 +262,6 @@ def open_journal(folder: Path) -> Journal:
         DataError: another process has it open, or it cannot be written.
     """
     return Journal(folder, KNOWN)
-
-
-def ordered_waves(
-    plan: Plan, schedule: str, method: Method, graph: fx.Graph, only: Sequence[str] | str | None
-) -> list[Wave]:
-    """The waves of a sweep; schedule `"auto"` is the method's own.
-
-    Raises:
-        DataError, CutError: see `fxinvert.scheduling.waves`.
-    """
-    return waves(plan, method.schedule if schedule == "auto" else schedule, graph, only)
 
 
 def _check_counts(least: int = 1, **settings: Any) -> None:

@@ -139,6 +139,32 @@ def test_output_targets_are_told_apart_in_one_pass(train: Data) -> None:
     assert of_several == len(passes) + 2
 
 
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.first(x))
+        found: Tensor = self.last(x + torch.tanh(self.inner(x)))
+        return found
+
+
+@pytest.mark.parametrize(
+    ("model", "schedule", "sweeps"), [(network(), "sequential", 3), (Residual(), "parallel", 6)]
+)
+def test_what_branches_is_trained_all_at_once_and_twice_as_often(
+    model: nn.Module, schedule: str, sweeps: int
+) -> None:
+    by_default = fxinvert.post_train(model, regression_data(), patience=9)
+    asked_for = fxinvert.post_train(model, regression_data(), patience=9, schedule=schedule, sweeps=sweeps)
+    own, other = (
+        [(r.sweep, r.segments, r.after) for r in found.history] for found in (by_default, asked_for)
+    )
+    assert own == other
+    assert (max(sweep for sweep, _, _ in own) > 3) == (sweeps > 3)
+
+
 def test_only_the_segments_of_the_plan_change(train: Data) -> None:
     model = models.load("digits_cnn", "early")
     graph = fxinvert.trace(model, train[0][0][:2])

@@ -93,7 +93,7 @@ def post_train(
     schedule: ScheduleName = DEFAULT.schedule,
     output_target: Annotated[str, setting("output_target")] = DEFAULT.output_target,
     supervised_output: SupervisedOutput = None,
-    sweeps: Annotated[int, setting("sweeps", min=1)] = DEFAULT.sweeps,
+    sweeps: Annotated[int | None, setting("sweeps", min=1)] = DEFAULT.sweeps,
     patience: Annotated[int, setting("patience", min=1)] = DEFAULT.patience,
     least_gain: Annotated[float, setting("least_gain", min=0)] = DEFAULT.least_gain,
     confidence: Annotated[float, setting("confidence", min=0.5, max=1)] = DEFAULT.confidence,

@@ -67,7 +67,7 @@ class PostTrainConfig(BaseModel):
     schedule: Schedule = Field(
         default="auto",
         description="Train segments one after the other, all from one snapshot (parallel), those that do not feed one "
-        "another together (waves), or one (single); auto: parallel for auto and gauss_newton, else one after the other.",
+        "another together (waves), or one (single); auto: parallel for auto and gauss_newton, and for closed_form where the graph branches, else one after the other.",
     )
     output_target: str = Field(
         default="auto",
@@ -77,7 +77,11 @@ class PostTrainConfig(BaseModel):
     supervised_output: str | None = Field(
         default=None, description="Which output of the model is trained, by key or index, if it has several."
     )
-    sweeps: int = Field(default=3, ge=1, description="Passes over the segments, at most.")
+    sweeps: int | None = Field(
+        default=None,
+        ge=1,
+        description="Passes over the segments, at most; by default 3, and 6 in closed form where the graph branches.",
+    )
     patience: int = Field(
         default=1, ge=1, description="Stop after so many sweeps in a row that bring too little."
     )

@@ -49,6 +49,9 @@ class ClosedForm:
         samples: how many samples to use, at least, from the beginning of the data; None: all.
         last_layer: whether it is also tried what the last layer alone can do with 16,384 samples at most
             (`fxinvert.training.last_layer`), where the output target stands for the task's loss.
+
+    Where the graph branches, the targets of all layers follow from one linearization, which costs as much as those of one of
+    them: all segments are trained from it, twice as often. On chains they are trained one after the other.
     """
 
     damping: float = 1e-2
@@ -60,7 +63,7 @@ class ClosedForm:
     samples: int | None = None
     last_layer: bool = True
     name: str = "closed_form"
-    schedule: str = "sequential"
+    schedule: str = "auto"
 
     def __post_init__(self) -> None:
         if self.damping < 0 or not 0 <= self.satisfied_weight <= 1:

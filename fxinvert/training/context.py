@@ -6,6 +6,7 @@ anew: a graph's nodes lose what the passes know about them on the way.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -116,6 +117,11 @@ class Context:
         """Where the model is."""
         return next((value.device for value in self.tensors.values()), torch.device("cpu"))
 
+    @functools.cached_property
+    def branches(self) -> bool:
+        """Whether paths of the graph part and meet again."""
+        return Flow(self.graph).branches
+
     def inverse(self, output_target: OutputTarget) -> InverseGraph:
         """The graph's inverse for an output target; made once, and with its factorizations shared by all of them."""
         if output_target not in self._inverses and self._inverses:
@@ -124,7 +130,7 @@ class Context:
         if output_target not in self._inverses:
             how = self.reconstruction
             if how == "auto":
-                how = "linearized" if Flow(self.graph).branches else "nodewise"
+                how = "linearized" if self.branches else "nodewise"
             settings = SolveSettings(
                 memory_limit=self.budget.limit,
                 memory_share=SOLVERS,

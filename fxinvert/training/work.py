@@ -116,7 +116,7 @@ class Method(Protocol):
 
     Attributes:
         name: what it is called in settings and results.
-        schedule: of the segments, where the user asks for none; see `fxinvert.scheduling.waves`.
+        schedule: of the segments, where the user asks for none; see `fxinvert.scheduling.waves` and `fxinvert.training.order`.
     """
 
     @property
