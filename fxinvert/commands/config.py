@@ -67,7 +67,8 @@ class PostTrainConfig(BaseModel):
     schedule: Schedule = Field(
         default="auto",
         description="Train segments one after the other, all from one snapshot (parallel), those that do not feed one "
-        "another together (waves), or one (single); auto: parallel for auto and gauss_newton, and for closed_form where the graph branches, else one after the other.",
+        "another together (waves), or one (single); auto: parallel for auto and gauss_newton, and for closed_form "
+        "where the graph branches, else one after the other.",
     )
     output_target: str = Field(
         default="auto",

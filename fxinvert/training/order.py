@@ -36,4 +36,4 @@ def ordered_waves(
 
 def most_sweeps(schedule: str, method: Method, context: Context) -> int:
     """How many sweeps there are at most, where the user does not say."""
-    return SWEEPS * (1 + (schedule == method.schedule == AUTO and context.branches))
+    return 2 * SWEEPS if schedule == method.schedule == AUTO and context.branches else SWEEPS
