@@ -22,8 +22,8 @@ from fxinvert.report import Contender, comparison_table, history_table
 from fxinvert.result import PostTrainingResult
 from fxinvert.scheduling.run_directory import RunDirectory
 from fxinvert.training.baseline import AdamWRun, ShuffledBatches, adamw_for
+from fxinvert.training.order import SWEEPS
 
-SWEEPS = 3
 HELD_OUT = 270
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 

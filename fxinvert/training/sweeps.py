@@ -40,7 +40,7 @@ class Settings:
             are not.
     """
 
-    sweeps: int = 3
+    sweeps: int
     share: Share = "searched"
     frozen_inputs: bool = False
     recalibrate: bool = False
