@@ -20,8 +20,8 @@ from rule_samples import (
 from torch import Tensor, nn
 
 import fxinvert
-from fxinvert.linalg import SolveSettings
-from fxinvert.linalg.each import EachFunction, solve_batched, solve_each
+from fxinvert.linalg import SolveSettings, each
+from fxinvert.linalg.each import EachFunction, decomposed, solve_batched, solve_each
 from fxinvert.passes.flow import Flow
 from fxinvert.passes.inverse_op import InverseOp
 from fxinvert.testing import check_rule
@@ -191,6 +191,30 @@ def test_a_batch_of_matrices_is_damped_row_by_row() -> None:
     value = solve_batched(spoiled, r, 1e3).value
     torch.testing.assert_close(value[0], solved.value[0])
     assert value[1].isnan().all()
+
+
+@pytest.mark.parametrize("lead", [(6, 1, 2), (2,)], ids=["each", "shared"])
+def test_a_batch_of_matrices_is_decomposed_in_parts(
+    lead: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, r = torch.randn(*lead, 4, 7), torch.randn(6, 3, 2, 5, 4)[:, : lead[1] if len(lead) > 1 else 3]
+    a[..., 0, :] *= 1e-5  # some rows are damped, some are not
+    r[:3, ..., 0] *= 1e-5
+    once, sizes = solve_batched(a, r, 1e3), []
+
+    def counted(matrices: Tensor, *, exactly: bool) -> tuple[Tensor, Tensor, Tensor]:
+        sizes.append(matrices.numel())
+        return decomposed(matrices, exactly=exactly)
+
+    monkeypatch.setattr(each, "decomposed", counted)
+    monkeypatch.setattr(each, "AT_ONCE", 100)
+    parts = solve_batched(a, r, 1e3)
+    assert max(sizes) < a.numel()
+    assert torch.equal(parts.value, once.value)
+    assert torch.equal(parts.damped, once.damped)
+    assert once.damped.any()
+    assert not once.damped.all()
+    assert (parts.damping, parts.condition) == (once.damping, once.condition)
 
 
 @pytest.mark.parametrize("dtype", [F64, torch.float32], ids=["float64", "float32"])

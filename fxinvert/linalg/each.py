@@ -117,14 +117,38 @@ def _largest_singular_values(operator: EachFunction, iterations: int = 20) -> Te
     return largest
 
 
+#: numbers of matrices and right-hand sides that are worked on at once, in double precision and several copies
+AT_ONCE = 2**23
+
+
 def solve_batched(matrices: Tensor, r: Tensor, limit: float) -> Correction:
     """A⁺_λ r for every row r of a batch, damped row by row as `solve_anchored` does.
+
+    No more of them are decomposed at once than `AT_ONCE`, or one.
 
     Args:
         matrices: A, `(…, m, n)`, one for each group of rows; a matrix that is not finite gives NaN.
         r: `(…, rows, m)`.
         limit: κ.
     """
+    lead = [1] * (r.dim() - matrices.dim()) + list(matrices.shape[:-2])
+    axis = next((axis for axis, count in enumerate(lead) if count > 1), None)
+    size = matrices.numel() + r.numel()
+    if axis is None or size <= AT_ONCE:
+        return _decomposed_and_solved(matrices, r, limit)
+    step = max(1, lead[axis] * AT_ONCE // size)
+    split = (torch.split(v, step, axis) for v in (matrices.reshape(*lead, *matrices.shape[-2:]), r))
+    parts = [solve_batched(own, its, limit) for own, its in zip(*split, strict=True)]
+    return Correction(
+        torch.cat([part.value for part in parts], axis),
+        torch.cat([part.damped for part in parts], axis),
+        max(part.damping for part in parts),
+        0,
+        max((part.condition for part in parts if part.condition is not None), default=None),
+    )
+
+
+def _decomposed_and_solved(matrices: Tensor, r: Tensor, limit: float) -> Correction:
     finite = torch.isfinite(matrices).all(-1).all(-1)[..., None, None]
     u, values, vt = decomposed(torch.where(finite, matrices, 0).double(), exactly=r.dtype == torch.float64)
     largest = values[..., :1]
