@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from allocated import peak
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 import fxinvert
 from fxinvert.errors import SolveError
@@ -25,19 +24,6 @@ from fxinvert.training.op_sums import sums
 from fxinvert.training.wide import WideEquations
 
 MIB = 2**20
-
-
-def peak(do: Callable[[], Any]) -> int:
-    """Bytes that are held at most of what is allocated meanwhile, temporary ones of kernels included."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        do()
-    events = profiled.profiler.kineto_results.events()
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    held = most = 0
-    for _, size in changes:
-        held += size
-        most = max(most, held)
-    return most
 
 
 class Network(nn.Module):

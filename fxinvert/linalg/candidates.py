@@ -5,6 +5,7 @@ Costs are counted in operations of a float32 matrix product; what runs slower co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -205,12 +206,14 @@ def _circulant(case: _Case, around: Convolution) -> Candidate:
         return IterativeFactor(case.operator, case.settings.max_iterations, preconditioner)
 
     vectors = ENTRY * (VECTORS * (case.m + case.n) + TRANSFORMS * case.side)
+    # that of the convolution itself is put in order; then there are its Gram matrix, and the inverse of that
+    symbol = turned.frequencies * math.prod([*around.weight.shape[:2], *around.options["stride"]])
     return case.candidate(
         "circulant",
         make,
         factor=DOUBLE * 8 * turned.entries * turned.channels,
         solve=PRECONDITIONED * (2 * case.product + vectors + PRODUCT * 8 * turned.entries),
-        memory=3 * 16 * turned.entries + case.vectors,
+        memory=16 * max(2 * symbol, symbol + 2 * turned.entries) + case.vectors,
         kept=16 * turned.entries,
     )
 

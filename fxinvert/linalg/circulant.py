@@ -40,10 +40,15 @@ class Torus(NamedTuple):
         return self.shape[0] // self.groups * math.prod(self.phases)
 
     @property
+    def frequencies(self) -> int:
+        """Frequencies of real values."""
+        *others, last = self.sizes
+        return math.prod(others) * (last // 2 + 1)
+
+    @property
     def entries(self) -> int:
         """Complex numbers in the matrices of all frequencies."""
-        *others, last = self.sizes
-        return self.groups * self.channels**2 * math.prod(others) * (last // 2 + 1)
+        return self.groups * self.channels**2 * self.frequencies
 
     def inside(self) -> list[list[int]]:
         """By axis, how many positions of the torus belong to the map, for every channel of a group."""
@@ -89,6 +94,10 @@ def torus(operator: Convolution, *, outputs: bool) -> Torus:
     return Torus(shape, operator.groups, phases, sizes)
 
 
+#: in so many parts the matrices of all frequencies are worked on, one after another
+PARTS = 16
+
+
 class Circulant:
     """(K + R)⁻¹ for the Gram matrix K of a convolution on a torus, and a ridge R = μ K̄ + νI.
 
@@ -105,19 +114,18 @@ class Circulant:
 
     def __init__(self, operator: Convolution, *, outputs: bool, shift: float, floor: float) -> None:
         self.torus = torus(operator, outputs=outputs)
-        around = symbol(operator, self.torus.sizes)
-        gram = around.mH @ around if outputs != operator.forward else around @ around.mH
+        gram = _gram(symbol(operator, self.torus.sizes), inputs=outputs != operator.forward)
         scale = float(torch.linalg.matrix_norm(gram).max())
         frequencies = tuple(range(1, gram.dim() - 2))
         #: R, `(groups, channels, channels)`
         self.ridge = shift * gram.mean(frequencies).real
         self.ridge.diagonal(dim1=-2, dim2=-1).add_(floor * scale if scale else 1.0)
-        inverse = torch.linalg.inv(
-            gram + self.ridge.reshape(len(gram), *[1] * len(frequencies), *gram.shape[-2:])
-        )
+        gram += self.ridge.reshape(len(gram), *[1] * len(frequencies), *gram.shape[-2:])
         single = operator.dtype == torch.float32 and 1 / RANGE**2 <= scale <= RANGE**2
         #: transposed, for rows of samples: few of them are multiplied faster than few columns
-        self._inverse = inverse.mT.to(torch.complex64 if single else torch.complex128).contiguous()
+        self._inverse = torch.empty_like(gram, dtype=torch.complex64 if single else torch.complex128)
+        for made, own in zip(_parts(self._inverse), _parts(gram), strict=True):
+            made.copy_(torch.linalg.inv(own).mT)
 
     @property
     def nbytes(self) -> int:
@@ -132,6 +140,20 @@ class Circulant:
         found = spectrum.permute(1, *range(3, 3 + n), 0, 2).to(self._inverse.dtype) @ self._inverse
         turned = found.permute(1 + n, 0, 2 + n, *range(1, 1 + n))
         return self.torus.join(torch.fft.irfftn(turned, s=sizes, dim=axes)).to(value.dtype)
+
+
+def _gram(around: Tensor, *, inputs: bool) -> Tensor:
+    """ŴᴴŴ (`inputs`) or ŴŴᴴ at every frequency, `(groups, *frequencies, channels, channels)`."""
+    side = around.shape[-1] if inputs else around.shape[-2]
+    gram = around.new_empty(*around.shape[:-2], side, side)
+    for made, own in zip(_parts(gram), _parts(around), strict=True):
+        made.copy_(own.mH @ own if inputs else own @ own.mH)
+    return gram
+
+
+def _parts(matrices: Tensor) -> tuple[Tensor, ...]:
+    """Those of all frequencies, some at a time: what is made of them in between takes little memory."""
+    return matrices.flatten(0, -3).tensor_split(PARTS)
 
 
 def symbol(operator: Convolution, sizes: Shape) -> Tensor:

@@ -31,8 +31,7 @@ class Embedding(NamedTuple):
     @property
     def frequencies(self) -> int:
         """Frequencies of the torus, of real values."""
-        *others, last = self.sizes
-        return math.prod(others) * (last // 2 + 1)
+        return self.own.frequencies
 
     def reach(self, axis: int) -> int:
         """Positions along an axis that lie beyond the map in some channel."""
