@@ -16,6 +16,7 @@ from fxinvert.passes.capture import CaptureError, evaluating, hides_parameters, 
 from fxinvert.passes.checks import check_devices, check_readable, check_reproduces, mixture, randomness
 from fxinvert.passes.exported import SubgraphError, export_graphs, exported_graph
 from fxinvert.passes.inputs import Flat, Inputs
+from fxinvert.passes.joined import side_by_side
 from fxinvert.passes.leaves import copied
 from fxinvert.passes.normalize import normalize
 from fxinvert.passes.outputs import Chosen, Key
@@ -154,6 +155,10 @@ def _captured(
 
     def checked(raw: fx.GraphModule) -> fx.GraphModule:
         graph, few = normalize(raw, copied(values), rules)
+        woven = side_by_side(graph, few, batch_size(values))
+        if woven is not None:
+            with suppress(TraceError):  # whatever is wrong beyond that is found again
+                return checked(woven)
         check_reproduces(Flat(model, form, chosen), graph, few, values, expected)
         return graph
 

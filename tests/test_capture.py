@@ -435,26 +435,6 @@ def test_views_by_strides_are_windows(view: Callable[[Tensor], Tensor], known: b
         torch.testing.assert_close(graph(other), model(other))
 
 
-class Siamese(nn.Module):
-    def __init__(self, batches: int) -> None:
-        super().__init__()
-        self.shared, self.last = nn.Linear(4, 5), nn.Linear(5 * batches, 2)
-
-    def forward(self, *views: Tensor) -> Any:
-        parts = self.shared(torch.cat(views)).relu().chunk(len(views))
-        return self.last(torch.cat(parts, 1))
-
-
-@pytest.mark.parametrize("batches", [2, 3])
-def test_batches_that_are_joined_and_cut_apart_again(batches: int) -> None:
-    """How many parts `chunk` gives does not depend on how many samples there are."""
-    model = Siamese(batches)
-    graph = fxinvert.trace(model, tuple(torch.randn(batches, 3, 4)))
-    for rows in (1, 2, 5):
-        views = tuple(torch.randn(batches, rows, 4))
-        torch.testing.assert_close(graph(*views), model(*views))
-
-
 def test_conditions_that_no_sample_decides_choose_between_both_branches() -> None:
     """What all samples share, and the model's own values, may decide for all of them."""
 
