@@ -159,6 +159,18 @@ def test_many_copies_of_an_anchor_are_that_anchor(copies: int) -> None:
     assert torch.equal(inverted(x, inverted.op(x))[0], x)
 
 
+@pytest.mark.parametrize("name", ["permute", "transpose", "getitem-axis", "roll"])
+def test_a_target_whose_entries_only_change_places_is_moved_and_nothing_else(name: str) -> None:
+    made, shape, _ = OPS[name]
+    x = torch.randn(2, *shape[1:])
+    inverted = Inverted(made, x)
+    target = inverted.op(torch.randn_like(x))
+    value, _ = inverted(x, target)
+    assert torch.equal(inverted.op(value), target)
+    views = inverted.op(x).untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+    assert (value.untyped_storage().data_ptr() == target.untyped_storage().data_ptr()) == views
+
+
 def test_what_is_filled_with_infinities_keeps_its_anchor() -> None:
     x = torch.randn(2, 4)
     op = Op(

@@ -32,12 +32,15 @@ def invert_movement(op: Op, target: Tensor) -> Inverse:
     output, adjoint = _transposed(op)
     counts = adjoint(torch.ones_like(output))
     _check_samples_apart(op, output, adjoint, counts)
+    every_one_once = anchor.shape[1:].numel() == target.shape[1:].numel() and bool((counts == 1).all())
+    if every_one_once and anchor.dtype == target.dtype == output.dtype:
+        # of what only changes places there may be a view, which takes no memory
+        return copied(op, target, adjoint(target), Status.PASSED_THROUGH)
     missing = adjoint(target.to(output.dtype) - op.output.to(output.dtype))
     # a single copy is taken as it is, or not at all: the difference to the anchor has been rounded
     single = torch.where(missing == 0, anchor, adjoint(target.to(output.dtype)).to(anchor.dtype))
     mean = (anchor + missing / counts.clamp(min=1)).to(anchor.dtype)
     value = torch.where(counts == 1, single, torch.where(counts == 0, anchor, mean))
-    every_one_once = anchor.shape[1:].numel() == target.shape[1:].numel() and bool((counts == 1).all())
     lost = bool((counts == 0).any())
     best = Status.PASSED_THROUGH if every_one_once else Status.NEAREST if lost else Status.EXACT
     return copied(op, target, value, best)
