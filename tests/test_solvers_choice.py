@@ -21,6 +21,8 @@ from fxinvert.linalg import (
     LinearOperator,
     SolveSettings,
     SpectralFactor,
+    anchored,
+    choice,
     choose,
     factorize,
     memory,
@@ -114,6 +116,21 @@ def test_a_memory_limit_is_kept() -> None:
     assert 0 < factor.nbytes <= needed["capacitance"]
     with pytest.raises(SolveError, match=f"at least {needed['iterative']} bytes"):
         factorize(a, SolveSettings(memory_limit=needed["iterative"] - 1))
+
+
+def test_without_a_limit_what_takes_least_may_have_all_that_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    a = square(8, 32)
+    least = {c.method: c.memory for c in choose(a, SolveSettings()).candidates}["iterative"]
+    for module in (anchored, choice):
+        monkeypatch.setattr(module, "free_memory", lambda device: least)
+    assert SolveSettings().memory(CPU) < least
+    chosen = choose(a, SolveSettings())
+    assert chosen.chosen.method == "iterative"
+    assert "iterative: 1 × the cost" in chosen.explain()
+    for module in (anchored, choice):
+        monkeypatch.setattr(module, "free_memory", lambda device: least - 1)
+    with pytest.raises(SolveError, match=f"at least {least} bytes"):
+        choose(a, SolveSettings())
 
 
 def test_among_many_ops_a_smaller_factorization_is_taken() -> None:

@@ -11,7 +11,7 @@ from fxinvert.errors import SolveError
 from fxinvert.linalg.anchored import Method, SolveSettings
 from fxinvert.linalg.candidates import Candidate, candidates
 from fxinvert.linalg.gram import GramFactor
-from fxinvert.linalg.memory import full_precision, human
+from fxinvert.linalg.memory import free_memory, full_precision, human
 from fxinvert.linalg.operators import LinearOperator
 from fxinvert.linalg.relieved import Relieved
 from fxinvert.linalg.solvers import Factor
@@ -56,7 +56,8 @@ def choose(operator: LinearOperator, settings: SolveSettings) -> Choice:
     """The solver for an operator.
 
     Raises:
-        SolveError: the method asked for is not one, or cannot be taken, or nothing fits into the memory limit.
+        SolveError: the method asked for is not one, or cannot be taken, or nothing fits into the memory limit, or into the
+            memory that is free where none is set.
     """
     limit = settings.memory(operator.device)
     found = tuple(candidates(operator, settings, limit))
@@ -73,6 +74,10 @@ def choose(operator: LinearOperator, settings: SolveSettings) -> Choice:
             raise SolveError(f"method={settings.method!r} cannot be taken: {asked.why_not}")
         return Choice(operator, found, asked, settings)
     able = [c for c in found if not c.why_not]
+    if not able and settings.memory_limit is None:
+        # nobody has set a limit: the one that takes least may have all that is free
+        found = tuple(candidates(operator, settings, free_memory(operator.device)))
+        able = sorted((c for c in found if not c.why_not), key=lambda c: c.memory)[:1]
     if not able:
         needed = math.ceil(min(c.memory for c in found) / settings.memory_share)
         raise SolveError(
