@@ -26,6 +26,8 @@ _PUT_BACK: dict[Any, Callable[..., tuple[Any, tuple[Any, ...]]]] = {
     aten.alias.default: lambda whole, part: (aten.alias.default, (part,)),
     aten.detach.default: lambda whole, part: (aten.alias.default, (part,)),
 }
+#: those of them that take an axis next, and are put back along it
+_BY_AXIS = (aten.slice.Tensor, aten.select.int)
 
 
 def without_writes(raw: fx.GraphModule) -> None:
@@ -61,8 +63,20 @@ def _rewrite(
         for user in [u for u in view.users if order.get(u, -1) > order[node]]:
             user.replace_input_with(view, part)
         if whole is not None:
-            part = add(*_PUT_BACK[view.target](whole, part, *view.args[1:]))
+            part = _put_back(view, whole, part, add)
     graph.erase_node(node)
+
+
+def _put_back(view: fx.Node, whole: fx.Node, part: fx.Node, add: Callable[..., fx.Node]) -> fx.Node:
+    """What a view is of, after the view has become `part`; complex values as pairs of real ones: torch has no derivative else."""
+    value, rest = view.meta.get("val"), view.args[1:]
+    if view.target not in _BY_AXIS or not isinstance(value, Tensor) or not value.is_complex():
+        return add(*_PUT_BACK[view.target](whole, part, *rest))
+    axis = rest[0] if rest else 0
+    assert isinstance(axis, int)
+    pairs = (add(aten.view_as_real.default, (x,)) for x in (whole, part))
+    changed = _PUT_BACK[view.target](*pairs, axis if axis >= 0 else axis - 1, *rest[1:])
+    return add(aten.view_as_complex.default, (add(*changed),))
 
 
 class _Adding:

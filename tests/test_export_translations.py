@@ -52,7 +52,7 @@ class Experts(nn.Module):
 def test_grouped_products_of_experts_are_exported(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Experts(grouped_mm()).eval()
-    assert len(translations()) == 4
+    assert len(translations()) == 5
     report = fxinvert.export_onnx(model, torch.randn(6, 6), tmp_path / "model.onnx", batch_sizes=(1, 3))
     assert report.max_abs < 1e-4
 
@@ -128,3 +128,51 @@ def test_axes_that_are_squeezed_and_stay_are_exported(axis: int, tmp_path: Path)
     inputs = torch.randn(2, 3, 1)
     report = fxinvert.export_onnx(Model(), inputs, tmp_path / "model.onnx", batch_sizes=(1, 3))
     assert report.max_abs == 0
+
+
+class Rotated(nn.Module):
+    """Rotary positions as complex numbers, by the positions of the input, and more that is done with complex values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Any:
+        places = torch.arange(x.shape[1])[None].expand(x.shape[0], -1)
+        angles = places[..., None] * torch.tensor([1.0, 0.1])
+        turns = 1.5 * torch.polar(torch.ones_like(angles), angles)
+        pairs = torch.view_as_complex(self.layer(x).unflatten(-1, (2, 2, 2)))
+        turned = pairs * turns[:, :, None, :]
+        first = turned[:, 0].unsqueeze(-2).expand(-1, -1, 3, -1) * 1j
+        return torch.view_as_real(turned).flatten(1), torch.view_as_real(torch.exp(first)).flatten(1)
+
+
+class Spectral(nn.Module):
+    """A Fourier neural operator's layer: the lowest frequencies are mixed by complex weights and written among zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+        self.weight = nn.Parameter(torch.randn(4, 4, 3, dtype=torch.cfloat))
+
+    def forward(self, x: Tensor) -> Any:
+        waves = torch.fft.rfft(self.layer(x).mT)
+        mixed = torch.zeros(x.shape[0], 4, waves.shape[-1], dtype=torch.cfloat)
+        mixed[:, :, :3] = torch.einsum("bik,iok->bok", waves[:, :, :3], self.weight)
+        return torch.fft.irfft(mixed, n=x.shape[1]).mT
+
+
+@pytest.mark.parametrize("kind", [Rotated, Spectral])
+def test_ops_on_complex_values_are_exported(kind: type[nn.Module], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    report = fxinvert.export_onnx(kind().eval(), torch.randn(2, 6, 8), tmp_path / "model.onnx")
+    assert report.max_abs < 1e-5
+
+
+def test_complex_values_that_are_written_into_others_are_inverted() -> None:
+    """torch has no derivative of a complex value that is put back into another."""
+    torch.manual_seed(0)
+    model, x = Spectral().eval(), torch.randn(3, 6, 8)
+    inverse = fxinvert.invert(model, x, output_target="regression")
+    rec = inverse(x, model(x + 0.1 * torch.randn_like(x)).detach())
+    assert bool((rec.consistency("x") < 0.05).all())

@@ -69,7 +69,7 @@ def frozen_copy(model: nn.Module) -> nn.Module:
         for buffer in model.buffers():
             if buffer.device.type != "cpu":
                 memo[id(buffer)] = buffer.detach().cpu()
-        return copy.deepcopy(model, memo).eval()
+        return copy.deepcopy(model, memo).eval().requires_grad_(False)
     except Exception as error:
         raise DataError(
             f"{type(model).__name__} cannot be copied for the export ({error}). Keep only parameters, buffers and "

@@ -7,13 +7,17 @@ from typing import Any
 
 import torch
 
+from fxinvert.export import complex_values
+
 
 def translations() -> dict[Any, Callable[..., Any]]:
-    """By op, of the libraries that are loaded: torch's `custom_translation_table`."""
+    """By op, of the libraries that are loaded: torch's `custom_translation_table`; those of complex values are registered."""
+    complex_values.register()
     known: dict[str, Callable[..., Any]] = {
         "aten::_is_all_true": _is_all_true,
         "aten::rsub.Scalar": _rsub,
         "aten::squeeze.dim": _squeeze,
+        "aten::zeros": complex_values.zeros,
         "transformers::grouped_mm_fallback": _grouped_mm,
     }
     found = {}
