@@ -518,3 +518,40 @@ def test_what_rounding_hides_is_not_proven(
         hidden.second.weight.copy_(hidden.first.weight + 1e-3 * torch.randn(16, 1024))
     with pytest.raises(ExportMismatchError, match="model's own rounding"):
         export_onnx(hidden, x, tmp_path / "net.onnx")
+
+
+class FromTwoOn(nn.Module):
+    """A group norm of groups of one number does not run on one sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Linear(4, 6), nn.GroupNorm(6, 6)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.layer(x)
+        return x + self.norm(x)
+
+
+class Shots(nn.Module):
+    """Every four rows are the frames of one shot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        shots = self.layer(x).view(-1, 4, 4)
+        return (shots - shots.mean(1, keepdim=True)).view(-1, 4)
+
+
+@pytest.mark.parametrize(("model", "rows", "sizes"), [(FromTwoOn(), 3, (2, 3, 6, 7)), (Shots(), 4, (4, 8))])
+def test_a_proof_takes_the_batch_sizes_that_the_model_runs_at(
+    model: nn.Module, rows: int, sizes: tuple[int, ...], tmp_path: Path
+) -> None:
+    x, path = torch.randn(rows, model.layer.in_features), tmp_path / "model.onnx"  # type: ignore[union-attr]
+    report = export_onnx(model, x, path)
+    assert report.batch_sizes == sizes
+    assert report.note.startswith("The model itself does not run at batch size 1 (")
+    assert verify_onnx(path, model, x).note == report.note
+    with pytest.raises(DataError, match="does not run at batch size 1"):
+        export_onnx(model, x, path, batch_sizes=(1, 2))

@@ -80,7 +80,10 @@ Shapes = Annotated[
         help="Instead of data: shape of an input without the batch; once per input.",
     ),
 ]
-BatchSizes = Annotated[str, typer.Option(metavar="SIZE,…", help="Batch sizes at which the file is proven.")]
+BatchSizes = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE,…", help="Batch sizes at which the file is proven.", show_default="1,2,7"),
+]
 Axis = Annotated[
     list[str] | None,
     typer.Option(metavar="INPUT:DIM=NAME", help="Another dimension that may vary, e.g. tokens:1=length."),

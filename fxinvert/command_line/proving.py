@@ -65,7 +65,7 @@ def export(
         ),
     ] = None,
     axis: Axis = None,
-    batch_sizes: BatchSizes = "1,2,7",
+    batch_sizes: BatchSizes = None,
     atol: Atol = None,
     rtol: Rtol = None,
     mean: Mean = None,
@@ -82,7 +82,7 @@ def export(
     from fxinvert.report import make_console
 
     settings = ExportSettings(
-        batch_sizes=tuple(integers("--batch-sizes", batch_sizes)),
+        batch_sizes=None if batch_sizes is None else tuple(integers("--batch-sizes", batch_sizes)),
         axes=tuple(axis or ()),
         atol=atol,
         rtol=rtol,
@@ -107,7 +107,7 @@ def verify(
     weights: Weights = None,
     pretrained: Pretrained = False,
     axis: Axis = None,
-    batch_sizes: BatchSizes = "1,2,7",
+    batch_sizes: BatchSizes = None,
     atol: Atol = None,
     rtol: Rtol = None,
     mean: Mean = None,
@@ -123,6 +123,6 @@ def verify(
     from fxinvert.commands.export import verify as prove
     from fxinvert.report import make_console
 
-    sizes = tuple(integers("--batch-sizes", batch_sizes))
+    sizes = None if batch_sizes is None else tuple(integers("--batch-sizes", batch_sizes))
     settings = ExportSettings(sizes, tuple(axis or ()), atol, rtol, as_json=as_json)
     prove(config_of(context), shapes_of(shape), file, settings, make_console())

@@ -24,7 +24,7 @@ class ExportSettings:
     """How a file is written and proven.
 
     Attributes:
-        batch_sizes, axes, atol, rtol: as `export_onnx` takes them; None for its own tolerances.
+        batch_sizes, axes, atol, rtol: as `export_onnx` takes them; None for its own.
         opset: of the file; None for the exporter's.
         half: whether to compute in half precision.
         external_data: whether weights go to a second file; None where they are large.
@@ -35,7 +35,7 @@ class ExportSettings:
         as_json: whether to report as JSON.
     """
 
-    batch_sizes: tuple[int, ...] = (1, 2, 7)
+    batch_sizes: tuple[int, ...] | None = None
     axes: tuple[str, ...] = ()
     atol: float | None = None
     rtol: float | None = None

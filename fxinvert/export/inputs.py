@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from fxinvert.errors import DataError
 from fxinvert.export.called import BATCH, Call, outputs_by_name
 
+SIZES = (1, 2, 7)
+"""Batch sizes at which a file is proven, where none are asked for."""
+
 NOISE = 0.01
 """Noise added to float inputs, relative to the root mean square of the example."""
 
@@ -77,15 +80,15 @@ def frozen_copy(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def check_settings(batch_sizes: Sequence[int], atol: float, rtol: float) -> tuple[int, ...]:
-    """The batch sizes without repetition, in the order given.
+def check_settings(batch_sizes: Sequence[int] | None, atol: float, rtol: float) -> tuple[int, ...] | None:
+    """The batch sizes without repetition, in the order given; None for those that are usual.
 
     Raises:
         DataError: No batch size, one that is not a positive integer, or a tolerance that is not a number >= 0.
     """
-    sizes = tuple(dict.fromkeys(batch_sizes))
-    if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise DataError(f"batch_sizes must be positive integers, at least one; got {tuple(batch_sizes)}")
+    sizes = None if batch_sizes is None else tuple(dict.fromkeys(batch_sizes))
+    if sizes is not None and not (sizes and all(isinstance(size, int) and size > 0 for size in sizes)):
+        raise DataError(f"batch_sizes must be positive integers, at least one; got {sizes}")
     for name, value in (("atol", atol), ("rtol", rtol)):
         if not (math.isfinite(value) and value >= 0):
             raise DataError(f"{name} must be a finite number >= 0, not {value}")
@@ -148,6 +151,46 @@ def case_sizes(
             raise DataError(f"axis_sizes of {axis!r} must be positive integers; got {tuple(sizes)}")
         found += [found[-1] | {axis: wanted} for wanted in sizes]
     return list({tuple(sizes.items()): sizes for sizes in found}.values())
+
+
+def cases_at(
+    model: nn.Module,
+    call: Call,
+    batch_sizes: Sequence[int] | None,
+    axis_sizes: Mapping[str, Sequence[int]] | None,
+    seed: int = 0,
+) -> tuple[tuple[Case, ...], str]:
+    """The cases of a proof, and why some of the usual batch sizes are not among them.
+
+    Args:
+        model: The frozen copy.
+        call: How it is called.
+        batch_sizes: The batch sizes to run; None for the usual ones at which the model itself runs, the example's and
+            twice as many among them where it does not run at all of these.
+        axis_sizes: Sizes to run of other axes, as for `case_sizes`.
+        seed: Seed of the inputs.
+
+    Raises:
+        DataError: The model itself fails at a size that was asked for, or at the example's; a size does not fit.
+    """
+    wanted = case_sizes(call, batch_sizes or SIZES, axis_sizes)
+    try:
+        return make_cases(model, call, wanted, seed), ""
+    except DataError:
+        if batch_sizes is not None or BATCH not in call.sizes:
+            raise
+    own = call.sizes[BATCH]
+    make_cases(model, call, [call.sizes], seed)
+    failed = {}
+    for size in SIZES:
+        try:
+            make_cases(model, call, [call.sizes | {BATCH: size}], seed)
+        except DataError as error:
+            failed[size] = str(error.__cause__ or error).splitlines()[0]
+    sizes = sorted({*SIZES, own, 2 * own} - {*failed})
+    why = "; ".join(f"at batch size {size} ({reason})" for size, reason in failed.items())
+    note = f"The model itself does not run {why}: what the file does there is not known."
+    return make_cases(model, call, case_sizes(call, sizes, axis_sizes), seed), note
 
 
 def make_cases(

@@ -21,7 +21,7 @@ from fxinvert.export.annotate import set_metadata
 from fxinvert.export.called import BATCH, Call
 from fxinvert.export.facts import facts_of
 from fxinvert.export.files import destination_of, move, workplace
-from fxinvert.export.inputs import Case, check_settings, frozen_copy, like, rng_kept
+from fxinvert.export.inputs import SIZES, Case, check_settings, frozen_copy, like, rng_kept
 from fxinvert.export.inverse_linearized import Linearized
 from fxinvert.export.inverse_steps import Unmoved, step_of
 from fxinvert.export.onnx_file import proven, save
@@ -48,7 +48,7 @@ def export_inverse(
     *,
     at: str | None = None,
     reconstruction: Reconstructed | Literal["auto"] = "auto",
-    batch_sizes: Sequence[int] = (1, 2, 7),
+    batch_sizes: Sequence[int] | None = None,
     atol: float = ATOL,
     rtol: float = RTOL,
     opset: int = 20,
@@ -66,7 +66,7 @@ def export_inverse(
         at: The node, as in `Reconstruction.names`; by default the model's input.
         reconstruction: As for `fxinvert.invert`; `"auto"`: node by node on a chain, linearized where paths branch between the node
             and the output.
-        batch_sizes: Batch sizes at which the file is proven.
+        batch_sizes: Batch sizes at which the file is proven; by default 1, 2 and 7.
         atol: Absolute tolerance.
         rtol: Tolerance relative to each expected element.
         opset: ONNX opset of the file, 18 or later.
@@ -81,7 +81,7 @@ def export_inverse(
         TraceError: The model cannot be captured.
         DataError: There is no such node, the path cannot be written, or settings do not fit.
     """
-    sizes = check_settings(batch_sizes, atol, rtol)
+    sizes = check_settings(batch_sizes, atol, rtol) or SIZES
     destination = destination_of(path)
     with workplace(destination) as folder, rng_kept():
         frozen = frozen_copy(model)
@@ -101,7 +101,7 @@ def export_inverse(
             frozen,
             None,
             {"inverse_at": node.meta["path"], "inverse_is": reconstruction},
-            proven=proven(sizes, atol, rtol),
+            proven=proven(cases, atol, rtol),
         )
         given = Call.of(chain, tuple(cases[-1].inputs.values()))
         try:

@@ -19,7 +19,7 @@ from fxinvert.export.annotate import annotate_segments, every_name, set_metadata
 from fxinvert.export.called import Axes, Call
 from fxinvert.export.facts import facts_of
 from fxinvert.export.files import destination_of, move, unwritable, workplace
-from fxinvert.export.inputs import case_sizes, check_settings, frozen_copy, make_cases, rng_kept
+from fxinvert.export.inputs import Case, cases_at, check_settings, frozen_copy, rng_kept
 from fxinvert.export.proof import ATOL, RTOL, Proof, prove
 from fxinvert.export.summary import ExportReport
 from fxinvert.export.translate import FIRST_OPSET, translate
@@ -42,7 +42,7 @@ def export_onnx(
     *,
     metadata: Mapping[str, str] | None = None,
     segments: Mapping[str, str] | None = None,
-    batch_sizes: Sequence[int] = (1, 2, 7),
+    batch_sizes: Sequence[int] | None = None,
     dynamic_axes: Axes | None = None,
     axis_sizes: Mapping[str, Sequence[int]] | None = None,
     precision: Precision = "own",
@@ -70,7 +70,8 @@ def export_onnx(
             parameters, fingerprint of the weights, precision and tolerances are stored anyway.
         segments: Name of the segment of each parameter, by the parameter's name in `model`; stored as
             `fxinvert.segment` in the metadata of the nodes that use the parameter.
-        batch_sizes: Batch sizes at which the file is proven.
+        batch_sizes: Batch sizes at which the file is proven; by default 1, 2 and 7. Where the model itself does not run at
+            one of these, the others, the example's and twice as many, and the report's note says so.
         dynamic_axes: Names of other dimensions that may vary, by input name and dimension, `{"tokens": {1: "length"}}`;
             `{0: None}` for an input whose dimension 0 is not the batch.
         axis_sizes: Sizes of those axes at which the file is proven, by name; by default the example's and half of it.
@@ -109,10 +110,10 @@ def export_onnx(
         frozen = frozen_copy(module)
         call = Call.of(frozen, example_inputs, dynamic_axes)
         named_segments = every_name(frozen, segments or {})
-        facts = facts_of(frozen, result, metadata, precision=precision, proven=proven(sizes, atol, rtol))
-        cases = make_cases(frozen, call, case_sizes(call, sizes, axis_sizes))
+        cases, note = cases_at(frozen, call, sizes, axis_sizes)
+        facts = facts_of(frozen, result, metadata, precision=precision, proven=proven(cases, atol, rtol))
         large = _weight_bytes(frozen) > EXTERNAL_BYTES
-        written, proof = Path(folder) / destination.name, Proof(frozen, call, cases, atol, rtol)
+        written, proof = Path(folder) / destination.name, Proof(frozen, call, cases, atol, rtol, note)
         mismatch: ExportMismatchError | None = None
         for program in translate(frozen, call, cases, opset, half=half, destination=destination):
             set_metadata(program.model, facts)
@@ -131,8 +132,9 @@ def export_onnx(
     return report
 
 
-def proven(sizes: Sequence[int], atol: float, rtol: float) -> str:
+def proven(cases: Sequence[Case], atol: float, rtol: float) -> str:
     """What a file says about its proof."""
+    sizes = dict.fromkeys(case.batch_size for case in cases)
     return f"batch sizes {', '.join(map(str, sizes))}; atol {atol:g}, rtol {rtol:g}"
 
 

@@ -14,7 +14,7 @@ from fxinvert.errors import DataError, ExportMismatchError
 from fxinvert.export.called import Axes, Call
 from fxinvert.export.compare import Array, Comparison, compare
 from fxinvert.export.files import named
-from fxinvert.export.inputs import Case, case_sizes, check_settings, frozen_copy, make_cases, rng_kept
+from fxinvert.export.inputs import Case, cases_at, check_settings, frozen_copy, rng_kept
 from fxinvert.export.parting import first_difference
 from fxinvert.export.rounding import FACTOR, rounding_of
 from fxinvert.export.session import crashes, open_session, run_session
@@ -38,6 +38,7 @@ class Proof:
         cases: inputs and expected outputs.
         atol: absolute tolerance.
         rtol: relative tolerance.
+        note: what the cases leave out.
     """
 
     model: nn.Module
@@ -45,6 +46,7 @@ class Proof:
     cases: Sequence[Case]
     atol: float
     rtol: float
+    note: str = ""
 
 
 def verify_onnx(
@@ -52,7 +54,7 @@ def verify_onnx(
     model: nn.Module,
     example_inputs: Any,
     *,
-    batch_sizes: Sequence[int] = (1, 2, 7),
+    batch_sizes: Sequence[int] | None = None,
     dynamic_axes: Axes | None = None,
     axis_sizes: Mapping[str, Sequence[int]] | None = None,
     atol: float = ATOL,
@@ -70,7 +72,7 @@ def verify_onnx(
         model: The model it should equal; neither it nor any random state is changed.
         example_inputs: A tensor, the tuple of what `forward` takes by position, or the mapping of what it takes by
             name, nested as the model wants them, with the batch in dimension 0.
-        batch_sizes: Batch sizes to run.
+        batch_sizes: Batch sizes to run; by default those of 1, 2 and 7 that the model itself runs at, as for `export_onnx`.
         dynamic_axes: Names of other dimensions that may vary, by input name and dimension, as for `export_onnx`.
         axis_sizes: Sizes of those axes to run, by name; by default half of the example's.
         atol: Absolute tolerance.
@@ -92,8 +94,8 @@ def verify_onnx(
     with rng_kept():
         frozen = frozen_copy(model)
         call = Call.of(frozen, example_inputs, dynamic_axes)
-        cases = make_cases(frozen, call, case_sizes(call, sizes, axis_sizes), seed)
-        return prove(file, Proof(frozen, call, cases, atol, rtol))
+        cases, note = cases_at(frozen, call, sizes, axis_sizes, seed)
+        return prove(file, Proof(frozen, call, cases, atol, rtol, note))
 
 
 def prove(path: Path, proof: Proof, *, shown: Path | None = None) -> ExportReport:
@@ -147,7 +149,7 @@ def prove(path: Path, proof: Proof, *, shown: Path | None = None) -> ExportRepor
             for name, value, comparison in zip(names, actual, found, strict=True)
         ]
     sizes = tuple(dict.fromkeys(case.batch_size for case in proof.cases))
-    notes = [FRAGILE] if fragile else []
+    notes = [note for note in (proof.note, FRAGILE if fragile else "") if note]
     notes += [
         f"Output {name!r} exceeds the tolerance by rounding at {'; '.join(where)}: every element lies within {FACTOR:g} times the "
         "model's own error of what float64 gives."

@@ -24,7 +24,7 @@ from fxinvert.export.carriers import carriers_of, chosen, matches
 from fxinvert.export.facts import facts_of
 from fxinvert.export.files import destination_of, move, named, unwritable, workplace
 from fxinvert.export.forms import Form, forms_of, unused
-from fxinvert.export.inputs import case_sizes, check_settings, frozen_copy, make_cases, rng_kept
+from fxinvert.export.inputs import cases_at, check_settings, frozen_copy, make_cases, rng_kept
 from fxinvert.export.onnx_file import proven
 from fxinvert.export.proof import ATOL, RTOL, Proof, prove
 from fxinvert.export.summary import ExportReport
@@ -42,7 +42,7 @@ def update_onnx(
     path: str | os.PathLike[str],
     *,
     metadata: Mapping[str, str] | None = None,
-    batch_sizes: Sequence[int] = (1, 2, 7),
+    batch_sizes: Sequence[int] | None = None,
     dynamic_axes: Axes | None = None,
     axis_sizes: Mapping[str, Sequence[int]] | None = None,
     atol: float = ATOL,
@@ -57,7 +57,7 @@ def update_onnx(
         into: The ONNX file of the original model, by any exporter; it stays as it is.
         path: The file to write; may be the same as `into`, which is then replaced at the very end.
         metadata: Facts to add to the file's metadata; keys get the prefix `fxinvert.`.
-        batch_sizes: Batch sizes at which both files are proven; those that the file was exported for.
+        batch_sizes: Batch sizes at which both files are proven; by default as for `export_onnx`.
         dynamic_axes: Names of other dimensions that may vary, as for `export_onnx`.
         axis_sizes: Sizes of those axes to run, by name; by default half of the example's.
         atol: Absolute tolerance.
@@ -82,8 +82,7 @@ def update_onnx(
         after = frozen_copy(model.model if isinstance(model, PostTrainingResult) else model)
         _check_alike(before, after)
         call = Call.of(before, example_inputs, dynamic_axes)
-        wanted = case_sizes(call, sizes, axis_sizes)
-        old = make_cases(before, call, wanted)
+        old, note = cases_at(before, call, sizes, axis_sizes)
         try:
             prove(source, Proof(before, call, old, atol, rtol))
         except ExportMismatchError as error:
@@ -92,13 +91,13 @@ def update_onnx(
             ) from error
         file = _load(source)
         _replace(file, _forms(before, after, call, old[0].inputs.values()), source)
-        facts = facts_of(after, result, metadata, proven=proven(sizes, atol, rtol))
+        facts = facts_of(after, result, metadata, proven=proven(old, atol, rtol))
         file.metadata_props.update(facts | {f"{PREFIX}into": source.name})
         written = Path(folder) / destination.name
         _save(file, written, destination, external=_has_external_data(source))
         del file
-        new = make_cases(after, call, wanted)
-        report = prove(written, Proof(after, call, new, atol, rtol), shown=destination)
+        new = make_cases(after, call, [case.sizes for case in old])
+        report = prove(written, Proof(after, call, new, atol, rtol, note), shown=destination)
         move(Path(folder), destination)
     return report
 
