@@ -1,4 +1,4 @@
-"""Export of attention with more and fewer axes than batch, heads, positions and features."""
+"""Export of attention with more and fewer axes than batch, heads, positions and features, and with masks."""
 
 from __future__ import annotations
 
@@ -53,3 +53,25 @@ def test_attention_of_a_captured_model(tmp_path: Path) -> None:
     example = torch.randn(2, 12, 6)
     graph = fxinvert.trace(Attends((2, 2), None, causal=True), example)
     export_onnx(graph, example, tmp_path / "m.onnx", batch_sizes=(1, 2, 5))
+
+
+@pytest.mark.parametrize("fill", [None, -torch.inf, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("axes", [(), (2,)])
+def test_what_attends_to_nothing(fill: float | None, axes: tuple[int, ...], tmp_path: Path) -> None:
+    """Padding before a text: in a causal mask its positions see none. With -inf they are 0 in torch, with a number a mean."""
+
+    class Model(Attends):
+        def forward(self, x: Tensor, given: Tensor) -> Tensor:  # type: ignore[override]
+            positions = x.shape[1] // (2 if self.axes else 1)
+            causal = torch.ones(positions, positions, dtype=torch.bool).tril()
+            mask = given[:, None, :positions].bool() & causal
+            mask = mask[:, None] if self.axes else mask
+            self.mask = mask if fill is None else torch.where(mask, 0.0, fill)
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model, x = Model(axes, None).eval(), torch.randn(3, 8, 6)
+    given = torch.ones(3, 8, dtype=torch.long)
+    given[-1, :2] = 0
+    report = export_onnx(model, (x, given), tmp_path / "m.onnx", batch_sizes=(1, 3))
+    assert report.max_abs < 1e-5

@@ -1,7 +1,12 @@
-"""Attention with other axes than batch, heads, positions and features, as that with these: torch's translation takes no other."""
+"""Attention as torch's translation to ONNX takes it, and gives it.
+
+It takes four axes: batch, heads, positions and features. Where a mask lets a position attend to nothing, as that of padding
+before a text, torch gives zeros; its translation, the mean over all positions or NaN.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,8 +15,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-class FourAxes(TorchFunctionMode):
-    """While it is on, `scaled_dot_product_attention` is given four axes: those before the heads are one, missing ones are added."""
+class Attention(TorchFunctionMode):
+    """While it is on, `scaled_dot_product_attention` is given four axes: those before the heads are one, missing ones are added.
+
+    What attends to nothing is zero, in so many words.
+    """
 
     def __torch_function__(
         self,
@@ -32,6 +40,22 @@ def _attention(
     key: Tensor,
     value: Tensor,
     attn_mask: Tensor | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    mixed = _four_axes(func, query, key, value, attn_mask, *args, **kwargs)
+    if attn_mask is None:
+        return mixed
+    allowed = attn_mask if attn_mask.dtype == torch.bool else attn_mask > -math.inf
+    return mixed.masked_fill(~allowed.any(-1, keepdim=True), 0.0)
+
+
+def _four_axes(
+    func: Callable[..., Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:

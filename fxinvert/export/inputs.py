@@ -176,21 +176,24 @@ def cases_at(
     wanted = case_sizes(call, batch_sizes or SIZES, axis_sizes)
     try:
         return make_cases(model, call, wanted, seed), ""
-    except DataError:
+    except DataError as error:
         if batch_sizes is not None or BATCH not in call.sizes:
             raise
-    own = call.sizes[BATCH]
-    make_cases(model, call, [call.sizes], seed)
+        refused = error
     failed = {}
     for size in SIZES:
         try:
             make_cases(model, call, [call.sizes | {BATCH: size}], seed)
         except DataError as error:
             failed[size] = str(error.__cause__ or error).splitlines()[0]
+    own = call.sizes[BATCH]
     sizes = sorted({*SIZES, own, 2 * own} - {*failed})
     why = "; ".join(f"at batch size {size} ({reason})" for size, reason in failed.items())
     note = f"The model itself does not run {why}: what the file does there is not known."
-    return make_cases(model, call, case_sizes(call, sizes, axis_sizes), seed), note
+    try:
+        return make_cases(model, call, case_sizes(call, sizes, axis_sizes), seed), note
+    except DataError:
+        raise refused from refused.__cause__
 
 
 def make_cases(

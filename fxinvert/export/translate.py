@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fxinvert.errors import DataError, ExportMismatchError, FxInvertError, TraceError
 from fxinvert.export.annotate import SCOPES
-from fxinvert.export.attended import FourAxes
+from fxinvert.export.attended import Attention
 from fxinvert.export.called import BATCH, Call, Half
 from fxinvert.export.inputs import Case, like
 from fxinvert.export.projected import ProjectedSteps
@@ -102,7 +102,7 @@ def _program(
     with (
         quiet() as said,
         sdpa_kernel(SDPBackend.MATH),
-        FourAxes(),
+        Attention(),
         ProjectedSteps(),
         lengths_followed(flat.model),
     ):
