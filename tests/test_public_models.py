@@ -32,6 +32,14 @@ TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any], int | None]] = {
         None,
     ),
     "llama": ("LlamaForCausalLM", "LlamaConfig", {**TEXT, "num_key_value_heads": 2}, None),
+    "deepseek_v2": (
+        "DeepseekV2ForCausalLM",
+        "DeepseekV2Config",
+        {**TEXT, "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 8, "qk_rope_head_dim": 8,
+         "qk_nope_head_dim": 8, "v_head_dim": 8, "head_dim": 8, "n_routed_experts": 4, "num_experts_per_tok": 2,
+         "n_shared_experts": 1, "moe_intermediate_size": 16, "first_k_dense_replace": 1, "topk_group": 1, "n_group": 1},
+        None,
+    ),
     "vit": ("ViTForImageClassification", "ViTConfig", {**IMAGE, **SMALL, "patch_size": 8}, 32),
     "convnext": (
         "ConvNextForImageClassification",
@@ -109,6 +117,17 @@ def test_transformers_from_small_random_configurations(name: str, tmp_path: Path
     )
     goes_all_the_way(model, inputs)
     fxinvert.export_onnx(model, inputs, tmp_path / "model.onnx")
+
+
+def test_padding_before_a_text_is_exported(tmp_path: Path) -> None:
+    """Its positions attend to nothing."""
+    transformers = imported("transformers")
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**TEXT, num_key_value_heads=2))
+    mask = torch.ones(3, 6, dtype=torch.long)
+    mask[-1, :2] = 0
+    inputs = {"input_ids": torch.randint(3, 64, (3, 6)), "attention_mask": mask}
+    fxinvert.export_onnx(model, inputs, tmp_path / "model.onnx", batch_sizes=(1, 3))
 
 
 @pytest.mark.parametrize(
