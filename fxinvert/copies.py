@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fxinvert.errors import DataError
 from fxinvert.passes.capture import attribute
@@ -23,8 +23,18 @@ def copy_of(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
     except RuntimeError as error:
+        computed = [
+            f"{prefix}.{name}".removeprefix(".")
+            for prefix, module in model.named_modules()
+            for name, value in vars(module).items()
+            if isinstance(value, Tensor) and not value.is_leaf
+        ]
         raise DataError(
-            f"{type(model).__name__} cannot be copied ({error}); keep only parameters, buffers and detached tensors on it"
+            f"{type(model).__name__} cannot be copied ({str(error).split('. ')[0].strip('. ')}): "
+            f"{', '.join(computed) or 'something on it'} is computed from other tensors. Where a hook does that, make it a "
+            "parameter: torch.nn.utils.prune.remove(module, name) after pruning (keep_zeros=True keeps what was pruned), "
+            "torch.nn.utils.remove_weight_norm(module) or torch.nn.utils.parametrizations.weight_norm; anything else "
+            "keep detached"
         ) from error
 
 

@@ -133,6 +133,10 @@ class Feed:
         before = self.total
         if before.samples != found.samples:
             raise self._differs(f"has {found.samples} samples where there were {before.samples}")
+        if before.labels != found.labels and before.inputs != found.inputs:
+            raise self._differs(
+                "has other samples or labels (its loader leaves out others each time, as with drop_last, or mixes them)"
+            )
         if before.labels != found.labels or (before.inputs == found.inputs and before.pairs != found.pairs):
             raise self._differs("has other labels")
 
@@ -161,7 +165,8 @@ class Stream:
         seen = Fingerprint()
         for where in self.wheres:
             chunk = self._chunk(where)
-            batches = Batches(_Reading(chunk), self.context.device, chunk.what, self.part, chunk.first)
+            source, context = _Reading(chunk), self.context
+            batches = Batches(source, context.device, chunk.what, self.part, chunk.first, context.first)
             yield from batches
             seen += batches.fingerprint
         self.fingerprint = seen

@@ -19,6 +19,7 @@ from fxinvert.identity import check_finite, check_plan, identity
 from fxinvert.inversion.inverse_graph import Reconstructed
 from fxinvert.inversion.invert import check_solvers
 from fxinvert.linalg.anchored import Method as SolverMethod
+from fxinvert.misreadings import misreadings
 from fxinvert.output_target import OutputTargetFunction, automatic
 from fxinvert.output_target import output_target as named_target
 from fxinvert.passes.checks import check_readable
@@ -229,6 +230,8 @@ def post_train(
             for name in context.sources
         }
         feeds, notes = _parts(surveyed)
+        if isinstance(output_target, str) and output_target not in ("regression", "soft"):
+            notes += misreadings(context.graph, feeds["held_out"].sample.batches() or [context.first])
         if journal is not None:
             journal.is_about(identity(context, plan, feeds, (trainer, settings, ordered, targets, threads)))
         if isinstance(trainer, Repeating):

@@ -110,6 +110,9 @@ class PostTrainingResult:
     def __repr__(self) -> str:
         return f"PostTrainingResult(held-out: {self.baseline} → {self.final}; {len(self.changed)} parameters changed)"
 
+    def __str__(self) -> str:
+        return "\n".join([repr(self), *(f"Note: {note}." for note in self.notes)])
+
     def _repr_html_(self) -> str:
         notes = (
             f"held out ({self.final.samples:,} samples): {self.baseline} → {self.final}",

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxinvert
@@ -310,7 +311,36 @@ def test_few_samples_are_judged_on_themselves_and_it_is_said() -> None:
     x = torch.randn(2, 5, generator=torch.Generator().manual_seed(3))
     result = fxinvert.post_train(network(), [(x, torch.randn(2, 2))], sweeps=1)
     assert result.final.loss <= result.baseline.loss
-    assert result.notes
+    assert str(result) == f"{result!r}\nNote: {result.notes[0]}."
+
+
+def test_labels_and_outputs_that_most_likely_mean_something_else_are_noted() -> None:
+    """What binary_cross_entropy_with_logits takes, floating-point 0 and 1, are values here; and labels ask for logits."""
+    x = torch.cat([x for x, _ in regression_data()])
+    sure = (x[:, :2] > 0).float()
+
+    def notes(model: nn.Module, y: Tensor, **settings: Any) -> str:
+        return " ".join(fxinvert.post_train(model, (x, y), sweeps=1, confidence=0.5, **settings).notes)
+
+    assert "truth values, labels.bool()" in notes(network(), sure)
+    probable = nn.Sequential(network(), nn.Sigmoid())
+    assert "ends in sigmoid" in notes(nn.Sequential(probable, nn.Flatten()), sure.bool())
+    assert "ends in softmax" in notes(nn.Sequential(network(), nn.Softmax(1)), sure[:, 0].long())
+    for model, y, settings in (
+        (network(), sure, {"output_target": "regression"}),
+        (network(), sure.bool(), {}),
+        (network(), 2 * sure, {}),
+        (probable, sure, {}),
+    ):
+        assert not notes(model, y, **settings)
+
+
+def test_labels_of_validation_data_are_of_the_kind_of_those_trained_on() -> None:
+    data = [(x, y.argmax(1)) for x, y in regression_data()]
+    with pytest.raises(
+        DataError, match=r"batch 0 of validation_data: labels: floating-point numbers; .*: integers"
+    ):
+        fxinvert.post_train(network(), data, validation_data=regression_data())
 
 
 def test_a_shuffling_loader_works() -> None:
@@ -386,6 +416,10 @@ def test_what_is_no_model_and_what_is_no_plan_are_refused() -> None:
     holding.hidden = holding(torch.randn(2, 5))  # what the deprecated weight_norm leaves behind
     with pytest.raises(DataError, match=r"Sequential cannot be copied \(Only Tensors created explicitly"):
         fxinvert.post_train(holding, regression_data())
+    pruned = network()
+    prune.l1_unstructured(pruned[0], "weight", 0.5)  # type: ignore[index, no-untyped-call]
+    with pytest.raises(DataError, match=r"cannot be copied .*: 0.weight is computed .*prune.remove"):
+        fxinvert.post_train(pruned, regression_data())
     with pytest.raises(CutError, match=r"the plan is str; one from fxinvert.partition"):
         fxinvert.post_train(network(), regression_data(), plan="auto")  # type: ignore[arg-type]
 

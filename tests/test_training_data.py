@@ -68,6 +68,36 @@ def test_data_that_come_whole_are_cut_into_batches() -> None:
         batched((x, y[1:]), "validation_data")
 
 
+def test_batches_may_be_arrays_and_these_may_be_read_only(recwarn: pytest.WarningsRecorder) -> None:
+    x = samples(6).numpy()
+    x.flags.writeable = False
+    ((inputs, labels),) = Batches([({"x": x}, torch.arange(6).numpy())], CPU)
+    assert torch.equal(tree_leaves(inputs)[0], samples(6))
+    assert labels.dtype == torch.int64
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            (samples(4).double(), torch.arange(4)),
+            "input 0: float64 with 3 axes; .* there: float32 with 3 axes",
+        ),
+        ((samples(4)[0], torch.arange(3)), "input 0: float32 with 2 axes; .* there: float32 with 3 axes"),
+        ((samples(4), torch.ones(4)), "labels: floating-point numbers; .* there: integers"),
+        ((samples(4), torch.ones(4).bool()), "labels: truth values; .* there: integers"),
+        (({"x": samples(4)}, torch.arange(4)), r"input 'x': .*not there|input 0: not there"),
+    ],
+)
+def test_batches_are_of_the_types_of_the_first(other: Any, message: str) -> None:
+    first = (samples(4), torch.arange(4))
+    ((batch),) = Batches([first], CPU)
+    list(Batches([first, (samples(2), torch.arange(2, dtype=torch.int32))], CPU, like=batch))
+    with pytest.raises(DataError, match=f"batch 1 of train_data: {message}"):
+        list(Batches([first, other], CPU, like=batch))
+
+
 class Once:
     """A loader that gives its batches only the first time."""
 
@@ -99,7 +129,14 @@ def test_a_generator_is_refused_at_once() -> None:
         ([samples(3)], "pair"),
         ([(samples(3), [0, 1, 2])], r"labels\[0\] is int; a tensor is needed"),
         ([(samples(3), torch.zeros(2))], "same number of samples"),
-        ([(samples(3), torch.tensor(1.0))], "same number of samples"),
+        ([(samples(3), torch.tensor(1.0))], "same number of samples; .* DataLoader"),
+        ([(samples(3)[0], 1)], "labels is int; a tensor is needed.* DataLoader"),
+        ((samples(3), [0, 1, 2]), r"train_data: labels\[0\] is int; a tensor is needed"),
+        (
+            [(samples(3), torch.zeros(3)), (samples(0), torch.zeros(0))],
+            "batch 1 of train_data has no samples",
+        ),
+        ("data.npz", "train_data is str; .* read from that file"),
         (
             [(samples(3), torch.zeros(3)), (samples(3) / 0, torch.zeros(3))],
             "batch 1 of train_data: input 0 has NaN",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -46,15 +48,15 @@ def checked(item: Any, where: str) -> Batch:
     """A loader's item as a batch.
 
     Args:
-        item: a pair (inputs, labels).
+        item: a pair (inputs, labels), of tensors or arrays; arrays become tensors that share their memory.
         where: how messages call it, e.g. "batch 3 of train_data".
 
     Raises:
-        DataError: it is no pair of (structures of) tensors, their lengths differ, or a value is not finite.
+        DataError: it is no pair of (structures of) tensors, it is empty, their lengths differ, or a value is not finite.
     """
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise DataError(f"{where} is {type(item).__name__}; a pair (inputs, labels) is needed")
-    inputs, labels = item
+    inputs, labels = pytree.tree_map(_as_tensor, tuple(item))
     if not isinstance(inputs, Mapping):  # by name
         inputs = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
     named = [*_named("input", inputs), *_named("labels", labels)]
@@ -62,15 +64,19 @@ def checked(item: Any, where: str) -> Batch:
     for name, value in named:
         if not isinstance(value, Tensor):
             raise DataError(
-                f"{where}: {name} is {type(value).__name__}; a tensor is needed (what is the same for all samples "
-                "belongs into the model, as a default or a setting)"
+                f"{where}: {name} is {type(value).__name__}; a tensor is needed, with an entry for each sample of the batch "
+                "(what is the same for all samples belongs into the model, as a default or a setting; single samples are "
+                "made batches by a DataLoader)"
             )
         if value.dim() == 0 or first is None or first.dim() == 0 or len(value) != len(first):
             other = "none" if first is None else str(tuple(first.shape))
+            single = "; single samples are made batches by a DataLoader" if value.dim() == 0 else ""
             raise DataError(
                 f"{where}: {name} has shape {tuple(value.shape)}, input 0 {other}; "
-                "they must have the same number of samples"
+                f"they must have the same number of samples{single}"
             )
+        if not len(value):
+            raise DataError(f"{where} has no samples")
         if value.is_floating_point() and not _finite(value):
             rows = (~torch.isfinite(value)).reshape(len(value), -1).any(1)
             raise DataError(
@@ -78,6 +84,48 @@ def checked(item: Any, where: str) -> Batch:
                 f"first in sample {int(rows.nonzero()[0])}"
             )
     return Batch(inputs, labels)
+
+
+def check_alike(batch: Batch, first: Batch, where: str, what: str) -> None:
+    """Checks that a batch has the types of another: inputs of equal names, dtypes and numbers of axes, labels of one kind.
+
+    Args:
+        batch: as `checked` gave it.
+        first: the other one.
+        where: how messages call the batch.
+        what: how they call the other one.
+
+    Raises:
+        DataError: it has not.
+    """
+    ours, theirs = _types(batch), _types(first)
+    for name in ours | theirs:
+        own, other = ours.get(name, "not there"), theirs.get(name, "not there")
+        if own != other:
+            raise DataError(f"{where}: {name}: {own}; {what} has there: {other}")
+
+
+def _types(batch: Batch) -> dict[str, str]:
+    inputs = {
+        name: f"{str(value.dtype).removeprefix('torch.')} with {value.dim()} axes"
+        for name, value in _named("input", batch.inputs)
+    }
+    return inputs | {name: _kind(value) for name, value in _named("labels", batch.labels)}
+
+
+def _kind(labels: Tensor) -> str:
+    """What labels ask for, by their type."""
+    if labels.dtype == torch.bool:
+        return "truth values"
+    return "floating-point numbers" if labels.is_floating_point() else "integers"
+
+
+def _as_tensor(value: Any) -> Any:
+    if not isinstance(value, np.ndarray) or value.dtype.hasobject:
+        return value
+    with warnings.catch_warnings():  # of arrays that are read-only: nothing is written to batches
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.as_tensor(value)
 
 
 def _named(what: str, structure: Any) -> list[tuple[str, Any]]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, count, islice
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset
 
 from fxinvert.errors import DataError
-from fxinvert.training.batch import Batch, checked
+from fxinvert.training.batch import Batch, check_alike, checked
 from fxinvert.training.fingerprint import Fingerprint, fingerprint
 
 Part = Literal["all", "train", "held_out"]
@@ -30,6 +30,7 @@ class Batches:
         what: how messages call the data.
         part: which samples to give: all, those kept aside ("held_out"), or the others ("train").
         first: the number of the first batch, for messages.
+        like: a batch of the training data, whose types all must have.
 
     Attributes:
         fingerprint: of all samples, whatever the part, in the last whole pass.
@@ -38,7 +39,7 @@ class Batches:
     sample always on the same side.
 
     Raises:
-        DataError: on iteration: not pairs of tensors, empty, not finite, or lengths that differ.
+        DataError: on iteration: not pairs of tensors, empty, not finite, or lengths or types that differ.
     """
 
     def __init__(
@@ -48,19 +49,23 @@ class Batches:
         what: str = "train_data",
         part: Part = "all",
         first: int = 0,
+        like: Batch | None = None,
     ) -> None:
         self.source, self.device, self.what = batched(source, what), device, what
-        self.part, self.first = part, first
+        self.part, self.first, self.like = part, first, like
         self.fingerprint = Fingerprint()
 
     def of(self, part: Part) -> Batches:
         """The same data, another part."""
-        return Batches(self.source, self.device, self.what, part, self.first)
+        return Batches(self.source, self.device, self.what, part, self.first, self.like)
 
     def __iter__(self) -> Iterator[Batch]:
         seen, empty = Fingerprint(), True
         for index, item in enumerate(self.source):
-            batch = checked(item, f"batch {self.first + index} of {self.what}")
+            where = f"batch {self.first + index} of {self.what}"
+            batch = checked(item, where)
+            if self.like is not None:
+                check_alike(batch, self.like, where, "batch 0 of train_data")
             empty = False
             own, aside = fingerprint(batch, index)
             seen += own
@@ -137,16 +142,15 @@ def batched(data: Any, what: str) -> Any:
     """
     if isinstance(data, Dataset) and not isinstance(data, Iterable):
         return DataLoader(data, BATCH)
-    # the second of two batches would be a pair
+    if isinstance(data, str | bytes | Path):
+        raise DataError(f"{what} is {type(data).__name__}; (inputs, labels), read from that file, are needed")
+    # two batches would be pairs
     if (
         isinstance(data, tuple | list)
         and len(data) == 2
-        and isinstance(data[1], Tensor | np.ndarray | Mapping)
+        and (isinstance(data[0], Tensor | np.ndarray) or isinstance(data[1], Tensor | np.ndarray | Mapping))
     ):
-        arrays = tree_map(
-            lambda value: torch.as_tensor(value) if isinstance(value, np.ndarray) else value, data
-        )
-        whole = checked(arrays, what)
+        whole = checked(data, what)
         parts = [whole.select(slice(start, start + BATCH)) for start in range(0, len(whole), BATCH)]
         return [(part.inputs, part.labels) for part in parts]
     if isinstance(data, Iterator):
