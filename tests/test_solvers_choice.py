@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from allocated import peak
 from torch import Tensor
 
 import fxinvert
@@ -21,6 +22,7 @@ from fxinvert.linalg import (
     LinearOperator,
     SolveSettings,
     SpectralFactor,
+    TransposedConvolution,
     anchored,
     choice,
     choose,
@@ -116,6 +118,28 @@ def test_a_memory_limit_is_kept() -> None:
     assert 0 < factor.nbytes <= needed["capacitance"]
     with pytest.raises(SolveError, match=f"at least {needed['iterative']} bytes"):
         factorize(a, SolveSettings(memory_limit=needed["iterative"] - 1))
+
+
+@pytest.mark.parametrize("method", ["banded", "capacitance", "circulant"])
+@pytest.mark.parametrize(
+    ("kernel", "shape", "stride", "groups"),
+    [
+        ((24, 24, 3, 3), (24, 14, 14), 1, 1),
+        ((48, 16, 3, 3), (16, 14, 14), 1, 1),
+        ((48, 24, 3, 3), (24, 14, 14), 2, 1),
+        ((32, 4, 3, 3), (32, 14, 14), 1, 8),
+        ((32, 1, 3, 3), (32, 16, 16), 1, 32),
+    ],
+    ids=["square", "wide", "stride", "groups", "channel by channel"],
+)
+def test_making_a_factorization_takes_no_more_memory_than_is_reckoned(
+    kernel: tuple[int, ...], shape: tuple[int, ...], stride: int, groups: int, method: Method
+) -> None:
+    options: dict[str, Any] = {"stride": (stride,) * 2, "padding": (1, 1), "dilation": (1, 1)}
+    a, weight = Convolution(torch.randn(kernel), shape, **options, groups=groups), torch.randn(kernel)
+    for operator in (a, TransposedConvolution(weight, a.out_shape, shape, **options, groups=groups)):
+        chosen = choose(operator, SolveSettings(method=method)).chosen
+        assert peak(chosen.make) <= chosen.memory
 
 
 def test_without_a_limit_what_takes_least_may_have_all_that_is_free(monkeypatch: pytest.MonkeyPatch) -> None:

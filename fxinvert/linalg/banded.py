@@ -58,6 +58,10 @@ class Layout:
         """Numbers that the factorization keeps, at most."""
         return self.blocks * (self.reach + 1) * self.groups * self.block**2
 
+    def working(self) -> int:
+        """Numbers that it works on besides: of a row of blocks, those of the Gram matrix, and what becomes of the last of them."""
+        return (self.reach + 3) * self.groups * self.block**2
+
     def solve_cost(self) -> float:
         """Operations of one solve for one sample."""
         return 2.0 * self.blocks * (2 * self.reach + 1) * self.groups * self.block**2

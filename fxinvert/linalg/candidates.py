@@ -167,14 +167,15 @@ def _banded(case: _Case, operator: Convolution) -> Candidate:
         assert isinstance(a, Convolution)
         return BlockBanded(Gram(a, outputs=case.dual), shift)
 
+    together = operator.weight.shape[2] ** 2 * plan.groups * plan.row**2
     name = f"block LDLᵀ ({plan.blocks} blocks of {plan.groups} × {plan.block}²)"
     return case.candidate(
         "banded",
         lambda: GramFactor(operator, factorized, name),
         factor=DOUBLE * plan.factor_cost(),
         solve=SQUARED * (DOUBLE * plan.solve_cost() + case.product),
-        # two dampings, and the rows from which blocks are put together
-        memory=8 * 2 * plan.entries() + 8 * operator.weight.shape[2] ** 2 * plan.groups * plan.row**2,
+        # two dampings, a row of blocks that is worked on, and the rows from which blocks are put together
+        memory=8 * (2 * plan.entries() + plan.working() + together),
         kept=16 * plan.entries(),
     )
 

@@ -33,8 +33,8 @@ def definite_factor(matrices: Tensor) -> Tensor:
 
 
 def without_dead(gram: Tensor) -> Tensor:
-    """Symmetric `(…, n, n)` in which unknowns that meet nothing, themselves included, have a diagonal entry of their own."""
+    """Symmetric `(…, n, n)` in which unknowns that meet nothing, themselves included, get a diagonal entry of their own: in place."""
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     largest = diagonal.amax()
-    filling = torch.where(diagonal == 0, torch.where(largest > 0, largest, 1.0), 0.0)
-    return gram + torch.diag_embed(filling)
+    diagonal += torch.where(diagonal == 0, torch.where(largest > 0, largest, 1.0), 0.0)
+    return gram
