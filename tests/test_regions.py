@@ -331,8 +331,9 @@ def test_normalizations_inside_a_region_are_folded_into_convolutions(bias: bool,
     inverse = fxinvert.invert(model.eval(), x, output_target=own_output)
     regions = [m for m in inverse.graph_module.modules() if isinstance(m, Region)]
     region = max(regions, key=lambda r: len(r.interior.graph.nodes))
-    norms = region.interior.graph.find_nodes(op="call_function", target=torch.ops.aten.batch_norm.default)
-    assert [node.name for node in norms] == ["other"]
+    norms = {torch.ops.aten.batch_norm.default, folded.scaled}
+    left = [(n.name, n.target) for n in region.interior.graph.nodes if n.target in norms]
+    assert left == [("other", folded.scaled)]
     held = dict(inverse.graph.named_parameters()) | dict(inverse.graph.named_buffers())
     kernels = [node for node in region.interior.graph.nodes if node.target is held_convolution]
     assert len(kernels) == 2
@@ -340,6 +341,28 @@ def test_normalizations_inside_a_region_are_folded_into_convolutions(bias: bool,
     names = [n.name for n in region.interior.graph.find_nodes(op="placeholder")]
     values = {n.name: held[str(n.target)] for n in inverse.graph.graph.find_nodes(op="get_attr")}
     torch.testing.assert_close(region(*(x if name == "x" else values[name] for name in names)), model(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 3, 2)], ids=["features", "maps"])
+@pytest.mark.parametrize("affine", [False, True])
+def test_a_scaled_normalization_is_torchs_up_to_its_second_derivatives(
+    dtype: torch.dtype, shape: tuple[int, ...], affine: bool
+) -> None:
+    mean, *others = torch.randn(3, 4).to(torch.promote_types(dtype, torch.float32))
+    gain, shift = others if affine else (None, None)
+    options = (gain, shift, mean, mean.square() + 0.5, False, 0.1, 1e-3, False)
+    x, u = torch.randn(2, *shape).to(dtype)
+
+    def pulled(function: Callable[..., Tensor]) -> list[Tensor]:
+        leaf, dual = x.clone().requires_grad_(), u.clone().requires_grad_()
+        y = function(leaf, *options)
+        (back,) = torch.autograd.grad(y, leaf, dual, create_graph=True)
+        return [y, back, *torch.autograd.grad(back, dual, x)]
+
+    for found, expected in zip(pulled(folded.scaled), pulled(torch.ops.aten.batch_norm.default), strict=True):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("reconstruction", ["nodewise", "linearized"])
