@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from fxinvert.counts import check_counts
 from fxinvert.estimates import Estimate, Wave
 from fxinvert.identity import check_plan
 from fxinvert.inversion.inverse_graph import Reconstructed
@@ -63,6 +64,7 @@ def estimate(
         NoRuleError: an op on the way has no rule.
         DataError, CutError: settings, samples or plan do not fit.
     """
+    check_counts(samples=samples, batch=batch, chunk=chunk)
     trainer = method_named(method)
     few = checked((example_inputs, torch.zeros(len(tensors_of(example_inputs)[0]))), "example_inputs")
     context = Context(

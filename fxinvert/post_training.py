@@ -13,6 +13,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from fxinvert.copies import changed, copy_of, showing
+from fxinvert.counts import check_counts
 from fxinvert.errors import DataError
 from fxinvert.feed import Feed
 from fxinvert.identity import check_finite, check_plan, identity
@@ -182,9 +183,9 @@ def post_train(
         model = in_evaluation(model.module())
     check_readable(model)
     given = {"sweeps": sweeps, "memory_limit": memory_limit}
-    _check_counts(**{name: value for name, value in given.items() if value is not None})
-    _check_counts(patience=patience, threads=threads, chunk=chunk)
-    _check_counts(least=0, retries=retries)
+    check_counts(**{name: value for name, value in given.items() if value is not None})
+    check_counts(patience=patience, threads=threads, chunk=chunk)
+    check_counts(least=0, retries=retries)
     _check_named("inputs", inputs, INPUTS)
     if not 0.5 <= confidence < 1:
         raise DataError(f"confidence={confidence}: needed is a probability from 0.5 to below 1")
@@ -265,15 +266,6 @@ def open_journal(folder: Path) -> Journal:
         DataError: another process has it open, or it cannot be written.
     """
     return Journal(folder, KNOWN)
-
-
-def _check_counts(least: int = 1, **settings: Any) -> None:
-    for name, value in settings.items():
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise DataError(f"{name}={value!r} is {type(value).__name__}; a whole number is needed")
-        if value < least:
-            what = name.removesuffix("s") if least == 1 else name
-            raise DataError(f"{name}={value}: needed is at least {least} {what}")
 
 
 def _unconfirmed(best: Best, confidence: float) -> list[str]:

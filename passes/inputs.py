@@ -40,7 +40,7 @@ class Inputs:
         names = [name for name, leaf in zip(_names(forward, *arguments), leaves, strict=True)]
         tensors = [isinstance(leaf, Tensor) for leaf in leaves]
         if not any(tensors):
-            raise TraceError("example_inputs holds no tensor")
+            raise TraceError("example_inputs holds no tensor; torch.as_tensor makes one of an array")
         return cls(
             tuple(name for name, tensor in zip(names, tensors, strict=True) if tensor),
             form,
@@ -153,6 +153,12 @@ def _argument_names(forward: Callable[..., Any], count: int, kwargs: dict[str, A
 
 
 def _described(form: pytree.TreeSpec, leaves: Any) -> str:
-    words = ["tensor" if leaf is Tensor or isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves]
+    words = ["tensor" if leaf is Tensor or isinstance(leaf, Tensor) else _word(leaf) for leaf in leaves]
     args, kwargs = pytree.tree_unflatten(words, form)
     return f"({', '.join([*map(str, args), *(f'{k}={v}' for k, v in kwargs.items())])})"
+
+
+def _word(constant: Any) -> str:
+    """A constant as code, if that is short; else what it is."""
+    text = repr(constant)
+    return text if len(text) <= 40 and "\n" not in text else type(constant).__name__

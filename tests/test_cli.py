@@ -1,6 +1,7 @@
 """The command line, as a user meets it: help, looking, and whole runs."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +19,9 @@ from typer.testing import CliRunner
 import fxinvert
 import fxinvert.commands.run
 from fxinvert.cli import app
-from fxinvert.commands.config import PostTrainConfig, SolverName, read_settings
+from fxinvert.commands.config import OF_METHODS, MethodName, PostTrainConfig, SolverName, read_settings
 from fxinvert.commands.inputs import method_of
-from fxinvert.errors import DataError
+from fxinvert.errors import DataError, ExportMismatchError
 from fxinvert.linalg.anchored import Method as SolverMethod
 from fxinvert.scheduling.run_directory import is_finished
 from fxinvert.training import ClosedForm
@@ -160,7 +161,10 @@ def test_json_of_a_run(here: Path) -> None:
     assert told["run"] == "run"
     assert told["metrics"] == read(here / "run" / "metrics.json")["metrics"]
     assert "Report: " in done.stderr
-    assert json.loads(invoke("status", "run", "--json").stdout)["state"] == "finished"
+    told = json.loads(invoke("status", "run", "--json").stdout)
+    assert told["state"] == "finished"
+    assert told["tasks_done"] >= told["waves_done"] > 0  # numbers, for machines
+    assert told["error"] is told["holder"] is None
 
 
 @pytest.mark.slow
@@ -300,6 +304,22 @@ def test_post_train_on_images(here: Path) -> None:
     assert [s["exit"] for s in read(run / "plan.json")["segments"]] == ["hidden", "head"]
 
 
+def test_a_run_whose_export_fails_can_end_without(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise ExportMismatchError("onnxruntime cannot load it")
+
+    monkeypatch.setattr(fxinvert.commands.run, "export_onnx", refused)
+    begun = invoke("post-train", "cli_nets:Net", "data.npz", "--run-directory", "run", "--sweeps", "1")
+    assert begun.exit_code == 3
+    assert "fxinvert resume run --no-export" in " ".join(begun.stderr.replace("│", " ").split())
+    before = (here / "run" / "weights.safetensors").read_bytes()
+    done = invoke("resume", "run", "--no-export")
+    assert done.exit_code == 0, done.output
+    assert is_finished(here / "run")
+    assert (here / "run" / "report.html").is_file()
+    assert (here / "run" / "weights.safetensors").read_bytes() == before
+
+
 def test_one_of_two_outputs(here: Path) -> None:
     refused = invoke("post-train", "cli_nets:Two", "data.npz")
     assert refused.exit_code == 2
@@ -376,6 +396,36 @@ def test_demo(tmp_path: Path) -> None:
 def test_configuration_names_every_problem() -> None:
     with pytest.raises(DataError, match=r"sweeps: .*; colour: "):
         PostTrainConfig.of(model="m:f", data="d.npz", sweeps=0, colour="red")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"modle": "m:f"}, "modle: there is no such setting; did you mean model?"),
+        (
+            {"learning_rate": 1.0},
+            "learning_rate is a setting of method gradient and joint; closed_form has none",
+        ),
+        ({"method": "auto", "epochs": 9}, "epochs is a setting of method gradient and joint; auto has none"),
+        ({"method": "joint", "every": 9}, "every is a setting of method closed_form; joint has none"),
+        ({"address": "ray://head:1"}, "address is a setting of executor ray; serial has none"),
+    ],
+)
+def test_nothing_in_a_configuration_is_ignored(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=re.escape(message)):
+        PostTrainConfig.of(**{"model": "m:f", "data": "d.npz"} | settings)
+
+
+def test_settings_of_methods_are_those_that_reach_them() -> None:
+    """Each of the table's changes the method that a configuration makes, for the methods named, and only these."""
+    other = {"damping": 1.0, "satisfied_weight": 1.0, "error": "weighted", "every": 9, "ops": "in_turn"}
+    other |= {"position_fraction": 0.5, "optimizer": "SGD", "learning_rate": 1.0, "epochs": 9, "alpha": 1.0}
+    assert other.keys() == OF_METHODS.keys()
+    for method in get_args(MethodName):
+        plain = PostTrainConfig(model="", data="", method=method)
+        for name, value in other.items():
+            changes = method_of(plain.model_copy(update={name: value})) != method_of(plain)
+            assert changes == (method in OF_METHODS[name]), (method, name)
 
 
 def test_the_solvers_of_the_configuration_are_all_there_are() -> None:

@@ -402,6 +402,10 @@ def test_bad_data_is_refused(data: Any, message: str) -> None:
         ({"output_target": "best"}, "unknown output target 'best'"),
         ({"sweeps": 0}, "at least 1 sweep"),
         ({"damping": -1.0}, "damping ≥ 0"),
+        (
+            {"damping": 0.1, "method": "auto"},
+            "damping and satisfied_weight are settings of method='closed_form'",
+        ),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -71,6 +71,20 @@ def test_a_run_that_was_interrupted_goes_on_and_ends_with_the_same_bytes(
     assert not (here / "run" / "tasks").exists()
 
 
+def test_whoever_looks_for_a_run_in_the_wrong_way_is_told_the_right_one(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(monkeypatch, 9, *COMMAND, "--run-directory", "run")
+    again = invoke(*COMMAND, "--run-directory", "run")
+    assert again.exit_code == 2
+    assert "or go on with: fxinvert resume run" in again.stderr
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    away = invoke("resume", "../run")
+    assert away.exit_code == 2
+    assert "as when the run was begun" in away.stderr
+
+
 def test_a_second_process_leaves_the_run_of_the_first_alone(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

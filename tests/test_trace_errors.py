@@ -194,12 +194,19 @@ class Pair(nn.Module):
             r"does not run on the example inputs: node 'add'.*size of tensor a",
         ),
         ((torch.randn(0, 3), torch.randn(0, 3)), "holds no samples"),
+        (torch.randn(2, 3).numpy(), "no tensor; torch.as_tensor"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(inputs: Any, message: str) -> None:
     for model in (Pair(), fx.symbolic_trace(Pair())):
         with pytest.raises(TraceError, match=message):
             fxinvert.trace(model, inputs)
+
+
+def test_what_is_given_instead_of_a_tensor_is_named_not_printed() -> None:
+    inverse = fxinvert.invert(nn.Linear(3, 2), torch.randn(2, 3))
+    with pytest.raises(fxinvert.FxInvertError, match=r"takes \(tensor\), .*; it was given \(ndarray\)$"):
+        inverse(torch.randn(2, 3).numpy(), torch.zeros(2).long())
 
 
 def test_an_input_elsewhere_than_the_model_is_refused() -> None:

@@ -56,6 +56,7 @@ Resize = Annotated[str | None, setting("resize", metavar="HEIGHT,WIDTH")]
 InputColumns = Annotated[str | None, setting("input_columns", metavar="NAME,…")]
 LabelColumns = Annotated[str | None, setting("label_columns", metavar="NAME,…")]
 Seed = Annotated[int, setting("seed", min=0)]
+Export = Annotated[bool, setting("export", "--export/--no-export")]
 Report = Annotated[bool, setting("report", "--report/--no-report")]
 Run = Annotated[Path, typer.Argument(help="The run directory.", metavar="RUN")]
 Directory = Annotated[

@@ -23,6 +23,7 @@ from fxinvert.command_line.options import (
     ErrorMeasure,
     Every,
     Executor,
+    Export,
     InputColumns,
     LabelColumns,
     Mean,
@@ -128,7 +129,7 @@ def post_train(
     input_columns: InputColumns = None,
     label_columns: LabelColumns = None,
     seed: Seed = DEFAULT.seed,
-    export: Annotated[bool, setting("export", "--export/--no-export")] = DEFAULT.export,
+    export: Export = DEFAULT.export,
     report: Report = DEFAULT.report,
     run_directory: Directory = None,
     as_json: AsJson = False,
@@ -151,6 +152,7 @@ def resume(
     executor: Executor = DEFAULT.executor,
     workers: Workers = None,
     address: Address = None,
+    export: Export = DEFAULT.export,
     as_json: AsJson = False,
 ) -> None:
     """Go on with a run that was interrupted; it ends as if it had not been."""
@@ -163,7 +165,7 @@ def resume(
     if is_finished(run):
         console.print(f"The run in {run} is finished.")
         return
-    place = {name: value for name, value in given(context).items() if name in PLACE}
+    place = {name: value for name, value in given(context).items() if name in (*PLACE, "export")}
     go_on(run, place, console)
     conclude(run, PostTrainConfig.of(**read_settings(run / CONFIG)).report, console, as_json)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -20,6 +21,19 @@ Share = Literal["searched", "equal", "explained", "none"]
 
 #: of the settings; raised when a setting changes its meaning
 VERSION: Literal[1] = 1
+#: settings that only some methods have, and those that have them
+OF_METHODS: dict[str, tuple[MethodName, ...]] = {
+    "damping": ("closed_form",),
+    "satisfied_weight": ("closed_form", "gradient"),
+    "error": ("closed_form", "gradient"),
+    "every": ("closed_form",),
+    "ops": ("closed_form",),
+    "position_fraction": ("closed_form",),
+    "optimizer": ("gradient", "joint", "auto"),
+    "learning_rate": ("gradient", "joint"),
+    "epochs": ("gradient", "joint"),
+    "alpha": ("joint",),
+}
 #: settings that decide where and how fast a run works, not what comes out
 PLACE = ("executor", "workers", "address", "retries")
 
@@ -114,7 +128,7 @@ class PostTrainConfig(BaseModel):
     )
     error: Literal["plain", "weighted"] = Field(
         default="plain",
-        description="Closed form: measure errors plainly, or weighted by how sensitive the output is to them.",
+        description="Closed form and gradient: measure errors plainly, or weighted by how sensitive the output is to them.",
     )
     every: int | None = Field(
         default=None, ge=1, description="Closed form: solve again after so many samples; by default once."
@@ -129,7 +143,7 @@ class PostTrainConfig(BaseModel):
         description="Closed form: share of the positions of maps, drawn at random, that its sums are made of; by default 16 "
         "rows per feature and batch.",
     )
-    optimizer: str = Field(default="AdamW", description="Gradient and joint: a class of torch.optim.")
+    optimizer: str = Field(default="AdamW", description="Gradient, joint and auto: a class of torch.optim.")
     learning_rate: float | None = Field(
         default=None,
         gt=0,
@@ -193,6 +207,17 @@ class PostTrainConfig(BaseModel):
             raise ValueError("give segments or cuts, not both")
         return self
 
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        for name, methods in OF_METHODS.items():
+            if self.method not in methods and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} is a setting of method {' and '.join(methods)}; {self.method} has none"
+                )
+        if self.address is not None and self.executor != "ray":
+            raise ValueError(f"address is a setting of executor ray; {self.executor} has none")
+        return self
+
     @classmethod
     def of(cls, **settings: Any) -> PostTrainConfig:
         """The configuration with these settings.
@@ -208,11 +233,16 @@ class PostTrainConfig(BaseModel):
         try:
             return cls(**settings)
         except ValidationError as error:
-            problems = [
-                f"{'.'.join(map(str, problem['loc'])) or 'settings'}: {problem['msg'].removeprefix('Value error, ')}"
-                for problem in error.errors()
-            ]
-            raise DataError("; ".join(problems)) from error
+            raise DataError("; ".join(map(cls._said, error.errors()))) from error
+
+    @classmethod
+    def _said(cls, problem: Any) -> str:
+        name = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            near = get_close_matches(name, cls.model_fields, 1)
+            return f"{name}: there is no such setting" + (f"; did you mean {near[0]}?" if near else "")
+        said: str = problem["msg"].removeprefix("Value error, ")
+        return f"{name}: {said}" if name else said
 
     @classmethod
     def describe(cls, name: str) -> str:

@@ -15,7 +15,7 @@ import fxinvert
 from fxinvert import models
 from fxinvert.commands.config import PostTrainConfig, read_settings
 from fxinvert.commands.demo import Parts
-from fxinvert.commands.inputs import EXAMPLE_ROWS, open_inputs
+from fxinvert.commands.inputs import EXAMPLE_ROWS, inputs_of_run
 from fxinvert.errors import DataError
 from fxinvert.passes.outputs import Key
 from fxinvert.passes.plan import Plan
@@ -82,7 +82,7 @@ class FinishedRun:
     def _configured(cls, path: Path) -> FinishedRun:
         settings = read_settings(path / CONFIG)
         config = PostTrainConfig.of(**settings)
-        inputs = open_inputs(config)
+        inputs = inputs_of_run(path, config)
         device = torch.device(config.device)
         if inputs.test is not None:
             data, name = Batches(inputs.test, device, "test data"), TEST

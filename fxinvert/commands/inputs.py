@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from fxinvert.commands.config import PostTrainConfig
 from fxinvert.errors import DataError
 from fxinvert.output_target import OutputTargetFunction
+from fxinvert.scheduling.run_directory import CONFIG
 from fxinvert.sources import (
     DataOptions,
     Preprocessing,
@@ -75,6 +77,21 @@ def open_inputs(config: PostTrainConfig) -> Inputs:
         expected=expected,
         classes=data.classes,
     )
+
+
+def inputs_of_run(path: Path, config: PostTrainConfig) -> Inputs:
+    """Loads what the configuration of an earlier run names.
+
+    Raises:
+        DataError: something is not there any more, or does not fit.
+    """
+    try:
+        return open_inputs(config)
+    except DataError as error:
+        error.add_note(
+            f"What {path / CONFIG} names is looked for from the current folder, as when the run was begun: call fxinvert there."
+        )
+        raise
 
 
 def method_of(config: PostTrainConfig) -> Method:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import fxinvert
 from fxinvert.commands.config import PostTrainConfig, read_settings
 from fxinvert.commands.doubts import doubts
-from fxinvert.commands.inputs import Inputs, method_of, open_inputs, options_of
-from fxinvert.errors import DataError
+from fxinvert.commands.inputs import Inputs, inputs_of_run, method_of, open_inputs, options_of
+from fxinvert.errors import DataError, FxInvertError
 from fxinvert.export import ExportReport, export_onnx
 from fxinvert.export.files import destination_of
 from fxinvert.passes.capture import evaluating
@@ -27,7 +27,7 @@ from fxinvert.report import history_table, metrics_record, metrics_table, timing
 from fxinvert.report.metrics import Change
 from fxinvert.result import PostTrainingResult
 from fxinvert.scheduling import executor_named, journal
-from fxinvert.scheduling.run_directory import CONFIG, ONNX, RunDirectory, is_resumable
+from fxinvert.scheduling.run_directory import CONFIG, ONNX, WEIGHTS, RunDirectory, is_resumable
 from fxinvert.sources.data import Loader
 from fxinvert.training import Batches, Metrics, evaluate
 from fxinvert.training.data import beginning_of
@@ -53,7 +53,7 @@ def resume(path: Path, place: Mapping[str, Any], console: Console) -> Path:
 
     Args:
         path: of its directory.
-        place: settings of where it works, instead of those that it was begun with.
+        place: settings of where it works, and whether it exports, instead of those that it was begun with.
         console: where to tell about it.
 
     Raises:
@@ -61,7 +61,7 @@ def resume(path: Path, place: Mapping[str, Any], console: Console) -> Path:
     """
     run = RunDirectory.reopen(path)
     config = PostTrainConfig.of(**read_settings(path / CONFIG) | dict(place))
-    return _execute(config, open_inputs(config), run, console, begun=True)
+    return _execute(config, inputs_of_run(path, config), run, console, begun=True)
 
 
 def _execute(
@@ -225,4 +225,11 @@ def _exported(
 ) -> ExportReport:
     metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
     segments = {name: segment.name for segment in result.plan.segments for name in segment.parameters}
-    return export_onnx(result.model, example, run.path / ONNX, metadata=metadata, segments=segments)
+    try:
+        return export_onnx(result.model, example, run.path / ONNX, metadata=metadata, segments=segments)
+    except FxInvertError as error:
+        error.add_note(
+            f"The new weights are in {run.path / WEIGHTS}. The run ends without an ONNX file by: fxinvert resume {run.path} "
+            "--no-export"
+        )
+        raise

@@ -57,7 +57,8 @@ class RunDirectory:
             if chosen.is_file():
                 raise DataError(f"the run directory {chosen} is a file; choose another path")
             if chosen.exists() and any(chosen.iterdir()):
-                raise DataError(f"the run directory {chosen} is not empty; choose another path")
+                further = f", or go on with: fxinvert resume {chosen}" if is_resumable(chosen) else ""
+                raise DataError(f"the run directory {chosen} is not empty; choose another path{further}")
             run = cls(chosen, [folder for folder in (chosen, *chosen.parents) if not folder.exists()])
             chosen.mkdir(parents=True, exist_ok=True)
             run.write_text(".writable", "")

@@ -21,12 +21,22 @@ METHODS: dict[str, Callable[..., Method]] = {
 }
 
 
-def method_named(choice: str | Method, damping: float = 1e-2, satisfied_weight: float = 0.1) -> Method:
+#: of closed form, by default
+DAMPING, SATISFIED_WEIGHT = 1e-2, 0.1
+
+
+def method_named(
+    choice: str | Method, damping: float = DAMPING, satisfied_weight: float = SATISFIED_WEIGHT
+) -> Method:
     """The method of that name, or the one given; the settings are closed form's.
 
     Raises:
-        DataError: there is none of that name, or what is given is no method.
+        DataError: there is none of that name, what is given is no method, or has settings of its own instead of these.
     """
+    if choice != "closed_form" and (damping, satisfied_weight) != (DAMPING, SATISFIED_WEIGHT):
+        raise DataError(
+            "damping and satisfied_weight are settings of method='closed_form'; an object of fxinvert.training is given its own"
+        )
     if not isinstance(choice, str):
         missing = [what for what in ("name", "schedule", "train") if not hasattr(choice, what)]
         if missing:
