@@ -194,7 +194,7 @@ class Pair(nn.Module):
             r"does not run on the example inputs: node 'add'.*size of tensor a",
         ),
         ((torch.randn(0, 3), torch.randn(0, 3)), "holds no samples"),
-        (torch.randn(2, 3).numpy(), "no tensor; torch.as_tensor"),
+        ((torch.randn(2, 3).numpy(),) * 2, "no tensor; torch.as_tensor"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(inputs: Any, message: str) -> None:

@@ -55,7 +55,9 @@ def checked(item: Any, where: str) -> Batch:
         DataError: it is no pair of (structures of) tensors, it is empty, their lengths differ, or a value is not finite.
     """
     if not isinstance(item, tuple | list) or len(item) != 2:
-        raise DataError(f"{where} is {type(item).__name__}; a pair (inputs, labels) is needed")
+        raise DataError(
+            f"{where} is {type(item).__name__}; a pair (inputs, labels) is needed, each a tensor or a mapping of tensors by name"
+        )
     inputs, labels = pytree.tree_map(_as_tensor, tuple(item))
     if not isinstance(inputs, Mapping):  # by name
         inputs = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
