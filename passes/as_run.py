@@ -13,6 +13,7 @@ import dis
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -206,7 +207,15 @@ class _Asking(TorchFunctionMode):
         return int(value)
 
     def _note(self, name: str, answer: Any, decided: bool) -> None:
-        self.asked.append(Question(name, called_at(), answer, decided, sparing(self.model)))
+        self.asked.append(Question(name, called_at(), answer, decided, sparing(self.model), _asker()))
+
+
+def _asker() -> CodeType | None:
+    """The function that asks: the innermost that neither this module nor torch's tensors have."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename in (__file__, torch._tensor.__file__):
+        frame = frame.f_back
+    return frame.f_code if frame is not None else None
 
 
 def _numbered(name: str, args: tuple[Any, ...], number: Callable[[Tensor], Any]) -> tuple[Any, ...]:
@@ -228,7 +237,10 @@ def _read(index: Any, number: Callable[[Tensor], Any]) -> Any:
 
 
 def _refuses(error: BaseException | None, question: Question) -> bool:
-    """Whether the code that asks a question raises an error itself, as `assert` does, or has `torch._check` raise it."""
+    """Whether the code that asks a question raises an error itself, as `assert` does, or has `torch._check` raise it.
+
+    That code is the user's, or a function that it calls and that asks and raises, as those of `torch.distributions` do.
+    """
     place, asking = error.__traceback__ if error else None, None
     while place is not None:
         code, last = place.tb_frame.f_code, place.tb_lasti
@@ -237,7 +249,8 @@ def _refuses(error: BaseException | None, question: Question) -> bool:
         place = place.tb_next
     if asking is None or question.place is None:
         return False
-    return code.co_code[last] == dis.opmap["RAISE_VARARGS"] and asking in question.place
+    raises = code.co_code[last] == dis.opmap["RAISE_VARARGS"]
+    return raises and (asking in question.place or code is question.asker)
 
 
 class _Following(TorchDispatchMode):  # type: ignore[no-untyped-call]

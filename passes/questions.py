@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 from fxinvert.passes.spared import advice
@@ -12,7 +13,7 @@ from fxinvert.passes.spared import advice
 class Question:
     """One question to a tensor: its name, where it is asked, the answer, and whether data or parameters decide that.
 
-    `spared` has the optional inputs that would have kept the model from asking.
+    `spared` has the optional inputs that would have kept the model from asking; `asker` is the function that asks.
     """
 
     name: str
@@ -20,6 +21,7 @@ class Question:
     answer: Any
     decided: bool
     spared: tuple[str, ...] = ()
+    asker: CodeType | None = None
 
     def __str__(self) -> str:
         """What a message says of one that data or parameters decide, or that only larger batches ask."""

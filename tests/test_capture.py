@@ -523,6 +523,19 @@ def test_what_runs_ask_without_changing_what_is_computed_is_answered(forward: An
     inverted(graph, X)
 
 
+def test_what_it_calls_may_check_values_too() -> None:
+    """Distributions of torch ask whether their parameters are what they should be, and raise."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        place, scale = self.fc(x).chunk(2, 1)
+        return torch.distributions.Normal(place, scale.exp()).log_prob(x[:, :3])  # type: ignore[no-untyped-call]
+
+    model = Model(forward, fc=nn.Linear(6, 6))
+    graph = fxinvert.trace(model, X)
+    torch.testing.assert_close(graph(2 * X), model(2 * X))
+    inverted(graph, X)
+
+
 def _indexes(self: Any, x: Tensor) -> Any:
     first = torch.zeros((), dtype=torch.long)
     y = self.fc(x[:, first : torch.tensor(6)])

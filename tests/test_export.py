@@ -520,6 +520,17 @@ def test_what_rounding_hides_is_not_proven(
         export_onnx(hidden, x, tmp_path / "net.onnx")
 
 
+def test_what_stands_in_the_way_of_a_model_as_it_runs_is_told(tmp_path: Path) -> None:
+    """Checks of values stop the first capture; what ONNX has no form for, the last."""
+
+    class Likelihood(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return torch.distributions.StudentT(1 + x * x, x).log_prob(x)  # type: ignore[no-untyped-call]
+
+    with pytest.raises(TraceError, match=r"data-dependent.*Captured as it runs: .*No ONNX function.*lgamma"):
+        export_onnx(Likelihood(), torch.randn(3, 4), tmp_path / "model.onnx")
+
+
 class FromTwoOn(nn.Module):
     """A group norm of groups of one number does not run on one sample."""
 

@@ -64,14 +64,20 @@ def translate(
         yield named(flat)
     except TraceError as error:
         failed = error
+    last: FxInvertError | None = None
     with suppress(FxInvertError):  # what failed before is raised where this does not help
         for as_run in as_it_runs(flat, inputs):
             for ones in (True, False):
-                with suppress(FxInvertError):
+                try:
                     yield named(as_run, ones)
+                except FxInvertError as error:
+                    last = error
+                else:
                     failed = None
                     break
     if failed is not None:
+        if last is not None and _cause(last) != _cause(failed):
+            failed.args = (f"{failed} Captured as it runs: {_cause(last)}.",)
         raise failed from failed.__cause__
 
 
