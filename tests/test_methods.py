@@ -402,6 +402,25 @@ def test_the_weight_of_the_target_is_the_papers() -> None:
     assert target_weight(0.0, 2.0, 0.5) == 0.0
 
 
+def test_runs_side_by_side_go_through_the_data_equally_often() -> None:
+    """A last batch of one sample has no variance, so that only the run with running statistics takes it."""
+    x, y = (torch.cat(parts)[:9] for parts in zip(*data(), strict=True))
+    context, batches = context_of(with_norm(), [(x[:8], y[:8]), (x[8:], y[8:])])
+    shared: dict[str, Any] = {
+        "exit_path": "5",
+        "names": ["0.weight"],
+        "alpha": 0.0,
+        "optimizer": QUICK,
+        "steps": 5,
+    }
+    target = output_target("cross_entropy")
+    by_batch, by_running = (
+        fit_jointly(context, batches, output_target=target, normalize_by_batch=own, **shared)
+        for own in (True, False)
+    )
+    assert len(by_batch[0]) == len(by_running[0]) > 1
+
+
 def test_joint_training_of_several_segments_at_once_is_refused() -> None:
     with pytest.raises(DataError, match="everything up to a cut"):
         train(method="joint", schedule="parallel")

@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
 
+import fxinvert
 from fxinvert import DataError
 from fxinvert.training.data import Batches, Part, batched
 from fxinvert.training.fingerprint import kept_aside
@@ -96,6 +97,15 @@ def test_batches_are_of_the_types_of_the_first(other: Any, message: str) -> None
     list(Batches([first, (samples(2), torch.arange(2, dtype=torch.int32))], CPU, like=batch))
     with pytest.raises(DataError, match=f"batch 1 of train_data: {message}"):
         list(Batches([first, other], CPU, like=batch))
+
+
+@pytest.mark.parametrize("where", ["train", "validation"])
+def test_a_batch_of_another_shape_than_the_model_takes_is_named(where: str) -> None:
+    first, other = (samples(40), torch.arange(40) % 3), (torch.randn(40, 3, 5), torch.arange(40) % 3)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    train, validation = ([first, other], None) if where == "train" else ([first], [other])
+    with pytest.raises(DataError, match=r"shape \(\d+, 3, 5\); the model was traced with \(B, 3, 4\)"):
+        fxinvert.post_train(model, train, validation_data=validation, sweeps=1)
 
 
 class Once:

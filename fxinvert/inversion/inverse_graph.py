@@ -126,7 +126,7 @@ class InverseGraph:
         except TraceError as error:
             raise DataError(str(error)) from error
         for node, value in zip(nodes, given, strict=True):
-            _check_shape(node, value)
+            check_shape(node, value)
         try:
             return forward_values(self.graph, dict(zip(nodes, given, strict=True)))
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
@@ -274,7 +274,12 @@ class InverseGraph:
         return {node: refined(node, target) for node, target in targets.items()}
 
 
-def _check_shape(node: fx.Node, value: Any) -> None:
+def check_shape(node: fx.Node, value: Any) -> None:
+    """Checks that an input has the shape that the model was traced with, but for the number of samples.
+
+    Raises:
+        DataError: it has another.
+    """
     meta = node.meta.get("tensor_meta")
     if meta is None or (isinstance(value, Tensor) and value.dim() and value.shape[1:] == meta.shape[1:]):
         return

@@ -218,11 +218,11 @@ def fit_jointly(
         for number, batches_of_steps in enumerate(optimizer.passes(batches), 1):
             before = done
             for batch in batches_of_steps:
+                done += 1  # whether or not one is taken: runs side by side go through the data equally often
                 if len(batch) == 1 and moving:  # has no variance
                     continue
                 stepped(optimize, partial(loss_of, batch))
                 context.keep_zeros(leaves)
-                done += 1
                 kept = min(average, (1 + done) / (10 + done))
                 with torch.no_grad():
                     torch._foreach_lerp_(

@@ -35,7 +35,7 @@ def outputs_over(
         variants = Variants(context, changes)
         for batch in batches:
             for part in context.parts(batch):
-                yield part, variants.outputs(variants.common(part.inputs))
+                yield part, variants.outputs(variants.common(part.inputs), part.inputs)
 
 
 class Remembered:
@@ -61,7 +61,9 @@ class Remembered:
             groups = [Variants(context, own) for own in sets]
             commons = [self._common(own, batches) for own in groups]
             for batch, *parts in zip(batches, *commons, strict=True):
-                outputs, *start = (own.outputs(part) for own, part in zip(groups, parts, strict=True))
+                outputs, *start = (
+                    own.outputs(part, batch.inputs) for own, part in zip(groups, parts, strict=True)
+                )
                 unchanged = [next(own) for own in start]
                 yield batch, (next(outputs) if change else unchanged[0] for change in changes)
 
