@@ -154,6 +154,16 @@ def test_a_name_that_no_op_has_and_a_rule_that_is_none_are_refused() -> None:
         fxinvert.default_rules().extend({"relu": 3}, override=True)  # type: ignore[dict-item]
 
 
+def test_a_rule_without_its_op_is_refused() -> None:
+    with pytest.raises(
+        RuleError, match=r"forgetful is a rule; name its op: @fxinvert.inverse_rule\(MyModule\)"
+    ):
+
+        @fxinvert.inverse_rule
+        def forgetful(op: Op, target: Tensor) -> Tensor:
+            return target
+
+
 def test_a_rule_for_a_torch_op_that_had_none() -> None:
     def invert_layer_norm(op: Op, target: Tensor) -> Tensor:
         spread = op.anchor.std(-1, keepdim=True, correction=0)

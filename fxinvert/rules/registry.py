@@ -277,8 +277,10 @@ def inverse_rule(
     output, and returns the target of its input, or an `Inverse` with a certificate of its own.
 
     Raises:
-        RuleError: the op has a rule already and `override` is False.
+        RuleError: the op has a rule already and `override` is False; or what is given is a rule and no op.
     """
+    if inspect.isfunction(spelling) and [*inspect.signature(spelling).parameters][:2] == ["op", "target"]:
+        raise RuleError(f"{spelling.__name__} is a rule; name its op: @fxinvert.inverse_rule(MyModule)")
 
     def register(invert: Invert) -> Invert:
         rule = Rule(key_of(spelling), invert, Kind.CUSTOM, trainable)
