@@ -50,6 +50,10 @@ def other_images(here: Path) -> None:
     np.savez(here / "z.npz", x=np.zeros((3, 1, 5, 5), np.float32), y=np.zeros(3, int))
 
 
+def other_labels(here: Path) -> None:
+    np.savez(here / "z.npz", x=np.zeros((3, 1, 4, 4), np.float32), y=np.full(3, 7))
+
+
 def empty_list(here: Path) -> None:
     (here / "cli_empty.py").write_text("def nothing(): return []")
 
@@ -77,6 +81,11 @@ BAD: list[tuple[Callable[[Path], None] | None, str, list[str]]] = [
         other_images,
         "post-train cli_nets:Net data.npz --test z.npz",
         ["does not run on the test data", "3x25"],
+    ),
+    (
+        other_labels,
+        "post-train cli_nets:Net data.npz --test z.npz",
+        ["labels range from 7 to 7", "about the test data"],
     ),
     (empty_list, "post-train cli_nets:Net cli_empty:nothing", ["no batches"]),
     (None, "post-train cli_nets:Net cli_nets:once", ["only once"]),

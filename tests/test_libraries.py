@@ -148,6 +148,7 @@ def test_inputs_that_a_model_was_not_made_for(options: dict[str, Any], said: str
         (440, 500, 2, 450, True),  # always the same answer is as good
         (490, 500, 2, 450, False),
         (2, 3, 2, 2, True),  # too few to say
+        (5, 5, 3, 5, False),  # of a single class, nothing wrong
     ],
 )
 def test_chance(hits: int, samples: int, classes: int, most: int, flagged: bool) -> None:

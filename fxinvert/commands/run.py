@@ -156,8 +156,13 @@ def measure(model: nn.Module, data: Loader, what: str, output: int | str | None 
         chosen: Tensor = Chosen.of(outputs, output)(outputs)
         return chosen
 
-    with torch.no_grad(), evaluating(model):
-        return evaluate(forward, Batches(data, device, what))
+    try:
+        with torch.no_grad(), evaluating(model):
+            return evaluate(forward, Batches(data, device, what))
+    except DataError as error:
+        if what not in str(error):
+            error.add_note(f"This is about the {what}.")
+        raise
 
 
 def write_plan(run: RunDirectory, plan: Plan) -> None:

@@ -38,7 +38,7 @@ class Preprocessing:
 def no_better_than_chance(hits: float, samples: int, classes: int, most_frequent: int) -> str | None:
     """Why an accuracy says nothing; None: it is better than both guessing and always the same answer.
 
-    An accuracy counts as better if it exceeds the larger of 1/`classes` and the share of the most frequent label by three
+    An accuracy counts as better if nothing is wrong, or it exceeds the larger of 1/`classes` and the share of the most frequent label by three
     standard deviations of a binomial share.
 
     Args:
@@ -48,7 +48,7 @@ def no_better_than_chance(hits: float, samples: int, classes: int, most_frequent
         most_frequent: how many samples have the most frequent label.
     """
     share, chance = hits / samples, max(1 / classes, most_frequent / samples)
-    if share > chance + SIGMAS * math.sqrt(chance * (1 - chance) / samples):
+    if hits == samples or share > chance + SIGMAS * math.sqrt(chance * (1 - chance) / samples):
         return None
     return (
         f"before training {100 * share:.1f} % of {samples} samples are right, no better than chance "
