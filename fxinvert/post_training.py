@@ -189,6 +189,8 @@ def post_train(
     _check_named("inputs", inputs, INPUTS)
     if not 0.5 <= confidence < 1:
         raise DataError(f"confidence={confidence}: needed is a probability from 0.5 to below 1")
+    if run_directory == "":
+        raise DataError("run_directory is empty; give a path, or None to write nothing")
     check_share(share)
     trainer = method_named(method, damping, satisfied_weight)
     hand = executor_named(executor, workers)

@@ -401,6 +401,7 @@ def test_bad_data_is_refused(data: Any, message: str) -> None:
         ({"executor": "cloud"}, "unknown executor 'cloud'"),
         ({"output_target": "best"}, "unknown output target 'best'"),
         ({"sweeps": 0}, "at least 1 sweep"),
+        ({"run_directory": ""}, "run_directory is empty"),
         ({"damping": -1.0}, "damping ≥ 0"),
         (
             {"damping": 0.1, "method": "auto"},
