@@ -117,11 +117,27 @@ def _result(model: nn.Module, form: Inputs, values: tuple[Tensor, ...], rules: R
 
     try:
         return run(Flat(model, form, _whole), values)
-    except TraceError:
-        with suppress(CaptureError):  # what cannot be followed, too, is not why it does not run
+    except TraceError as error:
+        found = error
+        try:
             raw = model if isinstance(model, fx.GraphModule) else symbolic_graph(model, form, rules, _whole)
             normalize(raw, copied(values), rules)
-        raise
+        except CaptureError:  # what cannot be followed, too, is not why it does not run
+            pass
+        except TraceError as at_node:
+            found = at_node
+        raise TraceError(f"{found}{_other_types(model, values)}") from found.__cause__
+
+
+def _other_types(model: nn.Module, values: tuple[Tensor, ...]) -> str:
+    """What a message says where inputs have other types of floating-point numbers than a model that does not run on them."""
+    own = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    for i, value in enumerate(values):
+        if value.is_floating_point() and own and value.dtype not in own:
+            types = ", ".join(sorted(str(t).removeprefix("torch.") for t in own))
+            given = str(value.dtype).removeprefix("torch.")
+            return f"; input {i} is {given}, the model's parameters are {types}: convert one of them"
+    return ""
 
 
 def _fault(model: Flat, values: tuple[Tensor, ...], expected: Tensor, said: str) -> str:

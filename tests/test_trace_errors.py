@@ -82,6 +82,7 @@ def _looks_nowhere(self: Any, x: Tensor) -> Tensor:
             Model(lambda self, x: self.fc(_relu_then_add(self, x)), fc=nn.Linear(4, 2)),
             r"does not run on .*cannot be multiplied",
         ),
+        (nn.Linear(3, 2).double(), r"; input 0 is float32, the model's parameters are float64: convert one"),
         (Model(_says_nothing), r"does not run on .*\(2, 3\): AssertionError"),
         (Model(_says_nothing_at_a_node), r"does not run on .*'_assert'.*: AssertionError"),
         (Model(lambda self, x: {"maps": (), "size": 3, "hidden": None}), r"returns dict, in which 'maps' is empty; a"),
