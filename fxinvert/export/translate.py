@@ -142,7 +142,7 @@ def _program(
         except Exception as error:
             own = _innermost(error)
             if isinstance(own, FxInvertError):
-                raise own from error
+                raise own from None  # what torch made of it ends in it: a circle
             failure = TraceError(
                 f"torch could not export {name} {kind}to ONNX: {_cause(error)}. Remove what cannot be "
                 "captured (branches on tensor values, .item(), operators without an ONNX translation) from forward."
