@@ -16,9 +16,10 @@ from torch import Tensor, fx
 
 from fxinvert.passes.interpreted import Interpreted
 from fxinvert.passes.inverse_op import call_arguments
-from fxinvert.passes.leaves import mapped
 
 aten = torch.ops.aten
+#: the number of all batches, along a first axis
+ALL = -1
 
 
 def side_by_side(graph: fx.GraphModule, values: Mapping[fx.Node, Any], samples: int) -> fx.GraphModule | None:
@@ -57,34 +58,40 @@ def _joined(node: fx.Node, values: Mapping[fx.Node, Any], samples: int) -> int:
     return len(batches) if named["dim"] == 0 and alike and followed else 0
 
 
-def _ends(
-    join: fx.Node, values: Mapping[fx.Node, Any], batches: int, samples: int
-) -> dict[fx.Node, int | None]:
-    """Where what follows is cut apart into as many batches: the ops, and which of them they give (None: all, in a first axis).
+def _ends(join: fx.Node, values: Mapping[fx.Node, Any], batches: int, samples: int) -> dict[fx.Node, int]:
+    """Where what follows is cut apart into as many batches: the ops, and which of them they give.
 
     Nothing if not all of it is.
     """
-    ends: dict[fx.Node, int | None] = {}
+    ends: dict[fx.Node, int] = {}
     inside = {join}
     for node in join.graph.nodes:
         if not inside.intersection(node.all_input_nodes):
             continue
         if node.op == "output":
             return {}
-        value = values[node]
-        if not isinstance(value, Tensor):
-            continue
-        given = values[node.args[0]] if node.args and node.args[0] in inside else value
-        if given.shape[:1] == (batches * samples,) and value.shape == (batches, samples, *given.shape[1:]):
-            ends[node] = None
-            continue
-        if node.target is aten.slice.Tensor and len(value) == samples:
-            named = mapped(call_arguments(node.target, node.args, node.kwargs), values.__getitem__)
-            if named["dim"] == 0:
-                ends[node] = (named["start"] or 0) // samples
-                continue
-        inside.add(node)
+        value, first = values[node], node.args[0] if node.args else None
+        part = _part(values[first], value, batches, samples) if first in inside else None
+        if part is not None:
+            ends[node] = part
+        elif isinstance(value, Tensor):
+            inside.add(node)
     return ends
+
+
+def _part(whole: Tensor, value: Any, batches: int, samples: int) -> int | None:
+    """Which of the batches that are joined in a tensor a value is, by where it lies in memory; `ALL`; or None, if it is none."""
+    if not isinstance(value, Tensor) or whole.shape[:1] != (batches * samples,):
+        return None
+    if value.shape == (batches, samples, *whole.shape[1:]):
+        return ALL
+    cut_out = value.shape == (samples, *whole.shape[1:]) and value.stride() == whole.stride()
+    if not cut_out or value.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
+        return None
+    number, rest = divmod(
+        int(value.storage_offset() - whole.storage_offset()), samples * whole.stride(0) or 1
+    )
+    return None if rest else number
 
 
 def _join(graph: fx.Graph, join: fx.Node) -> None:
@@ -93,14 +100,14 @@ def _join(graph: fx.Graph, join: fx.Node) -> None:
     join.target, join.args, join.kwargs = aten.flatten.using_ints, (stacked, 0, 1), {}
 
 
-def _cut(graph: fx.Graph, ends: Mapping[fx.Node, int | None], batches: int) -> None:
+def _cut(graph: fx.Graph, ends: Mapping[fx.Node, int], batches: int) -> None:
     rows: dict[fx.Node, fx.Node] = {}  # what is cut apart, by samples first
     for end, index in ends.items():
         (source, *_) = end.all_input_nodes
         if source not in rows:
             with graph.inserting_before(end):
                 rows[source] = graph.call_function(aten.unflatten.int, (source, 0, [-1, batches]))
-        if index is not None:
+        if index != ALL:
             end.target, end.args, end.kwargs = aten.select.int, (rows[source], 1, index), {}
             continue
         end.target, end.args, end.kwargs = aten.transpose.int, (rows[source], 0, 1), {}

@@ -83,3 +83,25 @@ def test_they_are_inverted_and_trained_as_if_each_were_given_alone() -> None:
     assert_close(both[0]["tanh"], torch.stack([both[1]["tanh"], both[1]["tanh_1"]], 1).flatten(0, 1))
     trained = fxinvert.post_train(joined, [(x, labels)], method="closed_form", progress=False).model
     assert not torch.equal(trained.get_parameter("shared.weight"), joined.get_parameter("shared.weight"))
+
+
+def test_slices_by_the_batch_size_are_told_from_equal_values() -> None:
+    """Also where the example's batches are the same, and several layers compute on them."""
+
+    class Pairs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(4, 5), nn.Linear(4, 5), nn.Linear(20, 2)
+
+        def forward(self, a: Tensor, b: Tensor) -> Any:
+            x, n = torch.cat([a, b]), a.shape[0]
+            x = torch.cat([self.first(x).relu(), self.second(x).tanh()], 1)
+            return self.last(torch.cat([x[n:], x[:n]], 1))
+
+    model, x = Pairs(), torch.randn(3, 4)
+    graph = fxinvert.trace(model, (x, x))
+    segments = fxinvert.partition(graph).segments
+    assert [op for segment in segments for op in segment.trained] == ["first", "second", "last"]
+    for rows in (1, 2, 5):
+        views = tuple(torch.randn(2, rows, 4))
+        assert_close(graph(*views), model(*views))
