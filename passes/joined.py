@@ -32,18 +32,17 @@ def side_by_side(graph: fx.GraphModule, values: Mapping[fx.Node, Any], samples: 
         values: of its nodes, for the example.
         samples: of the example.
     """
+    joins = {node: count for node in graph.graph.nodes if (count := _joined(node, values, samples))}
+    found = {node: ends for node, count in joins.items() if (ends := _ends(node, values, count, samples))}
+    if not found:
+        return None
     copies: dict[fx.Node, fx.Node] = {}
     changed = fx.Graph()
     changed.output(changed.graph_copy(graph.graph, copies))
-    found = False
-    for node in graph.graph.nodes:
-        batches = _joined(node, values, samples)
-        ends = _ends(node, values, batches, samples) if batches else {}
-        if ends:
-            _join(changed, copies[node])
-            _cut(changed, {copies[end]: index for end, index in ends.items()}, batches)
-            found = True
-    return Interpreted(graph, changed, type(graph).__name__) if found else None
+    for join, ends in found.items():
+        _join(changed, copies[join])
+        _cut(changed, {copies[end]: index for end, index in ends.items()}, joins[join])
+    return Interpreted(graph, changed, type(graph).__name__)
 
 
 def _joined(node: fx.Node, values: Mapping[fx.Node, Any], samples: int) -> int:
