@@ -88,26 +88,27 @@ def checked(item: Any, where: str) -> Batch:
     return Batch(inputs, labels)
 
 
-def check_alike(batch: Batch, first: Batch, where: str, what: str) -> None:
+def check_alike(batch: Batch, theirs: Mapping[str, str], where: str, what: str) -> None:
     """Checks that a batch has the types of another: inputs of equal names, dtypes and numbers of axes, labels of one kind.
 
     Args:
         batch: as `checked` gave it.
-        first: the other one.
+        theirs: the other one's `types_of`.
         where: how messages call the batch.
         what: how they call the other one.
 
     Raises:
         DataError: it has not.
     """
-    ours, theirs = _types(batch), _types(first)
-    for name in ours | theirs:
+    ours = types_of(batch)
+    for name in {**ours, **theirs}:
         own, other = ours.get(name, "not there"), theirs.get(name, "not there")
         if own != other:
             raise DataError(f"{where}: {name}: {own}; {what} has there: {other}")
 
 
-def _types(batch: Batch) -> dict[str, str]:
+def types_of(batch: Batch) -> dict[str, str]:
+    """Dtypes and numbers of axes of inputs and kinds of labels, by name, in words."""
     inputs = {
         name: f"{str(value.dtype).removeprefix('torch.')} with {value.dim()} axes"
         for name, value in _named("input", batch.inputs)

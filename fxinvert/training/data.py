@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fxinvert.errors import DataError
-from fxinvert.training.batch import Batch, check_alike, checked
+from fxinvert.training.batch import Batch, check_alike, checked, types_of
 from fxinvert.training.fingerprint import Fingerprint, fingerprint
 
 Part = Literal["all", "train", "held_out"]
@@ -61,11 +61,12 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         seen, empty = Fingerprint(), True
+        types = None if self.like is None else types_of(self.like)
         for index, item in enumerate(self.source):
             where = f"batch {self.first + index} of {self.what}"
             batch = checked(item, where)
-            if self.like is not None:
-                check_alike(batch, self.like, where, "batch 0 of train_data")
+            if types is not None:
+                check_alike(batch, types, where, "batch 0 of train_data")
             empty = False
             own, aside = fingerprint(batch, index)
             seen += own

@@ -79,20 +79,18 @@ class Variants:
 
     def common(self, inputs: Any) -> Values:
         """What no variant changes and some need, for one batch: the values of the nodes `shared`."""
-        given = _placeholders(self.context, inputs)
-        runner = _Runner(self.context.graph, given)
-        with _shapes_blamed(given):
+        runner = _Runner(self.context.graph, _placeholders(self.context, inputs))
+        with _shapes_blamed(self.context, inputs):
             _run(runner, self._common, self._common_uses)
         return runner.env
 
     def outputs(self, common: Values, inputs: Any) -> Iterator[Tensor]:
         """The output of each variant for one batch, given what they have in common."""
-        given = _placeholders(self.context, inputs)
         runner = _Runner(self.context.graph, {})
         for i, (nodes, uses) in enumerate(zip(self._own, self._own_uses, strict=True)):
             runner.env = {**common, **self.given[i]}
             runner.held = self.modules[i]
-            with _shapes_blamed(given):
+            with _shapes_blamed(self.context, inputs):
                 _run(runner, nodes, uses)
             yield runner.env[self._output]
 
@@ -103,12 +101,12 @@ def _placeholders(context: Context, inputs: Any) -> dict[fx.Node, Any]:
 
 
 @contextmanager
-def _shapes_blamed(given: Mapping[fx.Node, Any]) -> Iterator[None]:
+def _shapes_blamed(context: Context, inputs: Any) -> Iterator[None]:
     """Says so where what fails are inputs of other shapes than the model was traced with."""
     try:
         yield
     except RuntimeError:
-        for node, value in given.items():
+        for node, value in _placeholders(context, inputs).items():
             check_shape(node, value)
         raise
 
