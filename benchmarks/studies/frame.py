@@ -95,8 +95,8 @@ class Study:
     pictures: Callable[[Outcomes], Mapping[str, Figure]] | None = None
 
     def key(self, settings: Mapping[str, Any], seed: int) -> str:
-        """Of a run's result."""
-        return content_key(self.name, self.version, settings, seed)
+        """Of a run's result; of settings as they are written."""
+        return content_key(self.name, self.version, rounded(settings), seed)
 
 
 def table(study: Study, seeds: int, quick: bool) -> list[Run]:

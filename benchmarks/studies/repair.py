@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks.studies import baselines, ours, repair_page
 from benchmarks.studies.curve import Curve, Timed, follow
-from benchmarks.studies.frame import DIGITS, Run, Study
+from benchmarks.studies.frame import Run, Study
 from benchmarks.studies.tasks import HELD_OUT, Task, task
 from fxinvert.training import Auto
 
@@ -75,8 +75,7 @@ def runs(seeds: int) -> Iterator[Run]:
                             settings["by_steps"] = True
                 elif method == repair_page.ADAMW:
                     times = 1 + folds if few else 1
-                    seconds = times * LONGER.get((network, samples), least + each * samples)
-                    settings["seconds"] = round(seconds, DIGITS)  # as it is written, and found again
+                    settings["seconds"] = times * LONGER.get((network, samples), least + each * samples)
                 else:
                     settings["held_out"] = 0.2
                 yield Run(f"{network}-{repair}-{samples}-{method}", settings, seed, quick)
