@@ -75,7 +75,7 @@ def check_reproduces(
 
     Raises:
         TraceError: the model is random, mixes its samples, or computes with the batch size itself.
-        CaptureError: the graph does not compute what the model computes.
+        CaptureError: the graph does not compute what the model computes, or values say how many rows the output has.
     """
     problem = difference(expected, _output(graph, values))
     if problem:
@@ -194,7 +194,7 @@ def _no_rows(graph: fx.GraphModule, values: Values, said: str) -> TraceError:
     first = next((node for node in graph.graph.nodes if node in computed), None)
     if first is None or not computed.intersection(output.all_input_nodes):
         return TraceError(f"{WITH_BATCH_SIZE} ({said}); {KEEP_FIRST}")
-    return TraceError(
+    return CaptureError(
         f"the output's shape is data-dependent ({said}): {describe(first)} selects by values, so that no rows are a "
         "sample's own; let forward() keep all rows (torch.where, or a mask in the loss), or take an output before that"
     )

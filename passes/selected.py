@@ -8,7 +8,14 @@ are added where its rows came from, it may as well be given all rows, if zeros a
         (i,) = torch.where(chosen[e])          =       i = torch.arange(chosen.shape[1])
         y.index_add_(0, i, f(e, x[i]))                 y.index_add_(0, i, torch.where(chosen[e], f(e, x[i]), 0))
 
-Whether it does is tried: rows that were not chosen are given values that would be seen in the result.
+Rows that a mask takes of every sample may be all of a sample's, if those that it does not take stand in front and what is
+computed reads from the back, as where a sentence is what its last end marker has become:
+
+    y = x[mask].view(len(x), -1, n)[:, -1]         =       i = mask.int().argsort(stable=True)
+                                                           y = x[torch.arange(len(x))[:, None], i][:, -1]
+
+Whether it does is tried: rows that were not chosen are given values that would be seen in the result, and there is one more
+of them.
 """
 
 from __future__ import annotations
@@ -32,6 +39,8 @@ from fxinvert.passes.runs import difference, run
 _SELECT = frozenset(["argwhere", "nonzero", "where"])
 #: functions that add rows at places
 _ADD = frozenset(["index_add", "index_add_"])
+
+_AMONG = "rows that values select are not computed by themselves"
 
 
 class AllRows(TorchFunctionMode):
@@ -59,6 +68,8 @@ class AllRows(TorchFunctionMode):
             return self._looped(args[0], chosen)
         if name in _ADD:
             return self._added(func, *args, **kwargs)
+        if name == "__getitem__" and (mask := _taking(args[1])) is not None:
+            return args[0][self._behind(mask)]
         return func(*args, **kwargs)
 
     def chosen(self, places: Any) -> Tensor | None:
@@ -87,6 +98,18 @@ class AllRows(TorchFunctionMode):
             self.places[tensor.untyped_storage()._cdata] = tensor, chosen
         return found if apart else found[0]
 
+    def _behind(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The places of all rows of each sample, those that a mask takes behind the others."""
+        rows, size = mask.shape
+        order = (mask.long() * size + torch.arange(size, device=mask.device)).argsort(1)
+        chosen = mask.gather(1, order)
+        if self.more:
+            order, chosen = (torch.cat([t.new_zeros(rows, 1), t], 1) for t in (order, chosen))
+        samples = torch.arange(rows, device=mask.device)[:, None].expand_as(order).reshape(-1)
+        order = order.reshape(-1)
+        self.places[order.untyped_storage()._cdata] = order, chosen.reshape(-1)
+        return samples, order
+
     def _looped(self, places: Tensor, chosen: Tensor) -> Iterator[Tensor]:
         """The rounds of a loop over the places of one axis, each of which is a number that code may ask for."""
         rounds = places.shape[0]
@@ -107,6 +130,14 @@ class AllRows(TorchFunctionMode):
             others[dim] = -1
             source = torch.where(chosen.reshape(others), source, source.new_zeros(()))
         return func(into, dim, index, source, **kwargs)
+
+
+def _taking(index: Any) -> Tensor | None:
+    """The mask by which an index takes rows of samples; None: it takes others, or other than rows."""
+    mask, *rest = index if isinstance(index, tuple) else (index,)
+    whole = all(part == slice(None) for part in rest if not isinstance(part, Tensor))
+    rows = isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.dim() == 2
+    return mask if rows and whole and not any(isinstance(part, Tensor) for part in rest) else None
 
 
 def as_it_runs(flat: Flat, values: tuple[Tensor, ...]) -> Iterator[Flat]:
@@ -146,9 +177,13 @@ def check_rows(flat: Flat, values: tuple[Tensor, ...]) -> None:
             with _Disturbing(rows, noise), rows:
                 return flat(*copies)
 
-        for before, now in zip(tree_leaves(expected), tree_leaves(run(disturbed, values)), strict=True):  # type: ignore[arg-type]
+        try:
+            found = run(disturbed, values)  # type: ignore[arg-type]
+        except TraceError as error:
+            raise TraceError(f"{_AMONG} ({error})") from error
+        for before, now in zip(tree_leaves(expected), tree_leaves(found), strict=True):
             if isinstance(before, Tensor) and (problem := difference(before, now)):
-                raise TraceError(f"rows that values select are not computed by themselves ({problem})")
+                raise TraceError(f"{_AMONG} ({problem})")
 
 
 class _Disturbing(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -165,7 +200,8 @@ class _Disturbing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for axis, chosen in self._taken(func, args):
             others = [1] * result.dim()
             others[axis] = -1
-            result = torch.where(chosen.reshape(others), result, torch.randn_like(result) * self.noise)
+            other = torch.randn_like(result) * self.noise if result.is_floating_point() else ~result
+            result = torch.where(chosen.reshape(others), result, other)
         return result
 
     def _taken(self, op: Any, args: tuple[Any, ...]) -> Iterator[tuple[int, Tensor]]:
@@ -183,7 +219,7 @@ class _Disturbing(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if (chosen := self.rows.chosen(places)) is not None:
                     yield axis, chosen
         elif any(self.rows.chosen(value) is not None for value in tree_leaves(args)):
-            raise TraceError(f"the places of rows that values select are given to {name}{_where()}")
+            raise TraceError(f"their places are given to {name}{_where()}")
 
 
 def _where() -> str:

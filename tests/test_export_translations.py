@@ -52,7 +52,7 @@ class Experts(nn.Module):
 def test_grouped_products_of_experts_are_exported(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Experts(grouped_mm()).eval()
-    assert len(translations()) == 5
+    assert len(translations()) == 6
     report = fxinvert.export_onnx(model, torch.randn(6, 6), tmp_path / "model.onnx", batch_sizes=(1, 3))
     assert report.max_abs < 1e-4
 
@@ -128,6 +128,19 @@ def test_axes_that_are_squeezed_and_stay_are_exported(axis: int, tmp_path: Path)
     inputs = torch.randn(2, 3, 1)
     report = fxinvert.export_onnx(Model(), inputs, tmp_path / "model.onnx", batch_sizes=(1, 3))
     assert report.max_abs == 0
+
+
+def test_a_batch_of_one_sample_is_not_squeezed(tmp_path: Path) -> None:
+    """What torch takes away of one sample is written into it as into several; ONNX's squeezing leaves no axis to write by."""
+
+    class Shifted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x.roll(1, 1).clone()
+            y[:, 0] = x.sum(1, keepdim=True).squeeze()
+            return y
+
+    report = fxinvert.export_onnx(Shifted(), torch.randn(4, 3), tmp_path / "model.onnx")
+    assert report.batch_sizes == (1, 2, 7)
 
 
 class Rotated(nn.Module):

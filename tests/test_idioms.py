@@ -403,3 +403,39 @@ def test_what_depends_on_other_rows_or_rounds_than_are_selected_is_refused(step:
 
     with pytest.raises(TraceError, match=r"cannot capture Mixture.*test_idioms.py.*rows that values select"):
         fxinvert.trace(Mixture(forward), torch.randn(2, 1, 3))
+
+
+def _marked(read: Any) -> Model:
+    """A sequence that is what its rows at some marks have become, as `read` tells; each has as many of them."""
+
+    def forward(s: Any, x: Tensor) -> Any:
+        mask = x.eq(2)
+        torch._check(torch.unique_consecutive(mask.sum(1)).numel() == 1)  # type: ignore[no-untyped-call]
+        rows = s.mixed(s.embed(x).transpose(1, 2)).transpose(1, 2)[mask, :]
+        return s.head(read(rows.view(x.shape[0], -1, 6)))
+
+    return Model(forward, embed=nn.Embedding(8, 6), mixed=nn.Conv1d(6, 6, 3, padding=1), head=nn.Linear(6, 2))
+
+
+def _sequences(*places: list[int]) -> Tensor:
+    return torch.randint(3, 8, (len(places), 5)).scatter(1, torch.tensor(places), 2)
+
+
+def test_a_sequence_is_what_its_last_mark_has_become(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = _marked(lambda rows: rows[:, -1])
+    x = _sequences([1, 3], [0, 1], [3, 4], [2, 0])
+    graph = follows(model, _sequences([4], [1]), x)
+    found = fxinvert.invert(graph, output_target="regression")(x, model(x).detach() + 0.1)
+    assert bool((found.consistency("mixed") < 1e-4).all())
+    moved = (found.targets["mixed"] != found.anchors["mixed"]).any(1)
+    assert moved.nonzero().tolist() == [[0, 3], [1, 1], [2, 4], [3, 2]]
+    fxinvert.export_onnx(model, x, tmp_path / "model.onnx")  # and compares
+
+
+@pytest.mark.parametrize("read", [lambda x: x[:, 0], lambda x: x.amax(1), lambda x: x.softmax(1)[:, -1]])
+@pytest.mark.parametrize("places", [[[4], [1]], [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]])
+def test_what_reads_other_rows_than_the_last_marked_is_refused(read: Any, places: list[list[int]]) -> None:
+    """Data say how many are marked; even where all are on the example, so that nothing tells the two apart there."""
+    with pytest.raises(TraceError, match=r"node 'unique_consecutive'.*rows that values select are not"):
+        fxinvert.trace(_marked(read), _sequences(*places))

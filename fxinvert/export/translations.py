@@ -16,6 +16,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
     known: dict[str, Callable[..., Any]] = {
         "aten::_is_all_true": _is_all_true,
         "aten::rsub.Scalar": _rsub,
+        "aten::squeeze": _squeeze_all,
         "aten::squeeze.dim": _squeeze,
         "aten::zeros": complex_values.zeros,
         "transformers::grouped_mm_fallback": _grouped_mm,
@@ -60,6 +61,15 @@ def _squeeze(values: Any, dim: int) -> Any:
     op: Any = opset18
     length = values.shape[dim] if len(values.shape) else None
     return op.Identity(values) if isinstance(length, int) and length != 1 else op.Squeeze(values, [dim])
+
+
+def _squeeze_all(values: Any) -> Any:
+    """Without the axes of length 1; ONNX would take away a batch of one sample, too, which what follows does not expect."""
+    from onnxscript import opset18
+
+    op: Any = opset18
+    axes = [axis for axis, length in enumerate(values.shape) if isinstance(length, int) and length == 1]
+    return op.Squeeze(values, axes) if axes else op.Identity(values)
 
 
 def _grouped_mm(rows: Any, weights: Any, ends: Any) -> Any:
