@@ -201,7 +201,10 @@ def _no_rows(graph: fx.GraphModule, values: Values, said: str) -> TraceError:
 
 
 WITH_BATCH_SIZE = "the model computes with the batch size of the example"
-KEEP_FIRST = "let its forward() read the batch size from its input (x.shape[0], not len(x)), and keep the batch as the first axis"
+KEEP_FIRST = (
+    "let its forward() read the batch size from its input (x.shape[0], not len(x)), compute all samples at once, and keep the batch "
+    "as the first axis"
+)
 
 
 def _check_memory(error: TraceError) -> None:

@@ -18,6 +18,7 @@ from fxinvert.errors import TraceError
 from fxinvert.passes.as_run import AsRun
 from fxinvert.passes.capture import attribute, describe, lengths_followed, raised_at
 from fxinvert.passes.checks import KEEP_FIRST, WITH_BATCH_SIZE
+from fxinvert.passes.fixed import places_noted
 from fxinvert.passes.inputs import Flat, Inputs
 from fxinvert.passes.leaves import mapped
 from fxinvert.passes.questions import Question
@@ -107,7 +108,7 @@ def _program(flat: Flat, values: tuple[Tensor, ...], shared: list[bool]) -> Expo
     def exported(**settings: Any) -> ExportedProgram:
         return export(flat, values, dynamic_shapes=shapes, strict=False, **settings)
 
-    with quiet(), lengths_followed(flat.model):
+    with quiet(), lengths_followed(flat.model), places_noted() as places:
         try:
             return exported()
         except Exception as error:
@@ -119,7 +120,10 @@ def _program(flat: Flat, values: tuple[Tensor, ...], shared: list[bool]) -> Expo
                 for rows in ([0], [*range(len(values[shared.index(True)])), 0]):
                     program.module()(*(v[rows] if own else v for v, own in zip(values, shared, strict=True)))
                 return program
-            raise
+            place = f" at {places[0]}" if places else ""
+            raise TraceError(
+                f"torch.export cannot capture {type(flat.model).__name__}: {WITH_BATCH_SIZE}{place}; {KEEP_FIRST}"
+            ) from error
 
 
 @contextmanager
@@ -130,8 +134,9 @@ def _raising_ours(model: nn.Module) -> Iterator[None]:
     except TraceError:
         raise
     except Exception as error:  # whatever it is
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise TraceError(
-            f"torch.export cannot capture {type(model).__name__}: {_reason(error)}{raised_at(error)}"
+            f"torch.export cannot capture {type(model).__name__}: {reason}{raised_at(error)}"
         ) from error
 
 
@@ -176,14 +181,6 @@ def exported_graph(captured: fx.GraphModule, inputs: Inputs, choose: Callable[[A
         return choose(pytree.tree_unflatten(list(results), form))
 
     return _Rebuilt(captured, captured, inputs, "", chosen).raw()
-
-
-def _reason(error: Exception) -> str:
-    """The exporter's first line, or ours for what it says in many."""
-    text = str(error).strip()
-    if text.startswith(_VIOLATED):
-        return f"{WITH_BATCH_SIZE}; {KEEP_FIRST}"
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 class _Rebuilt:

@@ -52,6 +52,10 @@ def _says_nothing_at_a_node(self: Any, x: Tensor) -> Tensor:
     return x + 1
 
 
+def _one_by_one(self: Any, x: Tensor) -> Tensor:
+    return torch.stack([x[i] + 1 for i in range(x.shape[0])])
+
+
 def _looks_nowhere(self: Any, x: Tensor) -> Tensor:
     tokens, hidden = x[:, None, :2], torch.ones_like(x[:, :1], dtype=torch.bool)
     found: Tensor = self.attention(tokens, tokens, tokens, key_padding_mask=hidden, need_weights=False)[0]
@@ -73,6 +77,7 @@ def _looks_nowhere(self: Any, x: Tensor) -> Tensor:
         (Model(lambda self, x: self.fc(x.reshape(2, 3)), fc=nn.Linear(3, 2)), "computes with the batch size"),
         (Model(lambda self, x: x - x.mean(0)), "across the samples of a batch"),
         (Model(lambda self, x: x.sum(0)), "batch size of the example"),
+        (Model(_one_by_one), r"batch size of the example at File .*test_trace_errors.py\", line .* in _one_by_one; let"),
         (Model(lambda self, x: x[x[:, 0].gt(9).nonzero()[:, 0]]), r"data-dependent.*'nonzero'.*selects by values"),
         (Model(lambda self, x: x[x > x.amin()]), r"data-dependent.*'getitem'.*selects by values"),
         (Model(lambda self, x: Compared(x @ x.mT, x.argmax(1))), r"batch size.*of 'scores', 'features' 'scores' was taken"),
