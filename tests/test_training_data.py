@@ -140,6 +140,10 @@ def test_a_generator_is_refused_at_once() -> None:
         ([(samples(3), [0, 1, 2])], r"labels\[0\] is int; a tensor is needed"),
         ([(samples(3), torch.zeros(2))], "same number of samples"),
         ([(samples(3), torch.tensor(1.0))], "same number of samples; .* DataLoader"),
+        (
+            [(samples(3), torch.zeros(6))],
+            r"same number of samples. If the model gives 2 rows .* y.unflatten\(0, ",
+        ),
         ([(samples(3)[0], 1)], "labels is int; a tensor is needed.* DataLoader"),
         ((samples(3), [0, 1, 2]), r"train_data: labels\[0\] is int; a tensor is needed"),
         (

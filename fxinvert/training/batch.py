@@ -72,10 +72,9 @@ def checked(item: Any, where: str) -> Batch:
             )
         if value.dim() == 0 or first is None or first.dim() == 0 or len(value) != len(first):
             other = "none" if first is None else str(tuple(first.shape))
-            single = "; single samples are made batches by a DataLoader" if value.dim() == 0 else ""
             raise DataError(
                 f"{where}: {name} has shape {tuple(value.shape)}, input 0 {other}; "
-                f"they must have the same number of samples{single}"
+                f"they must have the same number of samples{_advice(value, first)}"
             )
         if not len(value):
             raise DataError(f"{where} has no samples")
@@ -86,6 +85,19 @@ def checked(item: Any, where: str) -> Batch:
                 f"first in sample {int(rows.nonzero()[0])}"
             )
     return Batch(inputs, labels)
+
+
+def _advice(value: Tensor, first: Tensor | None) -> str:
+    """What to do where a tensor has not as many entries as the first one."""
+    if value.dim() == 0:
+        return "; single samples are made batches by a DataLoader"
+    samples = len(first) if first is not None and first.dim() else 0
+    if not samples or not len(value) or len(value) % samples:
+        return ""
+    return (
+        f". If the model gives {len(value) // samples} rows for each sample, train a module that calls it and returns "
+        "y.unflatten(0, (len(x), -1)), with such labels"
+    )
 
 
 def check_alike(batch: Batch, theirs: Mapping[str, str], where: str, what: str) -> None:
