@@ -11,7 +11,14 @@ from fxinvert.linalg.recycled import Recycled
 from fxinvert.linalg.solvers import Gradients
 
 
-def solve(known: Recycled, matrix: Tensor, r: Tensor, small: float = 1e-10) -> Gradients:
+def solve(
+    known: Recycled,
+    matrix: Tensor,
+    r: Tensor,
+    small: float = 1e-10,
+    brief: Tensor | bool = False,
+    limit: int = 100,
+) -> Gradients:
     rows = r.new_zeros(len(r))
     return known.solve(
         Dense(matrix),
@@ -19,9 +26,10 @@ def solve(known: Recycled, matrix: Tensor, r: Tensor, small: float = 1e-10) -> G
         largest=rows,
         tolerance=1e-13,
         small_enough=rows + small * torch.linalg.vector_norm(r, dim=1),
-        limit=torch.full_like(rows, 100, dtype=torch.long),
+        limit=torch.full_like(rows, limit, dtype=torch.long),
         slope=rows + 1e-11,
         skip=rows > 0,
+        brief=brief,
     )
 
 
@@ -57,3 +65,19 @@ def test_what_is_forgotten_is_made_anew() -> None:
     found = solve(known, changed, r)
     torch.testing.assert_close(found.correction[1], torch.linalg.pinv(changed) @ r[1])
     assert found.iterations.tolist()[0] == 0
+
+
+def test_a_brief_solve_ends_where_an_iteration_does_much_less_than_those_before() -> None:
+    """The first that takes off no more than a fifth of what they have taken off on average; other rows go on."""
+    matrix = torch.randn(60, 30).double() @ torch.diag(torch.logspace(0, -2, 30).double())
+    r, brief = torch.randn(4, 60).double(), torch.tensor([True, True, False, False])
+
+    def removed(found: Gradients) -> Tensor:
+        return r.square().sum(1) - (r - found.correction @ matrix.T).square().sum(1)
+
+    total = torch.stack([removed(solve(Recycled(r[:, 0]), matrix, r, limit=k)) for k in range(1, 25)])
+    share = torch.arange(2, 25)[:, None] * total.diff(dim=0) / total[1:]
+    found = solve(Recycled(r[:, 0]), matrix, r, brief=brief)
+    assert found.iterations[brief].tolist() == ((share <= 0.2).int().argmax(0) + 2)[brief].tolist()
+    assert bool((found.iterations[~brief] > 24).all())
+    assert bool(found.converged.all())

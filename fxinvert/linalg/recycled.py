@@ -10,6 +10,9 @@ for the latter new directions are made, orthogonal to the old ones (subspace rec
 systems: Parks et al., SIAM J. Sci. Comput. 28, 2006; the recurrence is that of GCR, Eisenstat, Elman & Schultz 1983).
 With nothing to recycle this is CGLS with complete orthogonalization: against all directions at once, and once again, for
 what rounding has left (twice is enough: Giraud, Langou & Rozloznik, Comput. Math. Appl. 50, 2005).
+
+Where r is out of reach the residual stays large, and its slope falls slowly. A system that is only a model of a function is
+then solved no further than iterations do nearly as much as those before (Nash & Sofer, Oper. Res. Lett. 9, 1990).
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ from fxinvert.linalg.vectors import dot, flat, per_sample
 
 #: most directions that are kept, and most entries of them per sample
 DIRECTIONS, ENTRIES = 48, 2**20
+#: of what iterations have taken off the squared residual on average: what one must, for another to be worth it
+WORTHWHILE = 0.2
 
 
 class Directions:
@@ -98,8 +103,13 @@ class Recycled:
         limit: Tensor,
         slope: Tensor,
         skip: Tensor,
+        brief: Tensor | bool = False,
     ) -> Gradients:
-        """A⁺ r; arguments and result as for `cgls`, but that the slope is infinite, not known, where it recycles."""
+        """A⁺ r; arguments and result as for `cgls`, but that the slope is infinite, not known, where it recycles.
+
+        Args:
+            brief: `(B,)`, where iterations end once they do much less than those before.
+        """
         x = torch.zeros(len(r), *operator.in_shape, dtype=r.dtype, device=r.device)
         if self._kept is None:
             self._kept = Directions(r, math.prod(x.shape[1:]), math.prod(r.shape[1:]))
@@ -108,7 +118,7 @@ class Recycled:
         residual = r - q
         iterations = torch.zeros(len(r), dtype=torch.long, device=r.device)
         start = torch.full_like(small_enough, torch.inf)
-        size = dot(residual, residual).sqrt()
+        size, removed = dot(residual, residual).sqrt(), torch.zeros_like(small_enough)
         converged = skip | ~torch.isfinite(size) | (size <= small_enough)
         eps = torch.finfo(r.dtype).eps
         while not bool((converged | (iterations >= limit)).all()):
@@ -140,6 +150,8 @@ class Recycled:
             share = torch.where(square > 0, dot(q, residual) / torch.where(square > 0, square, 1), 0)
             x, dual, residual = _along(x, share, p), _along(dual, share, u), _along(residual, -share, q)
             size = torch.where(idle, size, dot(residual, residual).sqrt())
+            removed = removed + share.square() * square
+            spent |= brief & (iterations * share.square() * square <= WORTHWHILE * removed)
             converged = converged | (~idle & (spent | (size <= small_enough)))
         slope_known = torch.where(self.known, torch.inf, start)
         self.known = self.known | (iterations > 0)

@@ -174,7 +174,8 @@ class Search:
             "slope": INNER_SLOPE * inner,
         }
         free = skip | damped
-        found = self.recycled.solve(jacobian, missing, largest=self.sigma, skip=free, **known)
+        brief = ~self.written & (self.settings.worthwhile > 0)
+        found = self.recycled.solve(jacobian, missing, largest=self.sigma, skip=free, brief=brief, **known)
         self.products += torch.where(free | self.written, 0, found.iterations)
         if bool((damped & ~skip).any()):
             again = cgls(jacobian, missing, self.damping, largest=self.sigma, skip=skip | ~damped, **known)

@@ -40,7 +40,7 @@ ARITHMETIC = frozenset(
 #: pairs of products with the Jacobian and its transpose, for every sample that the iteration leaves
 PRODUCTS = 60
 #: part of its error that a step must take off there, or it is a sample's last: where a target is out of reach, steps go on and on
-WORTHWHILE = 1e-3
+WORTHWHILE = 3e-3
 #: relative error before a ReLU that is worth no more steps, unless these are fast
 ENOUGH = 1e-3
 
