@@ -13,7 +13,8 @@ The properties, with f the op, x0 its input and t a target of its output:
 * a sample's answer does not depend on the rest of its batch, nor on its place there;
 * shape, dtype and device are those of x0;
 * the certificate says what is so: residual, distance, status, failed samples;
-* a target with NaN leaves its sample at x0, marked as failed, and touches no other.
+* a target with NaN leaves its sample at x0, marked as failed, and touches no other;
+* where the rule has a `Trainable`, a change ΔΘ of the parameters changes the output, in rows, by Δy = ΔΘ ã.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from fxinvert.passes import trace
 from fxinvert.passes.flow import Flow
 from fxinvert.rules import Certificate, Rule, RuleSet, Status, default_rules
 from fxinvert.rules.certificate import relative, row_norms
+from fxinvert.training.promised import check_parameters
 
 #: what a relative error may be, by dtype
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -107,8 +109,11 @@ def check_rule(
         batches = [batch.to(dtype) for batch in batches]
         op = copy.deepcopy(op).to(dtype) if isinstance(op, nn.Module) else op
     check = _Check(op, batches[0], rules, tolerance)
-    for batch in batches:
-        check.run(batch)
+    try:
+        for batch in batches:
+            check.run(batch)
+    except RuleError as error:
+        raise AssertionError(str(error)) from error
     return check.report()
 
 
@@ -128,6 +133,7 @@ class _Check:
                 f"{type(op).__name__} comes to {len(nodes)} ops ({listed}); check_rule() takes one at a time"
             )
         self.inverse: InverseGraph = inverse
+        self.rules = rules
         self.rule: Rule = inverse.inverse_of(first).rule
         self.tolerance = tolerance or TOLERANCES[example.dtype]
         self.samples, self.identity, self.residual, self.independence = 0, 0.0, 0.0, 0.0
@@ -161,16 +167,14 @@ class _Check:
         anywhere = y + noise * (spread or 1.0)
         self.keeps(x, y)
         self.reaches(x, reachable)
+        check_parameters(self.inverse, x, self.rules, self.tolerance)
         for target in (reachable, anywhere):
             answer = self.is_honest(x, target)
             self.is_independent(x, target, answer)
             self.contains_failure(x, target, answer)
 
     def answer(self, x: Tensor, target: Tensor) -> tuple[Tensor, Certificate]:
-        try:
-            found = self.inverse(x, target)
-        except RuleError as error:
-            raise AssertionError(str(error)) from error
+        found = self.inverse(x, target)
         return found.targets[found.names[0]], found.certificates[found.names[0]]
 
     def keeps(self, x: Tensor, y: Tensor) -> None:

@@ -277,13 +277,27 @@ def inverse_rule(
     output, and returns the target of its input, or an `Inverse` with a certificate of its own.
 
     Raises:
-        RuleError: the op has a rule already and `override` is False; or what is given is a rule and no op.
+        RuleError: the op has a rule already and `override` is False; or what is given is a rule and no op, or `trainable` is no
+            `Trainable`.
     """
     if inspect.isfunction(spelling) and [*inspect.signature(spelling).parameters][:2] == ["op", "target"]:
         raise RuleError(f"{spelling.__name__} is a rule; name its op: @fxinvert.inverse_rule(MyModule)")
 
+    from fxinvert.rules.checked import Checked
+    from fxinvert.rules.trainable import ByPosition, Trainable
+
+    if trainable is not None and not isinstance(trainable, Trainable):
+        given = f"the class {trainable.__name__}" if isinstance(trainable, type) else repr(trainable)
+        raise RuleError(
+            f"trainable is {given}; give an object of a class derived from fxinvert.rules.Trainable"
+        )
+
     def register(invert: Invert) -> Invert:
-        rule = Rule(key_of(spelling), invert, Kind.CUSTOM, trainable)
+        key, given = key_of(spelling), trainable
+        # rows of single positions, or of a table, are asked for in other ways
+        if given is not None and not isinstance(given, ByPosition) and not given.diagonal:
+            given = Checked(given, key)
+        rule = Rule(key, invert, Kind.CUSTOM, given)
         default_rules().add(spelling, rule, override=override)
         return invert
 
