@@ -36,11 +36,12 @@ Where = int | Chunk | Sent
 
 @dataclass(frozen=True)
 class Count:
-    """What a survey tells of one chunk: its fingerprint, and the samples in each part."""
+    """What a survey tells of one chunk: its fingerprint, the samples in each part, and whether any label asks for something."""
 
     fingerprint: Fingerprint
     train: int
     held_out: int
+    asked: bool
 
 
 @dataclass
@@ -135,7 +136,8 @@ class Feed:
             raise self._differs(f"has {found.samples} samples where there were {before.samples}")
         if before.labels != found.labels and before.inputs != found.inputs:
             raise self._differs(
-                "has other samples or labels (its loader leaves out others each time, as with drop_last, or mixes them)"
+                "has other samples or labels (its loader leaves out others each time, as with drop_last, draws others, as "
+                "WeightedRandomSampler does, or mixes them)"
             )
         if before.labels != found.labels or (before.inputs == found.inputs and before.pairs != found.pairs):
             raise self._differs("has other labels")
@@ -155,20 +157,22 @@ class Stream:
 
     Attributes:
         fingerprint: of all of their samples, whatever the part, in the last whole pass.
+        asked: whether any of their labels asks for something.
     """
 
     def __init__(self, context: Context, wheres: Iterable[Where], part: Part, name: str) -> None:
         self.context, self.wheres, self.part, self.name = context, wheres, part, name
-        self.fingerprint = Fingerprint()
+        self.fingerprint, self.asked = Fingerprint(), False
 
     def __iter__(self) -> Iterator[Batch]:
         seen = Fingerprint()
         for where in self.wheres:
             chunk = self._chunk(where)
-            source, context = _Reading(chunk), self.context
-            batches = Batches(source, context.device, chunk.what, self.part, chunk.first, context.first)
+            device, check = self.context.device, self.context.check
+            batches = Batches(_Reading(chunk), device, chunk.what, self.part, chunk.first, check)
             yield from batches
             seen += batches.fingerprint
+            self.asked = self.asked or batches.asked
         self.fingerprint = seen
 
     def _chunk(self, where: Where) -> Chunk:

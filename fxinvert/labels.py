@@ -13,10 +13,12 @@ cross-entropy the binary one. Truth values may stand for the class numbers 0 and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from fxinvert.errors import DataError
 
@@ -90,7 +92,10 @@ def class_axis(outputs: Tensor, labels: Tensor) -> int:
             return axis
     wanted = shape[:1] + shape[2:]
     if own == shape:
-        advice = "; if they tell 0 from 1 for every output, give them as truth values: labels.bool()"
+        advice = (
+            "; if they tell 0 from 1 for every output, give them as truth values: labels.bool(); if they are the numbers that "
+            "the outputs should be: labels.float()"
+        )
     elif own == (*wanted, 1) or own == (shape[0], 1, *wanted[1:]):
         advice = "; leave out the axis of length 1"
     else:
@@ -99,6 +104,12 @@ def class_axis(outputs: Tensor, labels: Tensor) -> int:
         f"labels of shape {own} do not fit outputs of shape {shape}: class labels have the shape of the outputs "
         f"without the class axis, here {wanted}{advice}"
     )
+
+
+def asks(labels: Any) -> bool:
+    """Whether any of some labels, however nested, asks for something."""
+    leaves = pytree.tree_leaves(labels)
+    return any(own.is_floating_point() or bool((own != IGNORED).any()) for own in leaves)
 
 
 def check_range(labels: Tensor, classes: int) -> None:
@@ -130,5 +141,10 @@ def check_tensor(labels: object) -> None:
     Raises:
         DataError: they are not.
     """
+    if isinstance(labels, Mapping):
+        raise DataError(
+            f"labels by the names {', '.join(map(repr, labels))}, where one output is supervised, which takes a tensor; to train "
+            "the outputs of these names, give output= as a tuple of them"
+        )
     if not isinstance(labels, Tensor):
         raise DataError(f"labels of type {type(labels).__name__}; a tensor is needed")

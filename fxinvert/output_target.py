@@ -123,6 +123,16 @@ def regression(outputs: Tensor, labels: Tensor) -> Tensor:
     return labels.reshape(outputs.shape).to(outputs.dtype)
 
 
+def check_labels(outputs: Tensor, labels: Tensor) -> None:
+    """Checks that labels fit outputs, of which only the shape is looked at.
+
+    Raises:
+        DataError: they do not.
+    """
+    check_tensor(labels)
+    (class_logits if is_classification(labels) else regression)(outputs, labels)
+
+
 def soft(outputs: Tensor, labels: Tensor) -> Tensor:
     """Given logits, or probabilities, which are turned into logits of the same mean as the sample's own.
 

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxinvert.errors import DataError
 from fxinvert.feed import Count, Feed, Sent, Stream
+from fxinvert.labels import IGNORED
 from fxinvert.scheduling.executor import Executor, Shared
 from fxinvert.training.chunks import Chunk, Source
 from fxinvert.training.context import Context
@@ -35,8 +37,22 @@ def survey(
         ask: has chunks looked at that every process can read.
 
     Raises:
-        DataError: there are no batches, or one is not what it should be.
+        DataError: there are no batches, one is not what it should be, or no label asks for anything.
     """
+    feed = _survey(name, context, executor, ordered, judged, ask)
+    if not any(count.asked for count in feed.counts):
+        raise DataError(f"{name}_data: all labels are {IGNORED}, which asks for nothing")
+    if judged and feed.sample.seen and not feed.sample.asked:
+        raise DataError(
+            f"{name}_data: all labels of the samples that steps are judged by are {IGNORED}, which asks for nothing; "
+            "give validation_data whose labels ask for something"
+        )
+    return feed
+
+
+def _survey(
+    name: str, context: Context, executor: Executor, ordered: bool, judged: Part | None, ask: Ask
+) -> Feed:
     source = context.sources[name]
     if source.local:
         return survey_here(name, source, context, executor, ordered, judged)
@@ -83,7 +99,7 @@ def count(context: Context, chunk: Chunk, judged: Part | None, sample: HeldOutSa
         held_out += len(batch)
         if judged:
             sample.add(batch)
-    return Count(batches.fingerprint, batches.fingerprint.samples - held_out, held_out)
+    return Count(batches.fingerprint, batches.fingerprint.samples - held_out, held_out, batches.asked)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -15,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fxinvert
 from fxinvert import DataError
+from fxinvert.training.batch import Batch, check_alike, types_of
 from fxinvert.training.data import Batches, Part, batched
 from fxinvert.training.fingerprint import kept_aside
 
@@ -94,18 +97,102 @@ def test_batches_may_be_arrays_and_these_may_be_read_only(recwarn: pytest.Warnin
 def test_batches_are_of_the_types_of_the_first(other: Any, message: str) -> None:
     first = (samples(4), torch.arange(4))
     ((batch),) = Batches([first], CPU)
-    list(Batches([first, (samples(2), torch.arange(2, dtype=torch.int32))], CPU, like=batch))
+
+    def check(given: Batch, where: str) -> None:
+        check_alike(given, types_of(batch), where, "batch 0")
+
+    list(Batches([first, (samples(2), torch.arange(2, dtype=torch.int32))], CPU, check=check))
     with pytest.raises(DataError, match=f"batch 1 of train_data: {message}"):
-        list(Batches([first, other], CPU, like=batch))
+        list(Batches([first, other], CPU, check=check))
 
 
 @pytest.mark.parametrize("where", ["train", "validation"])
 def test_a_batch_of_another_shape_than_the_model_takes_is_named(where: str) -> None:
     first, other = (samples(40), torch.arange(40) % 3), (torch.randn(40, 3, 5), torch.arange(40) % 3)
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
-    train, validation = ([first, other], None) if where == "train" else ([first], [other])
-    with pytest.raises(DataError, match=r"shape \(\d+, 3, 5\); the model was traced with \(B, 3, 4\)"):
+    train, validation, at = ([first, other], None, 1) if where == "train" else ([first], [other], 0)
+    message = (
+        rf"batch {at} of {where}_data: .*shape \(\d+, 3, 5\); the model was traced with \(B, 3, 4\).*padding"
+    )
+    with pytest.raises(DataError, match=message):
         fxinvert.post_train(model, train, validation_data=validation, sweeps=1)
+
+
+@pytest.mark.parametrize("method", ["closed_form", "gauss_newton", "gradient"])
+def test_a_model_that_takes_any_shape_is_not_run_at_another_than_it_was_traced_with(method: str) -> None:
+    class Mean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows: Tensor = self.last(x.sum(1) / x.shape[1])  # a graph knows the number that this was
+            return rows
+
+    first, other = (samples(40), torch.arange(40) % 3), (torch.randn(40, 7, 4), torch.arange(40) % 3)
+    with pytest.raises(DataError, match=r"batch 1 of train_data: input 0 has shape \(40, 7, 4\)"):
+        fxinvert.post_train(Mean(), [first, other], method=method, sweeps=1)
+
+
+@pytest.mark.parametrize("where", ["train", "validation"])
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.arange(40) % 4, r"labels range from 0 to 3; the model has 3 classes"),
+        (torch.arange(40)[:, None] % 3, r"labels of shape \(40, 1\) do not fit outputs of shape \(40, 3\)"),
+        ({"a": torch.arange(40) % 3}, r"labels by the names 'a', where one output is supervised"),
+        (torch.arange(120).reshape(40, 3), r"labels of shape .*truth values.*labels\.float\(\)"),
+    ],
+)
+def test_labels_that_do_not_fit_are_named_by_data_and_batch(where: str, labels: Any, message: str) -> None:
+    x, fitting = samples(40), torch.arange(40) % 3
+    data = {"train": [(x, fitting)] * 2, "validation": [(x, fitting)] * 2}
+    data[where] = (
+        [(x, fitting), (samples(40, 1), labels)] if isinstance(labels, Tensor) else [(x, labels)] * 2
+    )
+    model, at = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), int(isinstance(labels, Tensor))
+    kind = r"labels(\['a'\])?: (not there|integers)" if where == "validation" and not at else message
+    with pytest.raises(DataError, match=f"^batch {at} of {where}_data: .*{kind}"):
+        fxinvert.post_train(model, data["train"], validation_data=data["validation"], sweeps=1)
+
+
+def test_labels_that_ask_for_nothing_are_refused() -> None:
+    x, y, model = samples(60), torch.arange(60) % 3, nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    nothing, aside = torch.full_like(y, -100), torch.where(kept_aside(x), -100, y)
+    for train, validation, message in (
+        ((x, nothing), None, "train_data: all labels are -100"),
+        ((x, nothing), (x, y), "train_data: all labels are -100"),
+        ((x, y), (x, nothing), "validation_data: all labels are -100"),
+        ((x, aside), None, "samples that steps are judged by are -100.*validation_data"),
+    ):
+        with pytest.raises(DataError, match=message):
+            fxinvert.post_train(model, train, validation_data=validation, sweeps=1)
+    rest = torch.where(kept_aside(x), y, -100)
+    assert fxinvert.post_train(model, [(x, y), (x, rest)], sweeps=1).final.accuracy is not None
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ((samples(4), np.array(["a", "b", "a", "b"])), "labels is an array of <U1"),
+        ((samples(4).numpy().astype(object), torch.arange(4)), "input 0 is an array of object"),
+        (
+            (samples(4).to_sparse(), torch.arange(4)),
+            r"input 0 is of layout torch.sparse_coo; .*to_dense\(\)",
+        ),
+        ((samples(4), samples(4), torch.arange(4)), "is tuple of 3; a pair"),
+        ({"ids": samples(4), "labels": torch.arange(4)}, "is dict with ids, labels; a pair"),
+    ],
+)
+def test_what_is_no_batch_is_told(pair: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        list(Batches([pair], CPU))
+
+
+def test_inputs_by_name_may_be_any_mapping() -> None:
+    ((inputs, _),) = Batches([(UserDict(x=samples(4)), torch.arange(4))], CPU)
+    assert isinstance(inputs, dict)
+    assert [*inputs] == ["x"]
 
 
 class Once:

@@ -16,6 +16,9 @@ from fxinvert.errors import DataError
 #: bytes that torch's own allocations are aligned to; kernels may round differently elsewhere
 ALIGNMENT = 64
 
+#: by name, what inputs and labels are, in words, and the shape of inputs without the batch's axis
+Types = dict[str, tuple[str, tuple[int, ...]]]
+
 
 class Batch(NamedTuple):
     """The model's arguments, by position or by name, and the labels: tensors `(B, …)`, nested in any containers."""
@@ -56,25 +59,37 @@ def checked(item: Any, where: str) -> Batch:
     """
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise DataError(
-            f"{where} is {type(item).__name__}; a pair (inputs, labels) is needed, each a tensor or a mapping of tensors by name"
+            f"{where} is {_listed(item)}; a pair (inputs, labels) is needed, each a tensor or a mapping of tensors by name, "
+            "several inputs as a tuple: a collate_fn or a generator function brings batches into that form"
         )
-    inputs, labels = pytree.tree_map(_as_tensor, tuple(item))
+    # mappings of other types, such as those of tokenizers, are leaves to pytree
+    inputs, labels = pytree.tree_map(
+        _as_tensor, tuple(dict(p) if isinstance(p, Mapping) else p for p in item)
+    )
     if not isinstance(inputs, Mapping):  # by name
         inputs = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
     named = [*_named("input", inputs), *_named("labels", labels)]
     first = next((value for _, value in named if isinstance(value, Tensor)), None)
     for name, value in named:
+        if isinstance(value, np.ndarray):
+            raise DataError(
+                f"{where}: {name} is an array of {value.dtype}, which is no type of torch: give numbers or truth values"
+            )
         if not isinstance(value, Tensor):
             raise DataError(
                 f"{where}: {name} is {type(value).__name__}; a tensor is needed, with an entry for each sample of the batch "
                 "(what is the same for all samples belongs into the model, as a default or a setting; single samples are "
                 "made batches by a DataLoader)"
             )
+        if value.layout != torch.strided:
+            raise DataError(
+                f"{where}: {name} is of layout {value.layout}; give the dense tensor, .to_dense()"
+            )
         if value.dim() == 0 or first is None or first.dim() == 0 or len(value) != len(first):
             other = "none" if first is None else str(tuple(first.shape))
             raise DataError(
                 f"{where}: {name} has shape {tuple(value.shape)}, input 0 {other}; "
-                f"they must have the same number of samples{_advice(value, first)}"
+                f"along the first axis they must have the same number of samples{_advice(value, first)}"
             )
         if not len(value):
             raise DataError(f"{where} has no samples")
@@ -82,7 +97,7 @@ def checked(item: Any, where: str) -> Batch:
             rows = (~torch.isfinite(value)).reshape(len(value), -1).any(1)
             raise DataError(
                 f"{where}: {name} has NaN or infinite values in {int(rows.sum())} samples, "
-                f"first in sample {int(rows.nonzero()[0])}"
+                f"first in sample {int(rows.nonzero()[0])}; leave these out, or fill in what is missing"
             )
     return Batch(inputs, labels)
 
@@ -100,8 +115,8 @@ def _advice(value: Tensor, first: Tensor | None) -> str:
     )
 
 
-def check_alike(batch: Batch, theirs: Mapping[str, str], where: str, what: str) -> None:
-    """Checks that a batch has the types of another: inputs of equal names, dtypes and numbers of axes, labels of one kind.
+def check_alike(batch: Batch, theirs: Types, where: str, what: str) -> None:
+    """Checks that a batch is like another: inputs of equal names, dtypes and shapes, labels of one kind.
 
     Args:
         batch: as `checked` gave it.
@@ -112,20 +127,28 @@ def check_alike(batch: Batch, theirs: Mapping[str, str], where: str, what: str) 
     Raises:
         DataError: it has not.
     """
-    ours = types_of(batch)
+    ours, unlike = types_of(batch), ("not there", ())
     for name in {**ours, **theirs}:
-        own, other = ours.get(name, "not there"), theirs.get(name, "not there")
+        (own, shape), (other, wanted) = ours.get(name, unlike), theirs.get(name, unlike)
         if own != other:
             raise DataError(f"{where}: {name}: {own}; {what} has there: {other}")
+        if shape != wanted:
+            given, expected = (
+                f"({', '.join(map(str, (*sizes,)))})" for sizes in ((len(batch), *shape), ("B", *wanted))
+            )
+            raise DataError(
+                f"{where}: {name} has shape {given}; the model was traced with {expected}, as {what} has it: bring all batches "
+                "to one shape, texts by padding to a fixed length, images by a resize or crop"
+            )
 
 
-def types_of(batch: Batch) -> dict[str, str]:
-    """Dtypes and numbers of axes of inputs and kinds of labels, by name, in words."""
+def types_of(batch: Batch) -> Types:
+    """Dtypes, numbers of axes and shapes of inputs, and kinds of labels."""
     inputs = {
-        name: f"{str(value.dtype).removeprefix('torch.')} with {value.dim()} axes"
+        name: (f"{str(value.dtype).removeprefix('torch.')} with {value.dim()} axes", tuple(value.shape[1:]))
         for name, value in _named("input", batch.inputs)
     }
-    return inputs | {name: _kind(value) for name, value in _named("labels", batch.labels)}
+    return inputs | {name: (_kind(value), ()) for name, value in _named("labels", batch.labels)}
 
 
 def _kind(labels: Tensor) -> str:
@@ -135,8 +158,16 @@ def _kind(labels: Tensor) -> str:
     return "floating-point numbers" if labels.is_floating_point() else "integers"
 
 
+def _listed(item: Any) -> str:
+    """What is no pair, in words."""
+    kind = type(item).__name__
+    if isinstance(item, Mapping):
+        return f"{kind} with {', '.join(map(str, item))}"
+    return f"{kind} of {len(item)}" if isinstance(item, tuple | list) else kind
+
+
 def _as_tensor(value: Any) -> Any:
-    if not isinstance(value, np.ndarray) or value.dtype.hasobject:
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biufc":
         return value
     with warnings.catch_warnings():  # of arrays that are read-only: nothing is written to batches
         warnings.simplefilter("ignore", UserWarning)

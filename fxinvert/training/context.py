@@ -16,15 +16,16 @@ from torch import Tensor, fx, nn
 
 from fxinvert.content import content_of
 from fxinvert.errors import DataError
+from fxinvert.heads import Heads
 from fxinvert.inversion.inverse_graph import InverseGraph, Reconstructed
 from fxinvert.linalg import SolveSettings
 from fxinvert.linalg.anchored import Method as SolverMethod
-from fxinvert.output_target import OutputTarget
+from fxinvert.output_target import OutputTarget, check_labels
 from fxinvert.passes.flow import Flow
 from fxinvert.passes.outputs import Key
 from fxinvert.passes.trace import interpreted, is_normalized
 from fxinvert.rules import RuleSet, default_rules
-from fxinvert.training.batch import Batch, checked
+from fxinvert.training.batch import Batch, Types, check_alike, checked, types_of
 from fxinvert.training.budget import SOLVERS, WORK, Budget, Size, budget_for, bytes_of_sample
 from fxinvert.training.chunks import Source
 from fxinvert.training.data import no_batches
@@ -121,6 +122,29 @@ class Context:
     def branches(self) -> bool:
         """Whether paths of the graph part and meet again."""
         return Flow(self.graph).branches
+
+    @functools.cached_property
+    def _types(self) -> Types:
+        return types_of(self.first)
+
+    def check(self, batch: Batch, where: str) -> None:
+        """Checks that a batch is like the first one, and that its labels fit the outputs.
+
+        Args:
+            batch: on any device.
+            where: how messages call it.
+
+        Raises:
+            DataError: it is not, or they do not.
+        """
+        check_alike(batch, self._types, where, "batch 0 of train_data")
+        rows, *shape = self.graph.graph.output_node().all_input_nodes[0].meta["tensor_meta"].shape
+        outputs = torch.empty(rows * len(batch) // len(self.first), *shape, device="meta")
+        try:
+            for own, labels in Heads.of(self.graph).pairs(outputs, batch.labels):
+                check_labels(own, labels)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
 
     def inverse(self, output_target: OutputTarget) -> InverseGraph:
         """The graph's inverse for an output target; made once, and with its factorizations shared by all of them."""

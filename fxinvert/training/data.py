@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fxinvert.errors import DataError
-from fxinvert.training.batch import Batch, check_alike, checked, types_of
+from fxinvert.labels import asks
+from fxinvert.training.batch import Batch, checked
 from fxinvert.training.fingerprint import Fingerprint, fingerprint
 
 Part = Literal["all", "train", "held_out"]
@@ -30,16 +31,17 @@ class Batches:
         what: how messages call the data.
         part: which samples to give: all, those kept aside ("held_out"), or the others ("train").
         first: the number of the first batch, for messages.
-        like: a batch of the training data, whose types all must have.
+        check: is shown every batch, and how messages call it, to refuse it.
 
     Attributes:
         fingerprint: of all samples, whatever the part, in the last whole pass.
+        asked: whether any label seen so far asks for something.
 
     A sample is kept aside by its content: the same ones in every pass, however the loader shuffles, and copies of a
     sample always on the same side.
 
     Raises:
-        DataError: on iteration: not pairs of tensors, empty, not finite, or lengths or types that differ.
+        DataError: on iteration: not pairs of tensors, empty, not finite, or lengths that differ.
     """
 
     def __init__(
@@ -49,25 +51,25 @@ class Batches:
         what: str = "train_data",
         part: Part = "all",
         first: int = 0,
-        like: Batch | None = None,
+        check: Callable[[Batch, str], None] | None = None,
     ) -> None:
         self.source, self.device, self.what = batched(source, what), device, what
-        self.part, self.first, self.like = part, first, like
-        self.fingerprint = Fingerprint()
+        self.part, self.first, self.check = part, first, check
+        self.fingerprint, self.asked = Fingerprint(), False
 
     def of(self, part: Part) -> Batches:
         """The same data, another part."""
-        return Batches(self.source, self.device, self.what, part, self.first, self.like)
+        return Batches(self.source, self.device, self.what, part, self.first, self.check)
 
     def __iter__(self) -> Iterator[Batch]:
         seen, empty = Fingerprint(), True
-        types = None if self.like is None else types_of(self.like)
         for index, item in enumerate(self.source):
             where = f"batch {self.first + index} of {self.what}"
             batch = checked(item, where)
-            if types is not None:
-                check_alike(batch, types, where, "batch 0 of train_data")
+            if self.check is not None:
+                self.check(batch, where)
             empty = False
+            self.asked = self.asked or asks(batch.labels)
             own, aside = fingerprint(batch, index)
             seen += own
             if self.part != "all":

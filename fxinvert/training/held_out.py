@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxinvert.labels import asks
 from fxinvert.training.batch import Batch, tensors_of
 from fxinvert.training.fingerprint import bits_hash
 
@@ -67,6 +68,11 @@ class HeldOutSample:
     def is_whole(self) -> bool:
         """Whether nothing was left out."""
         return self.seen <= KEPT
+
+    @property
+    def asked(self) -> bool:
+        """Whether any label asks for something."""
+        return any(asks(batch.labels) for _, batch in self._parts.values())
 
     def batches(self) -> list[Batch]:
         """The samples, in batches about as large as those of the data."""

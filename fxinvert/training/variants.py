@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, fx
 from torch.func import functional_call
 
-from fxinvert.inversion.inverse_graph import check_shape
 from fxinvert.inversion.replay import Evaluator, Values
 from fxinvert.passes.capture import attribute
 from fxinvert.training.context import Context
@@ -80,8 +78,7 @@ class Variants:
     def common(self, inputs: Any) -> Values:
         """What no variant changes and some need, for one batch: the values of the nodes `shared`."""
         runner = _Runner(self.context.graph, _placeholders(self.context, inputs))
-        with _shapes_blamed(self.context, inputs):
-            _run(runner, self._common, self._common_uses)
+        _run(runner, self._common, self._common_uses)
         return runner.env
 
     def outputs(self, common: Values, inputs: Any) -> Iterator[Tensor]:
@@ -90,25 +87,13 @@ class Variants:
         for i, (nodes, uses) in enumerate(zip(self._own, self._own_uses, strict=True)):
             runner.env = {**common, **self.given[i]}
             runner.held = self.modules[i]
-            with _shapes_blamed(self.context, inputs):
-                _run(runner, nodes, uses)
+            _run(runner, nodes, uses)
             yield runner.env[self._output]
 
 
 def _placeholders(context: Context, inputs: Any) -> dict[fx.Node, Any]:
     nodes = context.graph.graph.find_nodes(op="placeholder")
     return dict(zip(nodes, context.graph.meta["inputs"].tensors(inputs), strict=True))
-
-
-@contextmanager
-def _shapes_blamed(context: Context, inputs: Any) -> Iterator[None]:
-    """Says so where what fails are inputs of other shapes than the model was traced with."""
-    try:
-        yield
-    except RuntimeError:
-        for node, value in _placeholders(context, inputs).items():
-            check_shape(node, value)
-        raise
 
 
 def reached(graph: fx.Graph, given: Iterable[fx.Node]) -> dict[fx.Node, None]:
