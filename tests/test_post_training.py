@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -425,6 +426,16 @@ def test_what_is_no_model_and_what_is_no_plan_are_refused() -> None:
     prune.l1_unstructured(pruned[0], "weight", 0.5)  # type: ignore[index, no-untyped-call]
     with pytest.raises(DataError, match=r"cannot be copied .*: 0.weight is computed .*prune.remove"):
         fxinvert.post_train(pruned, regression_data())
+    trained = network()
+    trained.trainer = threading.Lock()  # type: ignore[assignment]
+    with pytest.raises(
+        DataError, match=r"cannot be copied \(cannot pickle .*\): trainer \(lock\)\. Set it to None"
+    ):
+        fxinvert.post_train(trained, regression_data())
+    with pytest.raises(
+        DataError, match=r"cannot be copied \(cannot pickle .*\): trainer \(lock\)\. Set it to None"
+    ):
+        fxinvert.export_onnx(trained, torch.randn(2, 5), "never.onnx")
     with pytest.raises(CutError, match=r"the plan is str; one from fxinvert.partition"):
         fxinvert.post_train(network(), regression_data(), plan="auto")  # type: ignore[arg-type]
 

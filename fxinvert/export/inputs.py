@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fxinvert.copies import copy_of
 from fxinvert.errors import DataError
 from fxinvert.export.called import BATCH, Call, outputs_by_name
 
@@ -72,12 +72,11 @@ def frozen_copy(model: nn.Module) -> nn.Module:
         for buffer in model.buffers():
             if buffer.device.type != "cpu":
                 memo[id(buffer)] = buffer.detach().cpu()
-        return copy.deepcopy(model, memo).eval().requires_grad_(False)
-    except Exception as error:
+    except RuntimeError as error:
         raise DataError(
-            f"{type(model).__name__} cannot be copied for the export ({error}). Keep only parameters, buffers and "
-            "detached tensors on the module, and nothing that copy.deepcopy refuses."
+            f"{type(model).__name__} cannot be copied to the CPU for the export: {error} Load its weights first."
         ) from error
+    return copy_of(model, memo).eval().requires_grad_(False)
 
 
 def check_settings(batch_sizes: Sequence[int] | None, atol: float, rtol: float) -> tuple[int, ...] | None:
