@@ -291,6 +291,9 @@ def test_paths_that_cannot_be_written(tmp_path: Path) -> None:
     for name in ("file/net.onnx", "none/net.onnx", ".", "n" * 300):
         with nothing_changes(tmp_path), pytest.raises(DataError, match=r"cannot write|is a folder"):
             export_onnx(LINEAR, ROWS, tmp_path / name)
+    os.mkfifo(tmp_path / "pipe")  # as root, a file put in the place of /dev/null would be there for all
+    with nothing_changes(tmp_path), pytest.raises(DataError, match="pipe, which a file would replace"):
+        export_onnx(LINEAR, ROWS, tmp_path / "pipe")
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")

@@ -321,3 +321,20 @@ def test_operators_of_other_domains_are_our_error(tmp_path: Path) -> None:
     for attempt in tries:
         with pytest.raises(ExportMismatchError, match="onnxruntime cannot load"):
             attempt()
+
+
+@pytest.mark.parametrize("exporter", ["newer", "older"])
+def test_a_file_for_one_batch_size_is_proven_at_that(exporter: str, tmp_path: Path) -> None:
+    old, into = nn.Linear(3, 2), tmp_path / "old.onnx"
+    said = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        warnings.simplefilter("ignore")
+        torch.onnx.export(old, (ROWS,), into, dynamo=exporter == "newer")  # as torch does by default
+    report = update_onnx(shaken(old), old, ROWS[:2], into, tmp_path / "new.onnx")
+    assert report.batch_sizes == (4,)
+    assert "takes batches of 4 samples, and no others" in str(report)
+    with pytest.raises(ExportMismatchError, match="does not run at batch size 2"):
+        verify_onnx(into, old, ROWS, batch_sizes=(2,))
+    into.write_text("no file of onnx")
+    with pytest.raises(ExportMismatchError, match="not a valid ONNX file"):
+        verify_onnx(into, old, ROWS)

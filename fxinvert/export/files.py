@@ -32,13 +32,17 @@ def destination_of(path: str | os.PathLike[str]) -> Path:
     """The path to write, refused before any work if it plainly cannot be written.
 
     Raises:
-        DataError: It is a folder, its own folder is not there, or its name is not UTF-8.
+        DataError: It is a folder or a device, its own folder is not there, or its name is not UTF-8.
     """
     destination = named(path)
     parent = destination.parent
     try:
         if not destination.name or destination.is_dir():
             raise DataError(f"{destination} is a folder; give the path of the ONNX file to write")
+        if destination.exists() and not destination.is_file():
+            raise DataError(
+                f"{destination} is a device or a pipe, which a file would replace; give the path of a file to write"
+            )
         if not parent.exists():
             raise DataError(
                 f"cannot write {destination}: the folder {parent} does not exist; create it first"
