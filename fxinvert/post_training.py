@@ -21,6 +21,7 @@ from fxinvert.inversion.inverse_graph import Reconstructed
 from fxinvert.inversion.invert import check_solvers
 from fxinvert.linalg.anchored import Method as SolverMethod
 from fxinvert.misreadings import misreadings
+from fxinvert.modes import as_usual
 from fxinvert.output_target import OutputTargetFunction, automatic
 from fxinvert.output_target import output_target as named_target
 from fxinvert.passes.checks import check_readable
@@ -74,6 +75,7 @@ KNOWN: list[type] = [
 INPUTS = ("updated", "original")
 
 
+@as_usual()
 def post_train(
     model: nn.Module | ExportedProgram,
     train_data: Any,

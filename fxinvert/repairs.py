@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from fxinvert.labels import is_classification
+from fxinvert.modes import as_usual
 from fxinvert.notebook import table
 from fxinvert.passes import trace
 from fxinvert.passes.outputs import Key
@@ -74,6 +75,7 @@ class Repairs:
         )
 
 
+@as_usual()
 def repair_alone(
     model: nn.Module,
     train_data: Any,

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from fxinvert.errors import TraceError
+from fxinvert.modes import as_usual
 from fxinvert.passes.capture import CaptureError, evaluating, hides_parameters, symbolic_graph, unchanged
 from fxinvert.passes.checks import check_devices, check_readable, check_reproduces, mixture, randomness
 from fxinvert.passes.exported import SubgraphError, export_graphs, exported_graph
@@ -27,6 +28,7 @@ from fxinvert.rules import RuleSet, default_rules
 log = logging.getLogger(__name__)
 
 
+@as_usual()
 def trace(
     model: nn.Module | ExportedProgram,
     example_inputs: Any,

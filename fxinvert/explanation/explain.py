@@ -20,6 +20,7 @@ from fxinvert.inversion.replay import output_given
 from fxinvert.inversion.stepping import ROWS
 from fxinvert.labels import is_classification
 from fxinvert.linalg.vectors import per_sample
+from fxinvert.modes import as_usual
 from fxinvert.output_target import OutputTargetFunction
 from fxinvert.passes import trace
 from fxinvert.passes.capture import evaluating
@@ -40,6 +41,7 @@ RESHAPES = ("flatten", "reshape", "view")
 Values = Mapping[fx.Node, Any]
 
 
+@as_usual()
 def explain(
     model: nn.Module,
     inputs: Any,

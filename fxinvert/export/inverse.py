@@ -31,6 +31,7 @@ from fxinvert.export.translate import translate
 from fxinvert.inversion import InverseGraph, invert
 from fxinvert.inversion.inverse_graph import LINEARIZED_LIMIT, Reconstructed
 from fxinvert.inversion.linearized import ROWS
+from fxinvert.modes import as_usual
 from fxinvert.passes import trace
 from fxinvert.passes.capture import attribute, describe
 from fxinvert.passes.flow import Flow, Stretch
@@ -41,6 +42,7 @@ ATOL, RTOL = 1e-4, 1e-3
 FEATURE, TARGET, RECONSTRUCTED = "feature", "output_target", "reconstructed"
 
 
+@as_usual()
 def export_inverse(
     model: nn.Module,
     example_inputs: Any,

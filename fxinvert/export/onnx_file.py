@@ -23,6 +23,7 @@ from fxinvert.export.inputs import Case, cases_at, check_settings, frozen_copy, 
 from fxinvert.export.proof import ATOL, RTOL, Proof, prove
 from fxinvert.export.summary import ExportReport
 from fxinvert.export.translate import FIRST_OPSET, translate
+from fxinvert.modes import as_usual
 from fxinvert.quiet import quiet
 from fxinvert.result import PostTrainingResult
 
@@ -35,6 +36,7 @@ HALF_TOLERANCE = 1e-2
 """Absolute and relative tolerance in half precision, which has three digits."""
 
 
+@as_usual()
 def export_onnx(
     model: nn.Module | PostTrainingResult,
     example_inputs: Any,

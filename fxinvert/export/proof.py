@@ -19,6 +19,7 @@ from fxinvert.export.parting import first_difference
 from fxinvert.export.rounding import FACTOR, rounding_of
 from fxinvert.export.session import crashes, open_session, run_session
 from fxinvert.export.summary import ExportReport, OutputDifference, relative
+from fxinvert.modes import as_usual
 
 ATOL, RTOL = 1e-5, 1e-4
 SHOWN = 8
@@ -49,6 +50,7 @@ class Proof:
     note: str = ""
 
 
+@as_usual()
 def verify_onnx(
     path: str | os.PathLike[str],
     model: nn.Module,
@@ -72,7 +74,8 @@ def verify_onnx(
         model: The model it should equal; neither it nor any random state is changed.
         example_inputs: A tensor, the tuple of what `forward` takes by position, or the mapping of what it takes by
             name, nested as the model wants them, with the batch in dimension 0.
-        batch_sizes: Batch sizes to run; by default those of 1, 2 and 7 that the model itself runs at, as for `export_onnx`.
+        batch_sizes: Batch sizes to run; by default the one that the file takes, where it takes no other, or those of 1, 2 and 7
+            that the model itself runs at, as for `export_onnx`.
         dynamic_axes: Names of other dimensions that may vary, by input name and dimension, as for `export_onnx`.
         axis_sizes: Sizes of those axes to run, by name; by default half of the example's.
         atol: Absolute tolerance.
@@ -94,8 +97,44 @@ def verify_onnx(
     with rng_kept():
         frozen = frozen_copy(model)
         call = Call.of(frozen, example_inputs, dynamic_axes)
-        cases, note = cases_at(frozen, call, sizes, axis_sizes, seed)
+        cases, note = cases_of(file, frozen, call, sizes, axis_sizes, seed)
         return prove(file, Proof(frozen, call, cases, atol, rtol, note))
+
+
+def cases_of(
+    file: Path,
+    model: nn.Module,
+    call: Call,
+    batch_sizes: Sequence[int] | None,
+    axis_sizes: Mapping[str, Sequence[int]] | None,
+    seed: int = 0,
+) -> tuple[tuple[Case, ...], str]:
+    """`cases_at` for a file that is there: where it takes batches of one size only, as `torch.onnx.export` writes by default, of
+    that size, unless others are asked for.
+
+    Raises:
+        DataError: As there.
+    """
+    fixed = None if batch_sizes else fixed_batch(file)
+    if fixed is None:
+        return cases_at(model, call, batch_sizes, axis_sizes, seed)
+    cases, note = cases_at(model, call, (fixed,), axis_sizes, seed)
+    return cases, f"{note} The file takes batches of {fixed} samples, and no others.".strip()
+
+
+def fixed_batch(file: Path) -> int | None:
+    """The batch size that a file is fixed to; None where it is not, or cannot be read."""
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        graph = onnx.load(str(file), load_external_data=False).graph
+    except DecodeError:
+        return None  # which the proof tells
+    weights = {value.name for value in graph.initializer}
+    shapes = [value.type.tensor_type.shape.dim for value in graph.input if value.name not in weights]
+    found = {shape[0].dim_value for shape in shapes if len(shape)}
+    return found.pop() or None if len(found) == 1 else None
 
 
 def prove(path: Path, proof: Proof, *, shown: Path | None = None) -> ExportReport:

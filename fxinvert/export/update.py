@@ -24,16 +24,18 @@ from fxinvert.export.carriers import carriers_of, chosen, matches
 from fxinvert.export.facts import facts_of
 from fxinvert.export.files import destination_of, move, named, unwritable, workplace
 from fxinvert.export.forms import Form, forms_of, unused
-from fxinvert.export.inputs import cases_at, check_settings, frozen_copy, make_cases, rng_kept
+from fxinvert.export.inputs import check_settings, frozen_copy, make_cases, rng_kept
 from fxinvert.export.onnx_file import proven
-from fxinvert.export.proof import ATOL, RTOL, Proof, prove
+from fxinvert.export.proof import ATOL, RTOL, Proof, cases_of, prove
 from fxinvert.export.summary import ExportReport
+from fxinvert.modes import as_usual
 from fxinvert.quiet import quiet
 from fxinvert.result import PostTrainingResult
 
 SHOWN = 6
 
 
+@as_usual()
 def update_onnx(
     model: nn.Module | PostTrainingResult,
     original: nn.Module,
@@ -57,7 +59,7 @@ def update_onnx(
         into: The ONNX file of the original model, by any exporter; it stays as it is.
         path: The file to write; may be the same as `into`, which is then replaced at the very end.
         metadata: Facts to add to the file's metadata; keys get the prefix `fxinvert.`.
-        batch_sizes: Batch sizes at which both files are proven; by default as for `export_onnx`.
+        batch_sizes: Batch sizes at which both files are proven; by default as for `verify_onnx`.
         dynamic_axes: Names of other dimensions that may vary, as for `export_onnx`.
         axis_sizes: Sizes of those axes to run, by name; by default half of the example's.
         atol: Absolute tolerance.
@@ -82,7 +84,7 @@ def update_onnx(
         after = frozen_copy(model.model if isinstance(model, PostTrainingResult) else model)
         _check_alike(before, after)
         call = Call.of(before, example_inputs, dynamic_axes)
-        old, note = cases_at(before, call, sizes, axis_sizes)
+        old, note = cases_of(source, before, call, sizes, axis_sizes)
         try:
             prove(source, Proof(before, call, old, atol, rtol))
         except ExportMismatchError as error:

@@ -26,6 +26,7 @@ from fxinvert.inversion.stepping import TOLERANCE
 from fxinvert.inversion.walk import Walk
 from fxinvert.linalg import SolveSettings
 from fxinvert.linalg.vectors import norm
+from fxinvert.modes import as_usual
 from fxinvert.notebook import table
 from fxinvert.output_target import OutputTarget
 from fxinvert.passes.capture import evaluating
@@ -83,7 +84,7 @@ class InverseGraph:
         Raises:
             DataError: inputs or labels do not fit.
         """
-        with torch.no_grad(), evaluating(self.graph):
+        with as_usual(), torch.no_grad(), evaluating(self.graph):
             values = self.forward(inputs)
             goal, bound = self._goal(values, labels)
             nodes = [node for node in Flow(self.graph).nodes if has_target(node)]

@@ -11,6 +11,7 @@ from fxinvert.errors import DataError
 from fxinvert.inversion.inverse_graph import InverseGraph, Reconstructed
 from fxinvert.linalg import SolveSettings
 from fxinvert.linalg.anchored import Method
+from fxinvert.modes import as_usual
 from fxinvert.output_target import OutputTargetFunction
 from fxinvert.output_target import output_target as named
 from fxinvert.passes import trace
@@ -21,6 +22,7 @@ from fxinvert.rules import RuleSet, default_rules
 EXPECTED = 1_000
 
 
+@as_usual()
 def invert(
     model: nn.Module,
     example_inputs: Any = None,
