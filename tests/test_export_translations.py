@@ -182,6 +182,16 @@ def test_ops_on_complex_values_are_exported(kind: type[nn.Module], tmp_path: Pat
     assert report.max_abs < 1e-5
 
 
+def test_what_a_user_exports_afterwards_is_translated_as_before(tmp_path: Path) -> None:
+    from onnxscript.function_libs.torch_lib.registration import default_registry
+
+    fxinvert.export_onnx(nn.Linear(3, 2), torch.randn(2, 3), tmp_path / "ours.onnx")
+    ours = [
+        f for entry in default_registry.values() for f in entry.complex if f.__module__.startswith("fxinvert")
+    ]
+    assert ours == []
+
+
 def test_complex_values_that_are_written_into_others_are_inverted() -> None:
     """torch has no derivative of a complex value that is put back into another."""
     torch.manual_seed(0)

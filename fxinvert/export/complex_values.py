@@ -1,18 +1,21 @@
 """Translations to ONNX of ops on complex values, as of rotary embeddings, for which torch's exporter has none.
 
 Its other translations hold a complex tensor as a real one with a last axis of length 2, real and imaginary part; so do these.
-torch takes translations of complex values from onnxscript's register only, where these are added for what it lacks.
+torch takes translations of complex values from onnxscript's register only, which is the process's: what it lacks is in there
+while a file is made, and out again for whatever else is exported.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 
-def register() -> None:
-    """Add the translations to onnxscript's, once; what it has itself stays."""
+@contextmanager
+def registered() -> Iterator[None]:
+    """The translations are among onnxscript's meanwhile; what it has itself stays."""
     from onnxscript.function_libs.torch_lib.registration import default_registry, torch_op
 
     known: dict[str, Callable[..., Any]] = {
@@ -25,9 +28,14 @@ def register() -> None:
         "aten::slice_scatter": _slice_scatter,
         "aten::unsqueeze": _unsqueeze,
     }
-    for name, function in known.items():
-        if name not in default_registry or not default_registry[name].complex:
-            torch_op(name, complex=True, trace_only=True)(function)
+    lacking = [name for name in known if name not in default_registry or not default_registry[name].complex]
+    for name in lacking:
+        torch_op(name, complex=True, trace_only=True)(known[name])
+    try:
+        yield
+    finally:
+        for name in lacking:
+            default_registry[name].complex.clear()
 
 
 def zeros(

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fxinvert.errors import DataError, ExportMismatchError, FxInvertError, TraceError
+from fxinvert.export import complex_values
 from fxinvert.export.annotate import SCOPES
 from fxinvert.export.attended import Attention
 from fxinvert.export.called import BATCH, Call, Half
@@ -111,6 +112,7 @@ def _program(
         Attention(),
         ProjectedSteps(),
         lengths_followed(flat.model),
+        complex_values.registered(),
     ):
         try:
             captured: Any = _in_half(flat, cases) if half else flat

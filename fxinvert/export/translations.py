@@ -11,8 +11,7 @@ from fxinvert.export import complex_values
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
-    """By op, of the libraries that are loaded: torch's `custom_translation_table`; those of complex values are registered."""
-    complex_values.register()
+    """By op, of the libraries that are loaded: torch's `custom_translation_table`; complex values have `registered`."""
     known: dict[str, Callable[..., Any]] = {
         "aten::_is_all_true": _is_all_true,
         "aten::rsub.Scalar": _rsub,
