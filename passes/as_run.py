@@ -19,11 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from fxinvert.errors import TraceError
 from fxinvert.passes.capture import called_at
+from fxinvert.passes.following import Following, tensors_in
 from fxinvert.passes.inputs import Flat
 from fxinvert.passes.questions import Question
 from fxinvert.passes.runs import doubled, run
@@ -34,6 +33,8 @@ from fxinvert.quiet import quiet
 _QUESTIONS = frozenset(
     ["__bool__", "__contains__", "__float__", "__format__", "__index__", "__int__", "allclose", "equal", "is_nonzero", "item", "tolist"]
 )  # fmt: skip
+#: functions that give as many rows as there are different values, of which code may ask how many these are
+_COUNTED = frozenset(["unique", "unique_consecutive"])
 #: functions that ask the tensors of one integer in an index for it
 _INDEXED = frozenset(["__getitem__", "__setitem__"])
 #: functions that ask those among sizes
@@ -41,11 +42,6 @@ _SIZED = frozenset(
     ["constant_pad_nd", "expand", "narrow", "new_empty", "new_ones", "new_zeros", "pad", "repeat", "reshape", "view"]
 )  # fmt: skip
 _INTEGERS = frozenset([torch.int8, torch.int16, torch.int32, torch.int64])
-#: ops that take only the shape of their input
-_SHAPED = frozenset(
-    ["empty_like", "full_like", "new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros", "ones_like", "rand_like",
-     "randn_like", "zeros_like"]
-)  # fmt: skip
 
 
 class AsRun(Flat):
@@ -67,6 +63,8 @@ class AsRun(Flat):
         self.decided: Question | None = None
         for i, (one, two) in enumerate(pairs):
             if (one.decided or one != two) and first.differs_by(i):
+                if one.name in _COUNTED:
+                    continue  # it goes on with them
                 self.decided = one if one.decided else two
                 break
             self.questions.append(one)
@@ -124,7 +122,11 @@ class _Answering(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in _QUESTIONS and (question := self._known(name)) is not None:
             return question.answer
-        return func(*_numbered(name, args, self._number), **(kwargs or {}))
+        result = func(*_numbered(name, args, self._number), **(kwargs or {}))
+        if name in _COUNTED and (question := self._known(name)) is not None:
+            torch._check(result.shape[0] == question.answer)  # type: ignore[no-untyped-call]
+            result = result.narrow(0, 0, question.answer)  # Python's `len` takes no size that varies
+        return result
 
     def _known(self, name: str) -> Question | None:
         asked = name, called_at()
@@ -145,19 +147,19 @@ class _Run:
     Args:
         flat: the model.
         values: its inputs.
-        other: the number of a truth value that is answered the other way.
+        other: the number of a truth value that is answered the other way, or of a count that is answered by one more.
     """
 
     def __init__(self, flat: Flat, values: tuple[Tensor, ...], other: int | None = None) -> None:
         self.flat, self.values = flat, values
 
         def recorded(*copies: Tensor) -> Any:
-            self.following = _Following([*copies, *flat.parameters()])
+            self.following = Following([*copies, *flat.parameters()])
             self.asking = _Asking(flat.model, self.following, other)
             with torch.no_grad(), self.following, self.asking:
                 return flat(*copies)
 
-        self.results = _tensors(run(recorded, values))  # type: ignore[arg-type]
+        self.results = tensors_in(run(recorded, values))  # type: ignore[arg-type]
 
     @property
     def questions(self) -> list[Question]:
@@ -170,7 +172,9 @@ class _Run:
 
     def differs_by(self, number: int) -> bool:
         """Whether another answer to a question would change what is computed; the user's code may refuse to go on with it."""
-        if not isinstance(self.questions[number].answer, bool):
+        if self.questions[number].name not in _COUNTED and not isinstance(
+            self.questions[number].answer, bool
+        ):
             return True
         try:
             with quiet():
@@ -183,7 +187,7 @@ class _Run:
 class _Asking(TorchFunctionMode):
     """Notes the questions of a run, and their answers; one of them may be answered the other way."""
 
-    def __init__(self, model: nn.Module, following: _Following, other: int | None) -> None:
+    def __init__(self, model: nn.Module, following: Following, other: int | None) -> None:
         super().__init__()
         self.model, self.following, self.other = model, following, other
         self.asked: list[Question] = []
@@ -200,6 +204,10 @@ class _Asking(TorchFunctionMode):
                 return answer  # a text for people; in place of a tensor's values it holds something else while captured
             answer = not answer if len(self.asked) == self.other else answer
             self._note(name, answer, decided)
+        elif name in _COUNTED and isinstance(answer, Tensor):
+            other = torch.cat([answer, answer[-1:]]) if len(self.asked) == self.other else answer
+            self._note(name, len(answer), self.following.decide((args, kwargs)))
+            answer = other
         return answer
 
     def _number(self, value: Tensor) -> int:
@@ -251,53 +259,3 @@ def _refuses(error: BaseException | None, question: Question) -> bool:
         return False
     raises = code.co_code[last] == dis.opmap["RAISE_VARARGS"]
     return raises and (asking in question.place or code is question.asker)
-
-
-class _Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows which tensors have values that depend on those of some, and how."""
-
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        #: every op, the shapes that it gives, and what it is given: of tensors, which of the memory that is followed
-        self.ops: list[tuple[Any, list[torch.Size], list[Any]]] = []
-        self.everything = False  # numbers of rows depend on values: whatever comes may
-        # memory that is followed, by address, and its number; kept, so that none takes another's place
-        self.memory: dict[int, tuple[int, torch.UntypedStorage]] = {}
-        self._mark(tensors)
-
-    def decide(self, argument: Any) -> bool:
-        """Whether a (nested) argument holds such a tensor."""
-        return self.everything or any(self.number(value) is not None for value in _tensors(argument))
-
-    def number(self, value: Any) -> Any:
-        """Which of the memory that is followed a tensor lies in; None: in none; anything else is itself."""
-        known = isinstance(value, Tensor)
-        return self.memory.get(value.untyped_storage()._cdata, (None,))[0] if known else value
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        given = [self.number(value) for value in tree_leaves((args, kwargs))]
-        result = func(*args, **(kwargs or {}))
-        self.ops.append((func, [value.shape for value in _tensors(result)], given))
-        if func.overloadpacket.__name__ not in _SHAPED and self.decide((args, kwargs)):
-            self.everything |= _decides_rows(func, args)
-            self._mark(_tensors(result))
-        return result
-
-    def _mark(self, tensors: Iterable[Tensor]) -> None:
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
-            self.memory.setdefault(storage._cdata, (len(self.memory), storage))
-
-
-def _tensors(argument: Any) -> list[Tensor]:
-    return [value for value in tree_leaves(argument) if isinstance(value, Tensor)]
-
-
-def _decides_rows(op: Any, args: tuple[Any, ...]) -> bool:
-    """Whether an op gives as many rows as the values of its inputs say; of indices those do that are truth values."""
-    return torch.Tag.dynamic_output_shape in op.tags and (
-        op is not torch.ops.aten.index.Tensor
-        or any(value.dtype == torch.bool for value in _tensors(args[1:]))
-    )

@@ -405,12 +405,21 @@ def test_what_depends_on_other_rows_or_rounds_than_are_selected_is_refused(step:
         fxinvert.trace(Mixture(forward), torch.randn(2, 1, 3))
 
 
-def _marked(read: Any) -> Model:
+def _checks(counts: Tensor) -> None:
+    torch._check(torch.unique_consecutive(counts).numel() == 1)  # type: ignore[no-untyped-call]
+
+
+def _raises(counts: Tensor) -> None:
+    if len(torch.unique_consecutive(counts)) > 1:
+        raise ValueError
+
+
+def _marked(read: Any, checked: Any = _checks) -> Model:
     """A sequence that is what its rows at some marks have become, as `read` tells; each has as many of them."""
 
     def forward(s: Any, x: Tensor) -> Any:
         mask = x.eq(2)
-        torch._check(torch.unique_consecutive(mask.sum(1)).numel() == 1)  # type: ignore[no-untyped-call]
+        checked(mask.sum(1))
         rows = s.mixed(s.embed(x).transpose(1, 2)).transpose(1, 2)[mask, :]
         return s.head(read(rows.view(x.shape[0], -1, 6)))
 
@@ -421,9 +430,10 @@ def _sequences(*places: list[int]) -> Tensor:
     return torch.randint(3, 8, (len(places), 5)).scatter(1, torch.tensor(places), 2)
 
 
-def test_a_sequence_is_what_its_last_mark_has_become(tmp_path: Path) -> None:
+@pytest.mark.parametrize("checked", [_checks, _raises])
+def test_a_sequence_is_what_its_last_mark_has_become(checked: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = _marked(lambda rows: rows[:, -1])
+    model = _marked(lambda rows: rows[:, -1], checked)
     x = _sequences([1, 3], [0, 1], [3, 4], [2, 0])
     graph = follows(model, _sequences([4], [1]), x)
     found = fxinvert.invert(graph, output_target="regression")(x, model(x).detach() + 0.1)
@@ -439,3 +449,11 @@ def test_what_reads_other_rows_than_the_last_marked_is_refused(read: Any, places
     """Data say how many are marked; even where all are on the example, so that nothing tells the two apart there."""
     with pytest.raises(TraceError, match=r"node 'unique_consecutive'.*rows that values select are not"):
         fxinvert.trace(_marked(read), _sequences(*places))
+
+
+def test_how_many_different_values_there_are_is_no_number_where_the_answer_changes_what_is_computed() -> None:
+    def forward(s: Any, x: Tensor) -> Any:
+        return s.head(x) * (2 if torch.unique(x[:, 0].round()).numel() > 1 else 1)
+
+    with pytest.raises(TraceError, match=r"data-dependent expression.*test_idioms\.py"):
+        fxinvert.trace(Model(forward, head=nn.Linear(3, 2)), torch.zeros(2, 3))
