@@ -4,14 +4,15 @@
 the same for all data, as of a mask that forward() makes itself; and code that asks whether it is being captured may go
 other ways than it runs. What is captured here goes the way that runs go. An answer that the data or the parameters decide
 is given only where the other one would change nothing that is computed, as where code warns of it, or raises, as where code
-checks it: all else would fix for all data what holds for the example.
+checks it, or where one is right for all data (`guarded.py`): all else would fix for all data what holds for the example.
 """
 
 from __future__ import annotations
 
 import dis
+import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import CodeType, FrameType
 from typing import Any
@@ -23,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from fxinvert.errors import TraceError
 from fxinvert.passes.capture import called_at
 from fxinvert.passes.following import Following, tensors_in
+from fxinvert.passes.guarded import right_for_all
 from fxinvert.passes.inputs import Flat
 from fxinvert.passes.questions import Question
 from fxinvert.passes.runs import doubled, run
@@ -56,18 +58,24 @@ class AsRun(Flat):
 
     def __init__(self, flat: Flat, values: tuple[Tensor, ...]) -> None:
         super().__init__(flat.model, flat.inputs, flat.choose, flat.within)
-        first = _Run(flat, values)
-        self.selects = first.following.everything
-        pairs = zip(first.questions, _Run(flat, doubled(values)).questions, strict=False)
         self.questions: list[Question] = []
         self.decided: Question | None = None
-        for i, (one, two) in enumerate(pairs):
+        first, second = _Run(flat, values), _Run(flat, doubled(values))
+        for i in itertools.count():
+            if i >= min(len(first.questions), len(second.questions)):
+                break
+            one, two = first.questions[i], second.questions[i]
             if (one.decided or one != two) and first.differs_by(i):
                 if one.name in _COUNTED:
                     continue  # it goes on with them
-                self.decided = one if one.decided else two
-                break
+                right = right_for_all(flat, values, first.questions, i, first.asking)
+                if right is None:
+                    self.decided = one if one.decided else two
+                    break
+                first, second = first.answered(i, right), second.answered(i, right)
+                one = first.questions[i]
             self.questions.append(one)
+        self.selects = first.following.everything
 
     def forward(self, *values: Any) -> Any:
         with _running(), _Answering(self.questions):
@@ -147,23 +155,29 @@ class _Run:
     Args:
         flat: the model.
         values: its inputs.
-        other: the number of a truth value that is answered the other way, or of a count that is answered by one more.
+        answers: to questions by number, in place of what they are answered by themselves.
     """
 
-    def __init__(self, flat: Flat, values: tuple[Tensor, ...], other: int | None = None) -> None:
-        self.flat, self.values = flat, values
+    def __init__(self, flat: Flat, values: tuple[Tensor, ...], answers: Mapping[int, Any] = {}) -> None:
+        self.flat, self.values, self.answers = flat, values, answers
 
         def recorded(*copies: Tensor) -> Any:
-            self.following = Following([*copies, *flat.parameters()])
-            self.asking = _Asking(flat.model, self.following, other)
-            with torch.no_grad(), self.following, self.asking:
+            with self.asking([*copies, *flat.parameters()]) as (self.following, asking):
+                self.questions = asking.asked
                 return flat(*copies)
 
         self.results = tensors_in(run(recorded, values))  # type: ignore[arg-type]
 
-    @property
-    def questions(self) -> list[Question]:
-        return self.asking.asked
+    @contextmanager
+    def asking(self, tensors: Iterable[Tensor]) -> Iterator[tuple[Following, _Asking]]:
+        """Runs the body with its questions answered as in this run; what these tensors decide is told apart."""
+        following = Following(tensors)
+        with torch.no_grad(), following, _Asking(self.flat.model, following, self.answers) as asking:
+            yield following, asking
+
+    def answered(self, number: int, answer: Any) -> _Run:
+        """The run with another answer to a question, and to those before it the same."""
+        return _Run(self.flat, self.values, {**self.answers, number: answer})
 
     @property
     def computed(self) -> Any:
@@ -172,24 +186,25 @@ class _Run:
 
     def differs_by(self, number: int) -> bool:
         """Whether another answer to a question would change what is computed; the user's code may refuse to go on with it."""
-        if self.questions[number].name not in _COUNTED and not isinstance(
-            self.questions[number].answer, bool
-        ):
+        question = self.questions[number]
+        if question.name not in _COUNTED and not isinstance(question.answer, bool):
             return True
         try:
             with quiet():
-                other = _Run(self.flat, self.values, number)
+                other = self.answered(
+                    number, question.answer + 1 if question.name in _COUNTED else not question.answer
+                )
         except TraceError as error:
-            return not _refuses(error.__cause__, self.questions[number])
+            return not _refuses(error.__cause__, question)
         return other.computed != self.computed or not all(map(torch.equal, other.results, self.results))
 
 
 class _Asking(TorchFunctionMode):
-    """Notes the questions of a run, and their answers; one of them may be answered the other way."""
+    """Notes the questions of a run, and their answers; those that are given stand in place of others."""
 
-    def __init__(self, model: nn.Module, following: Following, other: int | None) -> None:
+    def __init__(self, model: nn.Module, following: Following, answers: Mapping[int, Any]) -> None:
         super().__init__()
-        self.model, self.following, self.other = model, following, other
+        self.model, self.following, self.answers = model, following, answers
         self.asked: list[Question] = []
 
     def __torch_function__(
@@ -202,12 +217,12 @@ class _Asking(TorchFunctionMode):
             decided = self.following.decide((args, kwargs))
             if decided and name == "__format__":
                 return answer  # a text for people; in place of a tensor's values it holds something else while captured
-            answer = not answer if len(self.asked) == self.other else answer
+            answer = self.answers.get(len(self.asked), answer)
             self._note(name, answer, decided)
         elif name in _COUNTED and isinstance(answer, Tensor):
-            other = torch.cat([answer, answer[-1:]]) if len(self.asked) == self.other else answer
+            more = self.answers.get(len(self.asked), len(answer)) - len(answer)
             self._note(name, len(answer), self.following.decide((args, kwargs)))
-            answer = other
+            answer = torch.cat([answer, *[answer[-1:]] * more])
         return answer
 
     def _number(self, value: Tensor) -> int:

@@ -457,3 +457,51 @@ def test_how_many_different_values_there_are_is_no_number_where_the_answer_chang
 
     with pytest.raises(TraceError, match=r"data-dependent expression.*test_idioms\.py"):
         fxinvert.trace(Model(forward, head=nn.Linear(3, 2)), torch.zeros(2, 3))
+
+
+# --- what is done only where a mask holds -----------------------------------------------------------------------
+
+
+def _filled(s: Any, x: Tensor) -> Tensor:
+    mask = x[:, 0] > 1
+    y: Tensor = s.first(x)
+    for i in range(2):
+        chosen = mask & (x[:, 1] > i)
+        if chosen.any():
+            y[chosen] = s.token[i]
+    if mask.sum() > 0 and not (keep := ~mask).all():
+        y = y * (1 - s.gate * (~keep)[:, None])
+    return y
+
+
+@pytest.mark.parametrize("some", [False, True])
+def test_what_changes_nothing_where_a_mask_is_empty_is_always_done(some: bool) -> None:
+    """Whichever way code goes on the example."""
+    torch.manual_seed(0)
+    tokens, gate = nn.Parameter(torch.randn(2, 4)), nn.Parameter(torch.zeros(1))
+    model = Model(
+        lambda s, x: s.head(_filled(s, x)),
+        first=nn.Linear(3, 4),
+        head=nn.Linear(4, 2),
+        token=tokens,
+        gate=gate,
+    )
+    none, any_of_it = torch.zeros(3, 3), torch.tensor([[2.0, 2, 0], [2, 1, 0], [0, 2, 0], [2, 0, 0]])
+    graph = follows(model, any_of_it if some else none, none if some else any_of_it)
+    with torch.no_grad():
+        gate.fill_(1.0)
+        torch.testing.assert_close(graph(any_of_it), model(any_of_it))
+
+
+@pytest.mark.parametrize("gate", [0.0, 1.0])
+def test_what_changes_something_where_a_mask_is_empty_is_refused(gate: float) -> None:
+    """Even where a parameter that is 0 yet hides it."""
+
+    def forward(s: Any, x: Tensor) -> Any:
+        y = s.head(x)
+        return y + s.gate * y.relu() if (x[:, 0] > 1).any() else y
+
+    with pytest.raises(TraceError, match=r"asks for values at .*test_idioms\.py"):
+        fxinvert.trace(
+            Model(forward, head=nn.Linear(3, 2), gate=nn.Parameter(torch.tensor(gate))), torch.zeros(2, 3)
+        )
