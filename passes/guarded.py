@@ -54,8 +54,9 @@ def right_for_all(
     if question.name != "__bool__":
         return None
     before = sum((q.name, q.place) == (question.name, question.place) for q in questions[:number])
-    # parameters that are 0 yet, as gates are, would hide what is done with them
+    # parameters and inputs that are 0, as gates are at first, would hide what is done with them
     moved = {n: p + 0.1 * torch.randn_like(p) for n, p in flat.named_parameters() if p.is_floating_point()}
+    given = tuple(v + torch.randn_like(v) if v.is_floating_point() else v for v in values)
 
     def way(answer: bool) -> tuple[_Sparing, list[Any]]:
         sparing = _Sparing(question.place, before, answer)
@@ -64,7 +65,7 @@ def right_for_all(
             with asking([*copies, *moved.values()]), sparing:
                 return functional_call(flat, moved, copies)
 
-        return sparing, tree_leaves(run(forward, values))  # type: ignore[arg-type]
+        return sparing, tree_leaves(run(forward, given))  # type: ignore[arg-type]
 
     try:
         with quiet():

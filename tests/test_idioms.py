@@ -493,15 +493,15 @@ def test_what_changes_nothing_where_a_mask_is_empty_is_always_done(some: bool) -
         torch.testing.assert_close(graph(any_of_it), model(any_of_it))
 
 
-@pytest.mark.parametrize("gate", [0.0, 1.0])
-def test_what_changes_something_where_a_mask_is_empty_is_refused(gate: float) -> None:
-    """Even where a parameter that is 0 yet hides it."""
+@pytest.mark.parametrize(
+    "changed", [lambda s, y: y + s.gate * y.relu(), lambda s, y: y.clamp(-1, 1), lambda s, y: -y]
+)
+def test_what_changes_something_where_a_mask_is_empty_is_refused(changed: Any) -> None:
+    """Even where values that are 0 hide it."""
 
     def forward(s: Any, x: Tensor) -> Any:
-        y = s.head(x)
-        return y + s.gate * y.relu() if (x[:, 0] > 1).any() else y
+        return s.head(changed(s, x) if (x[:, 0] > 1).any() else x)
 
+    model = Model(forward, head=nn.Linear(3, 2), gate=nn.Parameter(torch.tensor(0.0)))
     with pytest.raises(TraceError, match=r"asks for values at .*test_idioms\.py"):
-        fxinvert.trace(
-            Model(forward, head=nn.Linear(3, 2), gate=nn.Parameter(torch.tensor(gate))), torch.zeros(2, 3)
-        )
+        fxinvert.trace(model, torch.zeros(2, 3))
