@@ -65,7 +65,11 @@ def right_for_all(
             with asking([*copies, *moved.values()]), sparing:
                 return functional_call(flat, moved, copies)
 
-        return sparing, tree_leaves(run(forward, given))  # type: ignore[arg-type]
+        try:
+            return sparing, tree_leaves(run(forward, given))  # type: ignore[arg-type]
+        finally:
+            for mask, own in sparing.filled:  # it may be the model's own
+                mask.copy_(own)
 
     try:
         with quiet():
@@ -89,12 +93,14 @@ class _Sparing(TorchFunctionMode):
 
     Attributes:
         spared: what the mask would answer; None: it is none that is asked, or others than full or empty ones would, too.
+        filled: the mask, and what it was.
     """
 
     def __init__(self, place: str | None, before: int, answer: bool) -> None:
         super().__init__()
         self.place, self.left, self.answer = place, before, answer
         self.spared: bool | None = None
+        self.filled: list[tuple[Tensor, Tensor]] = []
         # numbers that follow how many entries of a mask hold, by the memory that they lie in, which is kept: what they are
         # for none, for one and so on
         self.counts: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
@@ -127,6 +133,7 @@ class _Sparing(TorchFunctionMode):
         for full, own, others in ((False, answers[0], answers[1:]), (True, answers[-1], answers[:-1])):
             if bool((others != own).all()):
                 self.spared = bool(own)
+                self.filled.append((mask, mask.clone()))
                 mask.fill_(full)
                 break
         return self.answer

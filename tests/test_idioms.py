@@ -505,3 +505,15 @@ def test_what_changes_something_where_a_mask_is_empty_is_refused(changed: Any) -
     model = Model(forward, head=nn.Linear(3, 2), gate=nn.Parameter(torch.tensor(0.0)))
     with pytest.raises(TraceError, match=r"asks for values at .*test_idioms\.py"):
         fxinvert.trace(model, torch.zeros(2, 3))
+
+
+def test_a_mask_of_the_models_own_is_left_as_it_was() -> None:
+    def forward(s: Any, x: Tensor) -> Any:
+        if s.mask.any():
+            x = x.masked_fill(s.mask, 0.0)
+        return s.head(x)
+
+    mask = nn.Parameter(torch.tensor([True, False, False]), requires_grad=False)
+    model = Model(forward, head=nn.Linear(3, 2), mask=mask)
+    follows(model, torch.randn(2, 3), torch.randn(5, 3))
+    assert mask.tolist() == [True, False, False]
