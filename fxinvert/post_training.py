@@ -15,7 +15,6 @@ from torch.export import ExportedProgram
 from fxinvert.copies import changed, copy_of, showing
 from fxinvert.counts import check_counts
 from fxinvert.errors import DataError
-from fxinvert.feed import Feed
 from fxinvert.identity import check_finite, check_plan, identity
 from fxinvert.inversion.inverse_graph import Reconstructed
 from fxinvert.inversion.invert import check_solvers
@@ -36,7 +35,7 @@ from fxinvert.scheduling import Executor, executor_named
 from fxinvert.scheduling.crew import Crew, Task
 from fxinvert.scheduling.executor import torch_threads
 from fxinvert.scheduling.journal import Journal
-from fxinvert.survey import survey
+from fxinvert.survey import parts_of, survey
 from fxinvert.training import Method, NormalEquations, Repeating
 from fxinvert.training.best import Best
 from fxinvert.training.chunks import CHUNK, source_of
@@ -45,7 +44,6 @@ from fxinvert.training.context import Context
 from fxinvert.training.curvature import Curvature
 from fxinvert.training.data import Part
 from fxinvert.training.fingerprint import Fingerprint
-from fxinvert.training.held_out import HeldOutSample
 from fxinvert.training.jacobian_rows import JacobianRows
 from fxinvert.training.joint import Course
 from fxinvert.training.judge import Share, check_share
@@ -56,6 +54,7 @@ from fxinvert.training.recalibrate import Moments
 from fxinvert.training.sizes import Quadratic
 from fxinvert.training.sweeps import Settings, run_sweeps
 from fxinvert.training.wide import WideEquations
+from fxinvert.untrained import untrained
 from fxinvert.workshop import Workshop
 
 #: what results of tasks are made of
@@ -234,7 +233,7 @@ def post_train(
             name: survey(name, context, hand, journal is not None, judged.get(name), ask)
             for name in context.sources
         }
-        feeds, notes = _parts(surveyed)
+        feeds, notes = parts_of(surveyed)
         if isinstance(output_target, str) and output_target not in ("regression", "soft"):
             notes += misreadings(context.graph, feeds["held_out"].sample.batches() or [context.first])
         if journal is not None:
@@ -258,7 +257,7 @@ def post_train(
         plan=plan,
         output_target=shop.output_target.name,
         changed=changed(model, updated),
-        notes=tuple(notes),
+        notes=(*notes, *untrained(plan, context.graph)),
         seconds=time.perf_counter() - began,
     )
 
@@ -287,14 +286,3 @@ def _unconfirmed(best: Best, confidence: float) -> list[str]:
 def _check_named(setting: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise DataError(f"unknown {setting} {value!r}; known are {', '.join(known)}")
-
-
-def _parts(surveyed: dict[str, Feed]) -> tuple[dict[str, Feed], list[str]]:
-    """What is trained on and what is judged on, and what to note about them."""
-    data = surveyed["train"]
-    if "validation" in surveyed:
-        return {"train": data, "held_out": surveyed["validation"]}, []
-    if all(any(getattr(count, part) for count in data.counts) for part in ("train", "held_out")):
-        return {"train": data.of("train"), "held_out": data.of("held_out")}, []
-    note = "too few samples to keep some aside: steps were judged on the training data"
-    return {"train": data, "held_out": replace(data, sample=HeldOutSample())}, [note]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -63,6 +63,17 @@ def _survey(
         raise no_batches(f"{name}_data")
     _gather(name, found, judged, sample, ask)
     return Feed(name, source, "all", [own.count for own in found], None, True, sample)
+
+
+def parts_of(surveyed: dict[str, Feed]) -> tuple[dict[str, Feed], list[str]]:
+    """What is trained on and what is judged on, and what to note about them."""
+    data = surveyed["train"]
+    if "validation" in surveyed:
+        return {"train": data, "held_out": surveyed["validation"]}, []
+    if all(any(getattr(count, part) for count in data.counts) for part in ("train", "held_out")):
+        return {"train": data.of("train"), "held_out": data.of("held_out")}, []
+    note = "too few samples to keep some aside: steps were judged on the training data"
+    return {"train": data, "held_out": replace(data, sample=HeldOutSample())}, [note]
 
 
 def survey_here(

@@ -415,6 +415,31 @@ def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> Non
         fxinvert.post_train(network(), regression_data(), **settings)
 
 
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.last = nn.GRU(1, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.last(self.cell(x[..., None])[0][:, -1])
+        return found
+
+
+def test_parameters_that_no_method_trains_are_noted() -> None:
+    def kept(model: nn.Module) -> list[str]:
+        notes = fxinvert.post_train(model, regression_data(), sweeps=1).notes
+        return [note for note in notes if "keep their values" in note]
+
+    (note,) = kept(Recurrent())
+    assert note.startswith(
+        "cell.weight_ih_l0, cell.weight_hh_l0, cell.bias_ih_l0 and 1 more, 89 % of the parameters"
+    )
+    assert not kept(network())
+    frozen = Recurrent()
+    frozen.cell.requires_grad_(False)
+    assert not kept(frozen)
+
+
 def test_what_is_no_model_and_what_is_no_plan_are_refused() -> None:
     with pytest.raises(TraceError, match="the model is the class Linear"):
         fxinvert.post_train(nn.Linear, regression_data())  # type: ignore[arg-type]

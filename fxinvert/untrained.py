@@ -1,0 +1,37 @@
+"""Parameters that keep their values although they are not frozen: told, since nothing else in a result shows it."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from fxinvert.passes.capture import attribute
+from fxinvert.passes.plan import Plan
+
+#: names that are listed; of more only the number
+_LISTED = 3
+
+
+def untrained(plan: Plan, graph: fx.GraphModule) -> list[str]:
+    """What to note of parameters that the graph computes with and the plan does not train, in a sentence; nothing if there are none.
+
+    Args:
+        plan: of the graph.
+        graph: the traced model.
+    """
+    trained = {id(attribute(graph, name)) for segment in plan.segments for name in segment.parameters}
+    named = dict(graph.named_parameters())
+    some_open = any(value.requires_grad for value in named.values())
+    kept = [
+        name
+        for name, value in named.items()
+        if id(value) not in trained and (value.requires_grad or not some_open)
+    ]
+    if not kept:
+        return []
+    more = f" and {len(kept) - _LISTED} more" if len(kept) > _LISTED else ""
+    share = sum(named[name].numel() for name in kept) / sum(value.numel() for value in named.values())
+    note = (
+        f"{', '.join(kept[:_LISTED])}{more}, {100 * share:.0f} % of the parameters, keep their values: what computes with them "
+        "cannot be trained, or has others that are frozen"
+    )
+    return [note]
