@@ -189,6 +189,28 @@ def test_what_is_no_batch_is_told(pair: Any, message: str) -> None:
         list(Batches([pair], CPU))
 
 
+def test_what_numpy_makes_arrays_of_are_arrays() -> None:
+    class Frame:  # a data frame iterates over the names of its columns
+        def __init__(self, values: Any) -> None:
+            self.values = values
+
+        def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+            return np.asarray(self.values, dtype)
+
+        def __iter__(self) -> Iterator[str]:
+            return iter(["a", "b"])
+
+    x = samples(300)
+    found = list(Batches((Frame(x.numpy()), Frame(np.arange(300))), CPU))
+    assert torch.equal(torch.cat([tree_leaves(batch.inputs)[0] for batch in found]), x)
+    assert torch.equal(torch.cat([batch.labels for batch in found]), torch.arange(300))
+    ((inputs, labels),) = Batches([(x.numpy()[:, ::-1], np.arange(300).astype(">i4"))], CPU)
+    assert torch.equal(tree_leaves(inputs)[0], x.flip(1))
+    assert torch.equal(labels, torch.arange(300, dtype=torch.int32))
+    with pytest.raises(DataError, match="input 0 is an array of object"):
+        list(Batches((Frame([["a", None]]), Frame([1])), CPU))
+
+
 def test_inputs_by_name_may_be_any_mapping() -> None:
     ((inputs, _),) = Batches([(UserDict(x=samples(4)), torch.arange(4))], CPU)
     assert isinstance(inputs, dict)

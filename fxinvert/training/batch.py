@@ -51,7 +51,8 @@ def checked(item: Any, where: str) -> Batch:
     """A loader's item as a batch.
 
     Args:
-        item: a pair (inputs, labels), of tensors or arrays; arrays become tensors that share their memory.
+        item: a pair (inputs, labels), of tensors or arrays, or of what numpy makes arrays of, as of data frames; arrays become
+            tensors that share their memory.
         where: how messages call it, e.g. "batch 3 of train_data".
 
     Raises:
@@ -158,6 +159,11 @@ def _kind(labels: Tensor) -> str:
     return "floating-point numbers" if labels.is_floating_point() else "integers"
 
 
+def is_array(value: Any) -> bool:
+    """Whether a value is a tensor or an array, or numpy makes an array of it."""
+    return hasattr(value, "__array__")
+
+
 def _listed(item: Any) -> str:
     """What is no pair, in words."""
     kind = type(item).__name__
@@ -167,8 +173,12 @@ def _listed(item: Any) -> str:
 
 
 def _as_tensor(value: Any) -> Any:
+    if is_array(value) and not isinstance(value, Tensor):
+        value = np.asarray(value)
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "biufc":
         return value
+    if min(value.strides, default=0) < 0 or not value.dtype.isnative:  # reversed, or of another byte order
+        value = np.ascontiguousarray(value, value.dtype.newbyteorder("="))
     with warnings.catch_warnings():  # of arrays that are read-only: nothing is written to batches
         warnings.simplefilter("ignore", UserWarning)
         return torch.as_tensor(value)

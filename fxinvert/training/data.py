@@ -7,14 +7,12 @@ from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fxinvert.errors import DataError
 from fxinvert.labels import asks
-from fxinvert.training.batch import Batch, checked
+from fxinvert.training.batch import Batch, checked, is_array
 from fxinvert.training.fingerprint import Fingerprint, fingerprint
 
 Part = Literal["all", "train", "held_out"]
@@ -151,7 +149,7 @@ def batched(data: Any, what: str) -> Any:
     if (
         isinstance(data, tuple | list)
         and len(data) == 2
-        and (isinstance(data[0], Tensor | np.ndarray) or isinstance(data[1], Tensor | np.ndarray | Mapping))
+        and (is_array(data[0]) or is_array(data[1]) or isinstance(data[1], Mapping))
     ):
         whole = checked(data, what)
         parts = [whole.select(slice(start, start + BATCH)) for start in range(0, len(whole), BATCH)]
