@@ -130,6 +130,18 @@ def test_padding_before_a_text_is_exported(tmp_path: Path) -> None:
     fxinvert.export_onnx(model, inputs, tmp_path / "model.onnx", batch_sizes=(1, 3))
 
 
+def test_places_of_a_mask_that_a_model_makes_itself_are_followed(tmp_path: Path) -> None:
+    """Longformer's first token attends to all, wherever windows end."""
+    transformers = imported("transformers")
+    torch.manual_seed(0)
+    config = transformers.LongformerConfig(**TEXT, attention_window=4)
+    model = transformers.LongformerForSequenceClassification(config).eval()
+    few, more = torch.randint(3, 64, (2, 12)), torch.randint(3, 64, (5, 12))
+    with torch.no_grad():
+        torch.testing.assert_close(fxinvert.trace(model, few)(more), model(more).logits)
+    fxinvert.export_onnx(model, few, tmp_path / "model.onnx")
+
+
 @pytest.mark.parametrize(
     ("kind", "config", "options", "message"),
     [
@@ -137,7 +149,7 @@ def test_padding_before_a_text_is_exported(tmp_path: Path) -> None:
             "LongformerForSequenceClassification",
             "LongformerConfig",
             {**TEXT, "attention_window": 4},
-            r"data-dependent.*modeling_longformer.py\", line \d+, in forward",
+            r"data-dependent.*asks for values at .*modeling_longformer.py\", line \d+, in forward \(item\)",
         ),
         ("ViTMAEModel", "ViTMAEConfig", {**SMALL, "image_size": 32, "patch_size": 8}, "noise that forward"),
     ],
@@ -145,10 +157,15 @@ def test_padding_before_a_text_is_exported(tmp_path: Path) -> None:
 def test_what_cannot_be_followed_is_refused_with_the_reason(
     kind: str, config: str, options: dict[str, Any], message: str
 ) -> None:
-    """Shapes that depend on data; noise in evaluation mode."""
+    """Shapes that depend on data, here which of a text is padding; noise in evaluation mode."""
     transformers = imported("transformers")
     model = getattr(transformers, kind)(getattr(transformers, config)(**options)).eval()
-    inputs = torch.randn(2, 3, 32, 32) if "image_size" in options else torch.randint(3, 64, (2, 12))
+    inputs: Any = torch.randn(2, 3, 32, 32)
+    if "image_size" not in options:
+        inputs = {
+            "input_ids": torch.randint(3, 64, (2, 12)),
+            "attention_mask": torch.ones(2, 12, dtype=torch.long),
+        }
     with pytest.raises(TraceError, match=message):
         fxinvert.trace(model, inputs)
 
