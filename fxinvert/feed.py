@@ -158,18 +158,22 @@ class Stream:
     Attributes:
         fingerprint: of all of their samples, whatever the part, in the last whole pass.
         asked: whether any of their labels asks for something.
+        batches: those of the chunk that is read, or was last.
     """
 
     def __init__(self, context: Context, wheres: Iterable[Where], part: Part, name: str) -> None:
         self.context, self.wheres, self.part, self.name = context, wheres, part, name
         self.fingerprint, self.asked = Fingerprint(), False
+        self.batches: Batches | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         seen = Fingerprint()
         for where in self.wheres:
             chunk = self._chunk(where)
             device, check = self.context.device, self.context.check
-            batches = Batches(_Reading(chunk), device, chunk.what, self.part, chunk.first, check)
+            batches = self.batches = Batches(
+                _Reading(chunk), device, chunk.what, self.part, chunk.first, check
+            )
             yield from batches
             seen += batches.fingerprint
             self.asked = self.asked or batches.asked

@@ -7,6 +7,7 @@ from functools import reduce
 from itertools import chain
 from typing import Any
 
+from fxinvert.errors import DataError
 from fxinvert.feed import All, Feed, Stream, Where, folds_of
 from fxinvert.output_target import OutputTarget
 from fxinvert.progress import Display
@@ -256,7 +257,13 @@ def do_job(
     own = context.get()
     own.load(state.get(), digest)
     batches = Stream(own, wheres, part, name)
-    result = job(own, batches, **(arguments if isinstance(arguments, Mapping) else arguments.get()))
+    try:
+        result = job(own, batches, **(arguments if isinstance(arguments, Mapping) else arguments.get()))
+    except DataError as error:
+        at = batches.batches.at if batches.batches else ""
+        if type(error) is not DataError or not at or at in str(error):
+            raise
+        raise DataError(f"{at}: {error}") from error
     return result, batches.fingerprint
 
 

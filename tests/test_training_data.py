@@ -156,6 +156,16 @@ def test_labels_that_do_not_fit_are_named_by_data_and_batch(where: str, labels: 
         fxinvert.post_train(model, data["train"], validation_data=data["validation"], sweeps=1)
 
 
+def test_a_batch_that_the_model_does_not_run_on_is_named() -> None:
+    index, y = torch.arange(40) % 5, torch.arange(40) % 3
+    unknown = torch.where(torch.arange(40) == 7, 5, index)
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3))
+    with pytest.raises(
+        DataError, match=r"^batch 1 of train_data: the model does not run on these inputs: index out of range"
+    ):
+        fxinvert.post_train(model, [(index, y), (unknown, y)], validation_data=[(index, y)], sweeps=1)
+
+
 def test_labels_that_ask_for_nothing_are_refused() -> None:
     x, y, model = samples(60), torch.arange(60) % 3, nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     nothing, aside = torch.full_like(y, -100), torch.where(kept_aside(x), -100, y)

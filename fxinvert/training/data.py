@@ -34,6 +34,7 @@ class Batches:
     Attributes:
         fingerprint: of all samples, whatever the part, in the last whole pass.
         asked: whether any label seen so far asks for something.
+        at: how messages call the batch that was given last; empty before the first and after the last.
 
     A sample is kept aside by its content: the same ones in every pass, however the loader shuffles, and copies of a
     sample always on the same side.
@@ -53,7 +54,7 @@ class Batches:
     ) -> None:
         self.source, self.device, self.what = batched(source, what), device, what
         self.part, self.first, self.check = part, first, check
-        self.fingerprint, self.asked = Fingerprint(), False
+        self.fingerprint, self.asked, self.at = Fingerprint(), False, ""
 
     def of(self, part: Part) -> Batches:
         """The same data, another part."""
@@ -73,7 +74,9 @@ class Batches:
             if self.part != "all":
                 batch = batch.select(aside == (self.part == "held_out"))
             if len(batch):
+                self.at = where
                 yield batch.to(self.device)
+        self.at = ""
         if empty:
             raise no_batches(self.what)
         self.fingerprint = seen
