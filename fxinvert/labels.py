@@ -143,8 +143,8 @@ def check_tensor(labels: object) -> None:
     """
     if isinstance(labels, Mapping):
         raise DataError(
-            f"labels by the names {', '.join(map(repr, labels))}, where one output is supervised, which takes a tensor; to train "
-            "the outputs of these names, give output= as a tuple of them"
+            f"labels by the names {', '.join(map(repr, labels))}, where one output is supervised: give the tensor that is for it "
+            "alone, or name several outputs, output=(…, …)"
         )
     if not isinstance(labels, Tensor):
         raise DataError(f"labels of type {type(labels).__name__}; a tensor is needed")

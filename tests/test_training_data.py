@@ -166,6 +166,22 @@ def test_a_batch_that_the_model_does_not_run_on_is_named() -> None:
         fxinvert.post_train(model, [(index, y), (unknown, y)], validation_data=[(index, y)], sweeps=1)
 
 
+def test_labels_that_do_not_fit_are_named_by_output() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(12, 3), nn.Linear(12, 2)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            flat = x.flatten(1)
+            return {"first": self.first(flat), "second": self.second(flat)}
+
+    y = torch.arange(40)
+    data = [(samples(40), {"first": y % 3, "second": y % 3})]
+    with pytest.raises(DataError, match=r"^batch 0 of train_data, output 'second': labels range from 0 to 2"):
+        fxinvert.post_train(Two(), data, output=("first", "second"), sweeps=1)
+
+
 def test_labels_that_ask_for_nothing_are_refused() -> None:
     x, y, model = samples(60), torch.arange(60) % 3, nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     nothing, aside = torch.full_like(y, -100), torch.where(kept_aside(x), -100, y)

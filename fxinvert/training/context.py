@@ -140,11 +140,14 @@ class Context:
         check_alike(batch, self._types, where, "batch 0 of train_data")
         rows, *shape = self.graph.graph.output_node().all_input_nodes[0].meta["tensor_meta"].shape
         outputs = torch.empty(rows * len(batch) // len(self.first), *shape, device="meta")
+        heads, at = Heads.of(self.graph), where
         try:
-            for own, labels in Heads.of(self.graph).pairs(outputs, batch.labels):
+            pairs = heads.pairs(outputs, batch.labels)
+            for head, (own, labels) in zip(heads.heads or (None,), pairs, strict=True):
+                at = f"{where}, output {head.key!r}" if head else where
                 check_labels(own, labels)
         except DataError as error:
-            raise DataError(f"{where}: {error}") from error
+            raise DataError(f"{at}: {error}") from error
 
     def inverse(self, output_target: OutputTarget) -> InverseGraph:
         """The graph's inverse for an output target; made once, and with its factorizations shared by all of them."""
