@@ -13,16 +13,18 @@ from torch import Tensor, nn
 
 import fxinvert
 from fxinvert import DataError
+from fxinvert.heads import Heads
 from fxinvert.training.batch import Batch
 from fxinvert.training.chunks import source_of
 from fxinvert.training.confirm import Differences, Gain, gain
 from fxinvert.training.context import Context
+from fxinvert.training.metrics import sample_classes
 
 LOSSES = st.lists(st.floats(-5, 5).map(lambda v: round(v, 3)), min_size=2, max_size=30)
 
 
 def gain_of(fallen: list[float]) -> Gain:
-    return sum((Gain(Differences(1, d, d**2)) for d in fallen), Gain())
+    return sum((Gain(Differences.of(torch.tensor([d], dtype=torch.float64))) for d in fallen), Gain())
 
 
 @given(LOSSES, st.floats(0.5, 0.99))
@@ -148,3 +150,43 @@ def test_a_clear_gain_is_taken_whatever_the_executor() -> None:
 def test_a_confidence_that_is_none(confidence: float) -> None:
     with pytest.raises(DataError, match=r"confidence=.* a probability from 0\.5 to below 1"):
         fxinvert.post_train(network(), data(), confidence=confidence)
+
+
+@given(LOSSES, st.lists(st.integers(0, 2), min_size=30, max_size=30), st.data())
+def test_the_spread_within_classes_tells_what_is_chance(
+    fallen: list[float], names: list[int], data: st.DataObject
+) -> None:
+    """Against the analysis of variance, whatever batches the samples come in."""
+    d, classes = torch.tensor(fallen, dtype=torch.float64), torch.tensor(names[: len(fallen)])
+    cut = data.draw(st.integers(1, len(d) - 1))
+    found = Differences.of(d[:cut], classes[:cut]) + Differences.of(d[cut:], classes[cut:])
+    n, parts = len(d), sorted(set(classes.tolist()))
+    if n < 2 * len(parts):
+        expected = float(d.var()) / n
+    else:
+        within = sum(float((d[classes == c] - d[classes == c].mean()).square().sum()) for c in parts)
+        expected = within / (n - len(parts)) / n
+    assert found.samples == n
+    assert found.mean == pytest.approx(float(d.mean()), abs=1e-9)
+    assert found.error == pytest.approx(expected**0.5, abs=1e-6)
+
+
+def test_a_class_that_gains_alone_is_no_noise() -> None:
+    """The missing one of ten classes, two samples each: its large gain hides itself where classes are not told apart."""
+    noise = 0.01 * torch.randn(20, generator=torch.Generator().manual_seed(0))
+    classes = torch.arange(10).repeat(2)
+    fallen = noise + 3.0 * (classes == 7)
+    assert not Gain(Differences.of(fallen)).confirmed(0.95)
+    assert Gain(Differences.of(fallen, classes)).confirmed(0.95)
+    assert not Gain(Differences.of(noise - noise.mean(), classes)).confirmed(0.95)
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 1)])
+def test_classes_are_told_by_labels_of_which_every_sample_has_one(shape: tuple[int, ...]) -> None:
+    one_each = torch.arange(6).remainder(2).bool().reshape(shape)
+    outputs, heads = torch.zeros(6, 1), Heads(())
+    found = sample_classes(outputs, Batch((outputs,), one_each), heads)
+    assert found is not None
+    assert found.tolist() == one_each.flatten().tolist()
+    assert sample_classes(outputs, Batch((outputs,), outputs), heads) is None
+    assert sample_classes(outputs, Batch((outputs,), torch.zeros(6, 4).long()), heads) is None

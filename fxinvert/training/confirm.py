@@ -7,8 +7,14 @@ samples,
     mean(d) > z · sd(d) / √n,    z the quantile of the normal distribution,
 
 says with a given confidence that the loss has fallen for samples that nobody has looked at (the paired test of Student,
-Biometrika 6, 1908, in its normal limit; that a step was chosen by the same samples is not accounted for). It can fall
-although answers become no better. With the differences a of the share of a sample's answers that are right, ±1 of a single
+Biometrika 6, 1908, in its normal limit; that a step was chosen by the same samples is not accounted for). A class that was
+missing gains much, the others nothing, and that spread says nothing about chance: it is the same in other samples whose
+classes are as frequent. So where samples have classes, C of them and at least twice as many samples, sd is the spread
+within classes (the residual of an analysis of variance: Fisher, Statistical Methods for Research Workers, 1925),
+
+    sd² = Σ (d − mean of its class)² / (n − C).
+
+The loss can fall although answers become no better. With the differences a of the share of a sample's answers that are right, ±1 of a single
 answer that changes,
 
     Σ a + 6 > z · √(Σ a² + 6)
@@ -22,8 +28,8 @@ et al., The American Soldier, 1949), so that heavy tails of the one do not hide 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from statistics import NormalDist
 
 import torch
@@ -32,7 +38,7 @@ from torch import Tensor
 from fxinvert.heads import Heads
 from fxinvert.training.batch import Batch
 from fxinvert.training.context import Context, State
-from fxinvert.training.metrics import sample_hits, sample_losses
+from fxinvert.training.metrics import sample_classes, sample_hits, sample_losses
 from fxinvert.training.outputs import OutputsOver, outputs_over
 
 #: answers that turned right, which a loss that has fallen counts as
@@ -46,24 +52,38 @@ class Differences:
     """What changes from sample to sample; sums, which add up across batches, chunks and machines.
 
     Attributes:
-        samples: n.
-        total: of the differences.
-        squares: of their squares.
+        classes: of every class of samples how many there are, and the total of their differences.
+        squares: the sum of the squares of all differences.
     """
 
-    samples: int = 0
-    total: float = 0.0
+    classes: Mapping[int, tuple[int, float]] = field(default_factory=dict)
     squares: float = 0.0
 
     @classmethod
-    def of(cls, values: Tensor) -> Differences:
-        """Of a batch, `(B,)`."""
-        return cls(len(values), float(values.sum()), float(values.square().sum()))
+    def of(cls, values: Tensor, classes: Tensor | None = None) -> Differences:
+        """Of a batch, `(B,)`, whose samples have classes `(B,)`; by default all the same."""
+        classes = torch.zeros(len(values), dtype=torch.int64) if classes is None else classes
+        names, places, counts = torch.unique(classes, return_inverse=True, return_counts=True)
+        totals = values.new_zeros(len(names)).index_add_(0, places, values)
+        found = zip(names.tolist(), zip(counts.tolist(), totals.tolist(), strict=True), strict=True)
+        return cls(dict(found), float(values.square().sum()))
 
     def __add__(self, other: Differences) -> Differences:
-        return Differences(
-            self.samples + other.samples, self.total + other.total, self.squares + other.squares
-        )
+        classes = dict(self.classes)
+        for name, (samples, total) in other.classes.items():
+            before = classes.get(name, (0, 0.0))
+            classes[name] = before[0] + samples, before[1] + total
+        return Differences(classes, self.squares + other.squares)
+
+    @property
+    def samples(self) -> int:
+        """How many, n."""
+        return sum(samples for samples, _ in self.classes.values())
+
+    @property
+    def total(self) -> float:
+        """The sum of the differences."""
+        return sum(total for _, total in self.classes.values())
 
     @property
     def mean(self) -> float:
@@ -73,10 +93,13 @@ class Differences:
     @property
     def error(self) -> float:
         """The standard error of the mean; infinite of a single sample."""
-        if self.samples < 2:
+        n, parts = self.samples, list(self.classes.values())
+        if n < 2 * len(parts):
+            parts = [(n, self.total)]
+        if n < 2:
             return math.inf
-        spread = max(self.squares - self.total**2 / self.samples, 0.0) / (self.samples - 1)
-        return math.sqrt(spread / self.samples)
+        within = self.squares - sum(total**2 / samples for samples, total in parts)
+        return math.sqrt(max(within, 0.0) / (n - len(parts)) / n)
 
     @property
     def score(self) -> float:
@@ -134,5 +157,6 @@ def gain(
         before, after = outputs
         loss, loss_after = (sample_losses(own, batch, heads) for own in (before, after))
         right, right_after = (sample_hits(own, batch, heads) for own in (before, after))
-        total += Gain(Differences.of(loss - loss_after), Differences.of(right_after - right))
+        classes = sample_classes(before, batch, heads)
+        total += Gain(Differences.of(loss - loss_after, classes), Differences.of(right_after - right))
     return total

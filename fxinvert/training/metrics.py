@@ -126,6 +126,13 @@ def sample_hits(outputs: Tensor, batch: Batch, heads: Heads) -> Tensor:
     return torch.stack([hits_of(own, labels, len(batch)) for own, labels in pairs]).sum(0)
 
 
+def sample_classes(outputs: Tensor, batch: Batch, heads: Heads) -> Tensor | None:
+    """The class of every sample `(B,)`, if labels ask for one of each."""
+    ((_, labels), *others) = heads.pairs(outputs, batch.labels)
+    one_each = not others and is_classification(labels) and labels.numel() == len(batch)
+    return labels.reshape(-1) if one_each else None
+
+
 def hits_of(outputs: Tensor, labels: Tensor, samples: int) -> Tensor:
     """The share of every sample's answers that are right, for one output: `(B,)`, float64; 0 where they are numbers.
 
