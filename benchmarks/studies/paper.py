@@ -30,6 +30,9 @@ from fxinvert.training.joint import Average, target_weight
 ALPHAS = (0.0, 0.02, 0.1, 0.3)
 BATCH, LEARNING_RATE, WEIGHT_DECAY = 256, 5e-5, 0.05
 HELD_OUT = 1500
+#: of the package's methods as they were measured, from the same starting models as α; what has changed since then is what few
+#: held-out samples confirm
+REVISIONS = {"closed_form": 5, "gradient": 5, "auto": 7}
 #: epochs of α = 0 where it is compared with what passes over the data more often than the protocol
 LONG = 48
 
@@ -73,7 +76,7 @@ def runs(seeds: int) -> Iterator[Run]:
                     settings = given | {"method": "joint", "cut": cut, "alpha": alpha, "epochs": epochs}
                     yield Run(f"{name}-joint-{cut}-{alpha:g}", settings, seed, quick and cut == cuts[0])
             for method in own:
-                settings = given | {"method": method, "revision": ours.REVISIONS[method]}
+                settings = given | {"method": method, "revision": REVISIONS[method]}
                 yield Run(f"{name}-{method}", settings, seed, quick and method == "closed_form")
 
 
