@@ -18,7 +18,7 @@ from fxinvert.result import Record
 from fxinvert.training import ClosedForm, Method
 
 #: raised when a method of the package changes, so that it is measured anew
-REVISIONS = {"closed_form": 6, "recursive": 7, "gradient": 6, "auto": 8}
+REVISIONS = {"closed_form": 6, "recursive": 7, "auto": 8}
 #: of what does otherwise in networks with batch norm
 NORMALIZED_REVISIONS = REVISIONS | {"auto": 5}
 #: the same, of what does otherwise with few training samples

@@ -151,8 +151,9 @@ class Recycled:
             share = torch.where(square > 0, dot(q, residual) / torch.where(square > 0, square, 1), 0)
             x, dual, residual = _along(x, share, p), _along(dual, share, u), _along(residual, -share, q)
             size = torch.where(idle, size, dot(residual, residual).sqrt())
-            removed = removed + share.square() * square
-            spent |= brief & (iterations * share.square() * square <= WORTHWHILE * removed)
+            gained = share.square() * square
+            removed = removed + gained
+            spent |= brief & (iterations * gained <= WORTHWHILE * removed)
             converged = converged | (~idle & (spent | (size <= small_enough)))
         slope_known = torch.where(self.known, torch.inf, start)
         self.known = self.known | (iterations > 0)
