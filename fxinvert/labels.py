@@ -8,7 +8,8 @@
 
 A logit o of a truth value is a choice between two classes with the logits −o/2 and o/2: its softmax is the sigmoid of o, its
 cross-entropy the binary one. Truth values may stand for the class numbers 0 and 1 of two logits, too. Class numbers
-`IGNORED` ask for nothing: padding, unlabelled pixels.
+`IGNORED` ask for nothing: padding, unlabelled pixels. Outputs `(B·k, …)` of k rows for each sample are trained as `(B, k, …)`, with
+labels of either form.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from fxinvert.passes.capture import CaptureError, evaluating, hides_parameters, 
 from fxinvert.passes.checks import check_devices, check_readable, check_reproduces, mixture, randomness
 from fxinvert.passes.exported import SubgraphError, export_graphs, exported_graph
 from fxinvert.passes.inputs import Flat, Inputs
+from fxinvert.passes.interpreted import Interpreted
 from fxinvert.passes.joined import side_by_side
 from fxinvert.passes.leaves import copied
 from fxinvert.passes.normalize import normalize
@@ -217,6 +218,31 @@ def _captured(
             return exported(str(error))
         except TraceError as second:
             raise TraceError(f"{error}; {second}") from error
+
+
+def by_sample(graph: fx.GraphModule, example_inputs: Any, rules: RuleSet | None = None) -> fx.GraphModule:
+    """A traced graph, or the same that gives `(B, k, …)` instead of an output `(B·k, …)` with k rows of every sample.
+
+    Args:
+        graph: from `trace`; one that joins several outputs comes back as it is.
+        example_inputs: of the form that it was traced with.
+        rules: the rules in force.
+    """
+    (output,) = graph.graph.output_node().all_input_nodes
+    if graph.meta["heads"] or output.meta["rows"] < 2:
+        return graph
+    values = graph.meta["inputs"].tensors(example_inputs)
+    apart = fx.Graph()
+    rows = apart.graph_copy(graph.graph, {})
+    assert isinstance(rows, fx.Node), "a graph of several outputs"
+    apart.output(apart.call_function(torch.ops.aten.unflatten.int, (rows, 0, [-1, output.meta["rows"]])))
+    with torch.no_grad():
+        raw = Interpreted(graph, apart, type(graph).__name__)
+        result, few = normalize(raw, copied(values), rules or default_rules())
+        flat = Flat(raw, Inputs.of(raw.forward, values), _whole)
+        check_reproduces(flat, result, few, values, run(flat, values))
+    result.meta.update(graph.meta, rows=output.meta["rows"])
+    return result
 
 
 def is_normalized(model: nn.Module) -> bool:

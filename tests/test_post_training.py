@@ -367,6 +367,49 @@ def test_one_of_two_outputs_is_supervised() -> None:
     assert all(name.startswith("a.") for name in result.changed)
 
 
+class Frames(nn.Module):
+    """Three frames of every sample as rows of their own, as audio models give their channels."""
+
+    def __init__(self, by_sample: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last, self.by_sample = nn.Linear(5, 16), nn.Linear(16, 4), by_sample
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(torch.tanh(self.first(x.flatten(0, 1))))
+        return torch.unflatten(y, 0, (len(x), -1)) if self.by_sample else y
+
+
+@pytest.mark.parametrize("classes", [True, False])
+def test_several_rows_of_outputs_for_a_sample_are_trained_like_an_axis_of_its_own(classes: bool) -> None:
+    x = torch.randn(120, 3, 5)
+    y = torch.tanh(x @ torch.randn(5, 4))
+    if classes:
+        y = y.argmax(-1)
+    traced, rows = fxinvert.trace(Frames(), x[:2]), y.flatten(0, 1)
+    wanted = fxinvert.post_train(Frames(by_sample=True), [(x, y)], sweeps=1)
+    assert wanted.final.loss < wanted.baseline.loss
+    for model, labels in ((Frames(), rows), (Frames(), y), (traced, rows)):
+        found = fxinvert.post_train(model, [(x, labels)], sweeps=1, plan=fxinvert.partition(traced))
+        assert (found.baseline, found.final) == (wanted.baseline, wanted.final)
+        assert found.model(x[:2]).shape == (6, 4)
+
+
+@pytest.mark.parametrize(
+    ("frames", "rows", "message"),
+    [
+        (3, 2, r"labels of shape \(20, 2\) do not fit outputs of shape \(20, 3, 4\)"),
+        (4, 4, r"4 rows of outputs for each sample, and as many classes.*either axis"),
+    ],
+)
+def test_rows_of_labels_that_may_not_be_those_of_outputs_are_refused(
+    frames: int, rows: int, message: str
+) -> None:
+    labels = torch.zeros(20 * rows, dtype=torch.long)
+    with pytest.raises(DataError, match=message):
+        fxinvert.post_train(Frames(), [(torch.randn(20, frames, 5), labels)])
+
+
 class Empty:
     def __iter__(self) -> Iterator[Any]:
         return iter(())

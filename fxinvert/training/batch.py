@@ -55,6 +55,8 @@ def checked(item: Any, where: str) -> Batch:
             tensors that share their memory.
         where: how messages call it, e.g. "batch 3 of train_data".
 
+    Labels of k entries for each sample, one after another, as a model gives k rows of outputs, become `(B, k, …)`.
+
     Raises:
         DataError: it is no pair of (structures of) tensors, it is empty, their lengths differ, or a value is not finite.
     """
@@ -69,6 +71,7 @@ def checked(item: Any, where: str) -> Batch:
     )
     if not isinstance(inputs, Mapping):  # by name
         inputs = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    labels = pytree.tree_map(lambda own: _by_sample(own, next(iter(tensors_of(inputs)), None)), labels)
     named = [*_named("input", inputs), *_named("labels", labels)]
     first = next((value for _, value in named if isinstance(value, Tensor)), None)
     for name, value in named:
@@ -87,10 +90,11 @@ def checked(item: Any, where: str) -> Batch:
                 f"{where}: {name} is of layout {value.layout}; give the dense tensor, .to_dense()"
             )
         if value.dim() == 0 or first is None or first.dim() == 0 or len(value) != len(first):
+            advice = "" if value.dim() else "; single samples are made batches by a DataLoader"
             other = "none" if first is None else str(tuple(first.shape))
             raise DataError(
                 f"{where}: {name} has shape {tuple(value.shape)}, input 0 {other}; "
-                f"along the first axis they must have the same number of samples{_advice(value, first)}"
+                f"along the first axis they must have the same number of samples{advice}"
             )
         if not len(value):
             raise DataError(f"{where} has no samples")
@@ -103,17 +107,12 @@ def checked(item: Any, where: str) -> Batch:
     return Batch(inputs, labels)
 
 
-def _advice(value: Tensor, first: Tensor | None) -> str:
-    """What to do where a tensor has not as many entries as the first one."""
-    if value.dim() == 0:
-        return "; single samples are made batches by a DataLoader"
-    samples = len(first) if first is not None and first.dim() else 0
-    if not samples or not len(value) or len(value) % samples:
-        return ""
-    return (
-        f". If the model gives {len(value) // samples} rows for each sample, train a module that calls it and returns "
-        "y.unflatten(0, (len(x), -1)), with such labels"
-    )
+def _by_sample(labels: Any, first: Any) -> Any:
+    """Labels `(B·k, …)` of several entries for each sample, one after another, as `(B, k, …)`; others as they are."""
+    if not all(isinstance(v, Tensor) and v.layout == torch.strided and v.dim() for v in (labels, first)):
+        return labels
+    each, rest = divmod(len(labels), max(len(first), 1))
+    return labels if rest or each < 2 else labels.unflatten(0, (-1, each))
 
 
 def check_alike(batch: Batch, theirs: Types, where: str, what: str) -> None:

@@ -18,12 +18,13 @@ from fxinvert.content import content_of
 from fxinvert.errors import DataError
 from fxinvert.heads import Heads
 from fxinvert.inversion.inverse_graph import InverseGraph, Reconstructed
+from fxinvert.labels import is_classification
 from fxinvert.linalg import SolveSettings
 from fxinvert.linalg.anchored import Method as SolverMethod
 from fxinvert.output_target import OutputTarget, check_labels
 from fxinvert.passes.flow import Flow
 from fxinvert.passes.outputs import Key
-from fxinvert.passes.trace import interpreted, is_normalized
+from fxinvert.passes.trace import by_sample, interpreted, is_normalized
 from fxinvert.rules import RuleSet, default_rules
 from fxinvert.training.batch import Batch, Types, check_alike, checked, types_of
 from fxinvert.training.budget import SOLVERS, WORK, Budget, Size, budget_for, bytes_of_sample
@@ -96,7 +97,8 @@ class Context:
 
     def _open(self) -> None:
         example = self.first.inputs
-        self.graph: fx.GraphModule = interpreted(self.model, example, output=self.output, rules=self.rules)
+        graph = interpreted(self.model, example, output=self.output, rules=self.rules)
+        self.graph: fx.GraphModule = by_sample(graph, example, self.rules)
         self.nodes = {n.meta["path"]: n for n in self.graph.graph.nodes if n.op != "output"}
         self.tensors: State = {
             name: value
@@ -146,8 +148,18 @@ class Context:
             for head, (own, labels) in zip(heads.heads or (None,), pairs, strict=True):
                 at = f"{where}, output {head.key!r}" if head else where
                 check_labels(own, labels)
+                self._check_rows(own, labels)
         except DataError as error:
             raise DataError(f"{at}: {error}") from error
+
+    def _check_rows(self, outputs: Tensor, labels: Tensor) -> None:
+        rows, shape = self.graph.meta.get("rows", 1), outputs.shape
+        if rows > 1 and is_classification(labels) and labels.shape == shape[:1] + shape[2:] != shape:
+            raise DataError(
+                f"the model gives {rows} rows of outputs for each sample, and as many classes, so that class numbers of shape "
+                f"{tuple(labels.shape)} could be meant for either axis; train a module that calls the model and returns "
+                "y.unflatten(0, (len(x), -1)).movedim(-1, 1)"
+            )
 
     def inverse(self, output_target: OutputTarget) -> InverseGraph:
         """The graph's inverse for an output target; made once, and with its factorizations shared by all of them."""
