@@ -69,6 +69,16 @@ def test_along_measures_the_way_towards_the_target() -> None:
     assert along(torch.tensor([[-4.0, 3.0], [1.0, 1.0]]), error).tolist() == pytest.approx([0.0, 0.0])
 
 
+def test_rows_of_a_sample_are_explained_together() -> None:
+    net, x, labels = linear_chain(), torch.randn(9, 2, 6).double(), torch.randint(3, (18,))
+    found = fxinvert.explain(nn.Sequential(nn.Flatten(0, 1), net), x, labels)
+    wanted = fxinvert.explain(net, x, labels.view(9, 2))
+    assert torch.allclose(found.error, wanted.error)
+    for own, other in zip(found.cuts, wanted.cuts, strict=True):
+        assert own.shape == other.anchor.shape[1:]
+        assert torch.allclose(own.share, other.share)
+
+
 def test_shares_of_a_linear_network_sum_to_one() -> None:
     found = fxinvert.explain(linear_chain(), torch.randn(9, 6).double(), torch.randint(3, (9,)))
     wrong = found.error > 0

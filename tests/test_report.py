@@ -90,6 +90,13 @@ def regression_report() -> Report:
     return build(subject(model, [(x, x.sum(1, keepdim=True))]))
 
 
+def test_rows_of_outputs_are_reported_by_sample() -> None:
+    model = nn.Sequential(nn.Flatten(0, 1), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    x = torch.randn(60, 2, 4)
+    report = build(subject(model, [(x, x.flatten(0, 1).argmax(1) % 3)]))
+    assert report.facts["headline"]["samples"] == 60
+
+
 # intervals
 
 

@@ -28,9 +28,10 @@ from fxinvert.passes.flow import Flow, has_target
 from fxinvert.passes.outputs import Key
 from fxinvert.passes.partition import partition
 from fxinvert.passes.plan import Plan, Segment
-from fxinvert.passes.trace import is_normalized
+from fxinvert.passes.trace import by_sample, is_normalized
 from fxinvert.rules import RuleSet
 from fxinvert.rules.certificate import row_norms
+from fxinvert.training.batch import labels_by_sample
 
 #: Gauss–Newton steps on every target where graphs branch and targets are linearized; of outputs of many numbers, whose
 #: steps cost conjugate gradients. More change shares by no more than 0.02
@@ -78,6 +79,8 @@ def explain(
     """
     graph = model if is_normalized(model) else trace(model, _twice(inputs), output=output, rules=rules)
     assert isinstance(graph, fx.GraphModule)
+    graph = by_sample(graph, _twice(inputs), rules)
+    labels = labels_by_sample(labels, next(iter(tree_leaves(inputs)), None))
     plan = plan or partition(graph, rules=rules)
     linearized = reconstruction == "linearized" or (reconstruction == "auto" and Flow(graph).branches)
     inverse = invert(
@@ -138,7 +141,8 @@ class _Explainer:
     def _value(self, node: fx.Node) -> Value:
         value = self.values[node]
         op = "input" if node.op == "placeholder" else str(node.meta["op"])
-        return Value(node.meta["path"], op, value, self.targets.get(node, value), _shape_shown(node))
+        target = self.targets.get(node, value)
+        return Value(node.meta["path"], op, _apart(node, value), _apart(node, target), _shape_shown(node))
 
     def _cuts(self) -> Iterator[Cut]:
         segments = self.plan.segments
@@ -165,7 +169,8 @@ class _Explainer:
 
     def _removed(self, cut: Value, value: Tensor) -> Tensor:
         """`(B,)`: how far the output moves along its error if a cut has this value; 1 is all the way."""
-        output = output_given(self.graph, self.values, self.nodes[cut.name], value)
+        node = self.nodes[cut.name]
+        output = output_given(self.graph, self.values, node, value.reshape(self.values[node].shape))
         return along(output - self.output, self.wanted - self.output)
 
     def _attention(self) -> Iterator[Attention]:
@@ -215,11 +220,18 @@ def _size(graph: fx.GraphModule) -> int:
     return math.prod(Flow(graph).exit.meta["tensor_meta"].shape[1:])
 
 
+def _apart(node: fx.Node, value: Tensor) -> Tensor:
+    """A value `(B·k, …)` with k rows of every sample as `(B, k, …)`; others as they are."""
+    rows = node.meta["rows"]
+    return torch.unflatten(value, 0, (-1, rows)) if rows > 1 else value
+
+
 def _shape_shown(node: fx.Node) -> tuple[int, ...]:
     """A value's shape without the batch; if it was only reshaped, that of the value before."""
     while node.meta.get("op") in RESHAPES:
         node = node.all_input_nodes[0]
-    return tuple(node.meta["tensor_meta"].shape[1:])
+    rows = node.meta["rows"]
+    return (*((rows,) if rows > 1 else ()), *node.meta["tensor_meta"].shape[1:])
 
 
 def _target_for(labels: Any) -> str:

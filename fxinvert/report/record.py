@@ -16,6 +16,7 @@ from fxinvert.passes import trace
 from fxinvert.passes.flow import Flow
 from fxinvert.passes.outputs import Key
 from fxinvert.passes.plan import Plan
+from fxinvert.passes.trace import by_sample
 from fxinvert.report import intervals
 from fxinvert.report.answers import Answers, answers, histograms
 from fxinvert.report.nodes import graph_facts
@@ -78,7 +79,8 @@ def build(subject: Subject) -> Report:
         FxInvertError: the models cannot be traced, or the data do not fit.
     """
     graph, updated = (
-        trace(model, subject.example, output=subject.output) for model in (subject.before, subject.after)
+        by_sample(trace(model, subject.example, output=subject.output), subject.example)
+        for model in (subject.before, subject.after)
     )
     before, after = (answers(g, subject.data) for g in (graph, updated))
     pictures: dict[str, str] = {}

@@ -71,7 +71,7 @@ def checked(item: Any, where: str) -> Batch:
     )
     if not isinstance(inputs, Mapping):  # by name
         inputs = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-    labels = pytree.tree_map(lambda own: _by_sample(own, next(iter(tensors_of(inputs)), None)), labels)
+    labels = labels_by_sample(labels, next(iter(tensors_of(inputs)), None))
     named = [*_named("input", inputs), *_named("labels", labels)]
     first = next((value for _, value in named if isinstance(value, Tensor)), None)
     for name, value in named:
@@ -107,12 +107,21 @@ def checked(item: Any, where: str) -> Batch:
     return Batch(inputs, labels)
 
 
-def _by_sample(labels: Any, first: Any) -> Any:
-    """Labels `(B·k, …)` of several entries for each sample, one after another, as `(B, k, …)`; others as they are."""
-    if not all(isinstance(v, Tensor) and v.layout == torch.strided and v.dim() for v in (labels, first)):
-        return labels
-    each, rest = divmod(len(labels), max(len(first), 1))
-    return labels if rest or each < 2 else labels.unflatten(0, (-1, each))
+def labels_by_sample(labels: Any, first: Any) -> Any:
+    """Labels of which some have several entries for each sample, one after another, `(B·k, …)`; they become `(B, k, …)`.
+
+    Args:
+        labels: nested tensors.
+        first: the first input, `(B, …)`.
+    """
+
+    def apart(own: Any) -> Any:
+        if not all(isinstance(v, Tensor) and v.layout == torch.strided and v.dim() for v in (own, first)):
+            return own
+        each, rest = divmod(len(own), max(len(first), 1))
+        return own if rest or each < 2 else torch.unflatten(own, 0, (-1, each))
+
+    return pytree.tree_map(apart, labels)
 
 
 def check_alike(batch: Batch, theirs: Types, where: str, what: str) -> None:
