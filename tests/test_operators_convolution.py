@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from fxinvert.linalg import Convolution, LinearOperator, TransposedConvolution
 from fxinvert.linalg.held import held_convolution
+from fxinvert.linalg.padded import PaddedConvolution
 
 
 def assert_transposes(a: LinearOperator, *, tolerance: float) -> None:
@@ -63,6 +64,35 @@ def test_transposed_convolution_is_torchs(output_padding: int, dtype: torch.dtyp
     a = TransposedConvolution(weight, x.shape[1:], expected.shape[1:], (2, 2), (1, 1), (1, 1), 2)
     torch.testing.assert_close(a.apply(x), expected)
     assert_transposes(a, tolerance=1e-5 if dtype == torch.float32 else 1e-12)
+
+
+@pytest.mark.parametrize(
+    "a",
+    [
+        Convolution(torch.randn(6, 2, 3, 3), (4, 7, 5), (2, 1), (1, 2), (1, 2), 2, (0, 1)),
+        Convolution(torch.randn(4, 1, 3, 2, 1), (4, 5, 4, 3), (1, 2, 1), (1, 0, 0), (2, 1, 1), 4),
+        TransposedConvolution(torch.randn(4, 3, 3, 3), (4, 3, 4), (6, 8, 10), (2, 2), (0, 0), (1, 1), 2),
+        TransposedConvolution(torch.randn(4, 3, 2, 2), (4, 2, 2), (3, 7, 7), (3, 3), (0, 0), (1, 1), 1),
+        PaddedConvolution(
+            torch.randn(6, 4, 3, 3),
+            (4, 4, 3),
+            [[1, 0, 1, 2, 3, 2], [-1, 0, 0, 1, 1, 2, -1]],
+            stride=(1, 2),
+            padding=(1, 0),
+            dilation=(1, 1),
+            groups=1,
+        ),
+    ],
+    ids=["uneven", "volume", "transposed", "cut", "mirrored"],
+)
+def test_the_matrix_is_the_kernel_put_where_it_meets_the_map(
+    a: Convolution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_unit_vectors = LinearOperator.blocks(a)
+    # products with unit vectors take most of a factorization: none is needed
+    for name in ("_forward", "_input_gradient"):
+        monkeypatch.setattr(a, name, None)
+    torch.testing.assert_close(a.blocks(), by_unit_vectors)
 
 
 def test_the_cost_is_that_of_the_products() -> None:

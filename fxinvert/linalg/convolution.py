@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -156,6 +157,33 @@ class Convolution(LinearOperator):
         """The convolution with zeros beyond the ends of the map that stands for this one on a torus, if any does."""
         return self
 
+    def blocks(self) -> Tensor:
+        return self._filled(self.in_shape[1:]).flatten(3).flatten(1, 2)
+
+    def _filled(self, sizes: Sequence[int]) -> Tensor:
+        """Matrices `(groups, c_out / groups, outputs, c_in / groups, inputs)` for a map of some sizes: every tap, where it meets it."""
+        counts, kernel = self._convolved[1:], self.weight.reshape(self.groups, -1, *self.weight.shape[1:])
+        made = kernel.new_zeros(*kernel.shape[:2], math.prod(counts), kernel.shape[2], math.prod(sizes))
+        meetings = [self._meetings(axis) for axis in range(len(sizes))]
+        every = itertools.product(*map(range, self.weight.shape[2:]))
+        for taps, entries in zip(every, kernel.flatten(3).unbind(3), strict=True):
+            outputs = inputs = torch.zeros(1, dtype=torch.long, device=self.device)
+            for tap, met, count, size in zip(taps, meetings, counts, sizes, strict=True):
+                outputs = (outputs[:, None] * count + met[tap][0]).flatten()
+                inputs = (inputs[:, None] * size + met[tap][1]).flatten()
+            # no output meets a tap twice; an input may meet an output at several taps, where padding repeats it
+            made[:, :, outputs, :, inputs] += entries
+        return made
+
+    def _meetings(self, axis: int) -> list[Tensor]:
+        """For every tap along an axis, `(2, count)`: the outputs that it adds to, and what they read there."""
+        found: list[list[tuple[int, int]]] = [[] for _ in range(self.weight.shape[2 + axis])]
+        for output, sources in enumerate(self.reading(axis)):
+            for source, taps in sources.items():
+                for tap in taps:
+                    found[tap].append((output, source))
+        return [torch.tensor(met, dtype=torch.long, device=self.device).reshape(-1, 2).T for met in found]
+
     def slices(self, axis: int) -> Slices:
         """The convolution cut along a spatial axis, counted from 0."""
         others = [i for i in range(len(self._map) - 1) if i != axis]
@@ -249,6 +277,11 @@ class TransposedConvolution(Convolution):
     @property
     def cost(self) -> float:
         return 2.0 * math.prod(self.in_shape) * self.weight[0].numel()
+
+    def blocks(self) -> Tensor:
+        made = self._filled(self._map[1:])
+        kept = made.reshape(*made.shape[:2], *self._convolved[1:], *made.shape[3:])[self._positions]
+        return kept.flatten(1, -3).flatten(2).mT
 
     def slices(self, axis: int) -> Slices:
         """The convolution that this is the transpose of, its outputs cut to the positions there are."""
