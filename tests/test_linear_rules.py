@@ -70,6 +70,12 @@ OPS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "conv1d-tiles": (lambda: nn.Conv1d(3, 7, 2, stride=2), (3, 3, 5)),
     "conv2d-apart": (lambda: nn.Conv2d(3, 5, (2, 3), stride=3, dilation=(2, 1)), (3, 3, 9, 7)),
     "conv2d-pointwise_strided": (lambda: nn.Conv2d(6, 4, 1, stride=2), (3, 6, 3, 4)),
+    "conv2d-lines": (lambda: nn.Conv2d(4, 6, (1, 3), padding=(0, 1), groups=2), (3, 4, 3, 4)),
+    "conv3d-lines": (
+        lambda: nn.Conv3d(2, 3, (3, 1, 1), stride=(2, 1, 1), padding=(1, 0, 0)),
+        (3, 2, 4, 2, 3),
+    ),
+    "conv3d-maps": (lambda: nn.Conv3d(2, 2, (1, 3, 2), stride=(1, 1, 2)), (3, 2, 2, 4, 5)),
     "conv3d-tiles": (lambda: nn.Conv3d(2, 3, 2, stride=2), (3, 2, 4, 2, 5)),
     "conv_transpose1d": (
         lambda: nn.ConvTranspose1d(3, 2, 3, stride=2, padding=1, output_padding=1),
@@ -93,6 +99,18 @@ OPS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 EACH = pytest.mark.parametrize("name", OPS)
 TRAINABLE = [name for name in OPS if name.split("-")[0] in ("matmul", "linalg_matmul", "mm", "addmm")]
 TRAINABLE += [name for name in OPS if name.startswith("conv_transpose")]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "side"), [((3, 1, 1), 2 * 4), ((1, 3, 3), 2 * 5 * 6), ((1, 1, 3), 2 * 6), ((1, 2, 1), 2 * 5)]
+)
+def test_axes_with_a_single_tap_are_right_hand_sides(kernel: Any, side: int) -> None:
+    padding: Any = tuple(k // 2 for k in kernel)
+    conv, x = nn.Conv3d(2, 2, kernel, padding=padding), torch.randn(2, 2, 4, 5, 6)
+    inverse = fxinvert.invert(conv, x, output_target="regression")
+    inverse(x, conv(x).detach())
+    # a solver of the whole map would have two channels on all of its 120 positions
+    assert f" × {side}, " in inverse.explain()
 
 
 @EACH

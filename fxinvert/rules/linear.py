@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from fxinvert.linalg import Convolution, Dense, TransposedConvolution
@@ -59,18 +61,27 @@ def product(key: str, left: str, right: str, added: str = "", trainable: Trainab
 
 
 def convolution(op: Op, target: Tensor) -> Inverse:
-    """y = W ∗ x + b; windows that meet no input twice are a small dense system at every position of the output."""
+    """y = W ∗ x + b; windows that meet no input twice are a small dense system at every position of the output.
+
+    Axes along which the kernel has a single tap join nothing: every position along them is a system of its own, and
+    solved for with the same factorization.
+    """
     weight, groups, anchor = op.parameters["weight"], op.attributes["groups"], op.anchor
     window = sliding(weight.shape[2:], op.attributes)
     if window.apart and groups == 1:
         rows = PIXELS if window.pointwise else _read(window)
         return invert_affine(op, target, lambda: Dense(weight.flatten(1)), rows)
+    # one axis stays, for there is no convolution without any
+    alone = window.alone[: len(window.kernel) - 1]
+    joined = [axis for axis in range(len(window.kernel)) if axis not in alone]
+    slid = window.along(joined)
+    shape = anchor.shape[1], *(anchor.shape[2 + axis] for axis in joined)
+    kernel = weight.reshape(*weight.shape[:2], *slid.kernel)
     return invert_affine(
         op,
         target,
-        lambda: Convolution(
-            weight, anchor.shape[1:], window.stride, window.before, window.dilation, groups, window.after
-        ),
+        lambda: Convolution(kernel, shape, slid.stride, slid.before, slid.dilation, groups, slid.after),
+        _maps(alone),
     )
 
 
@@ -92,6 +103,16 @@ def transposed_convolution(op: Op, target: Tensor) -> Inverse:
             weight, anchor.shape[1:], target.shape[1:], window.stride, window.before, window.dilation, groups
         ),
     )
+
+
+def _maps(alone: Sequence[int]) -> Rows:
+    """The maps at every position along some spatial axes: `(B, C, *spatial)` → `(B·positions, C, *others)`."""
+    axes, first = [2 + axis for axis in alone], [*range(1, 1 + len(alone))]
+
+    def join(value: Tensor, like: Tensor) -> Tensor:
+        return value.reshape(like.movedim(axes, first).shape).movedim(first, axes)
+
+    return Rows(lambda value: value.movedim(axes, first).flatten(0, len(alone)), join)
 
 
 def _read(window: Sliding) -> Rows:

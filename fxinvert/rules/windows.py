@@ -47,6 +47,17 @@ class Sliding:
         return self.disjoint and not any(self.before + self.after)
 
     @property
+    def alone(self) -> tuple[int, ...]:
+        """The axes along which every window is one input, and every input one window."""
+        axes = zip(self.kernel, self.stride, self.before, self.after, strict=True)
+        return tuple(axis for axis, along in enumerate(axes) if along == (1, 1, 0, 0))
+
+    def along(self, axes: Sequence[int]) -> Sliding:
+        """The same along some axes only."""
+        every = (self.kernel, self.stride, self.dilation, self.before, self.after)
+        return Sliding(*(tuple(one[axis] for axis in axes) for one in every))
+
+    @property
     def steps(self) -> tuple[int, ...] | None:
         """After how many positions, along every axis, an entry of the window sees what the next one saw; None if it never does."""
         found = [divmod(d, s) for d, s in zip(self.dilation, self.stride, strict=True)]
