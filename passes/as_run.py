@@ -43,6 +43,8 @@ _INDEXED = frozenset(["__getitem__", "__setitem__"])
 _SIZED = frozenset(
     ["constant_pad_nd", "expand", "narrow", "new_empty", "new_ones", "new_zeros", "pad", "repeat", "reshape", "view"]
 )  # fmt: skip
+#: functions that make tensors, and ask those among sizes
+_MAKING = frozenset(["arange", "empty", "ones", "zeros"])
 _INTEGERS = frozenset([torch.int8, torch.int16, torch.int32, torch.int64])
 
 
@@ -90,6 +92,8 @@ class _NoTensor:
 def _running() -> Iterator[None]:
     """Runs the body with code being told that it runs, not that it is captured; modules that it converts are so already.
 
+    What it keeps by sizes (`functools.lru_cache`), of which those that vary have no hash, it finds by the objects that they are.
+
     What torch itself asks of its tensors without values is answered as ever; other code finds none of their class.
     """
 
@@ -102,11 +106,12 @@ def _running() -> Iterator[None]:
         own = str(sys._getframe(1).f_globals.get("__name__")).split(".")[0] == "torch"
         return fake if own else _NoTensor
 
-    compiler, apply = torch.compiler, nn.Module._apply
+    compiler, apply, hashed = torch.compiler, nn.Module._apply, torch.SymInt.__hash__
     flags = compiler._is_compiling_flag, compiler._is_exporting_flag
     kinds = vars(torch._subclasses)
     compiler._is_compiling_flag = compiler._is_exporting_flag = False
     nn.Module._apply = converted  # type: ignore[method-assign]
+    torch.SymInt.__hash__ = object.__hash__  # type: ignore[method-assign]
     fake, kinds["__getattr__"] = kinds.pop("FakeTensor"), asked
     try:
         yield
@@ -115,6 +120,7 @@ def _running() -> Iterator[None]:
         del kinds["__getattr__"]
         compiler._is_compiling_flag, compiler._is_exporting_flag = flags
         nn.Module._apply = apply  # type: ignore[method-assign]
+        torch.SymInt.__hash__ = hashed  # type: ignore[method-assign]
 
 
 class _Answering(TorchFunctionMode):
@@ -245,6 +251,8 @@ def _numbered(name: str, args: tuple[Any, ...], number: Callable[[Tensor], Any])
     """The arguments of a function, with the numbers that it asks of tensors as `_read` gives them."""
     if name in _INDEXED:
         return args[0], _read(args[1], number), *args[2:]
+    if name in _MAKING:
+        return tuple(_read(args, number))
     return (args[0], *_read(args[1:], number)) if name in _SIZED else args
 
 

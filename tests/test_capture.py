@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -398,6 +399,25 @@ def test_vmap_in_forward_is_followed() -> None:
     torch.testing.assert_close(graph(x), model(x))
     assert "cumsum" in keys(graph)
     inverted(graph, x)
+
+
+@functools.lru_cache(maxsize=2)
+def _grid(rows: int, height: Any, width: Any) -> Any:
+    return (torch.arange(0, height)[:, None] + torch.arange(width)).flatten().expand(rows, -1).float()
+
+
+def _with_a_grid(self: Any, x: Tensor) -> Any:
+    """Of sizes that lie in a tensor, of which export has no values, and kept for as many samples."""
+    height, width = torch.tensor([2, 3 if x.shape[1] == 6 else 4])
+    return self.fc(x + torch.tanh(_grid(x.shape[0], height, width)))
+
+
+def test_what_is_kept_by_sizes_and_made_by_sizes_in_tensors_is_followed() -> None:
+    model = Model(_with_a_grid, fc=nn.Linear(6, 4))
+    graph = fxinvert.trace(model, X)
+    for x in (torch.randn(5, 6), X):
+        torch.testing.assert_close(graph(x), model(x))
+    inverted(graph, X)
 
 
 def _masked(self: Any, x: Tensor) -> Any:
