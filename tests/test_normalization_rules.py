@@ -184,17 +184,23 @@ def test_no_input_is_nearer_and_as_close(eps: float, centered: bool) -> None:
 )
 @pytest.mark.parametrize("dtype", [F64, F32], ids=["float64", "float32"])
 def test_uneven_scales_take_a_step_or_two(groups: str, centered: bool, dtype: torch.dtype) -> None:
-    """Off the range the point is the root of a scalar function; sums at few nodes give it to some digits."""
+    """Off the range the point is the root of a scalar function; sums at few nodes give it to all digits."""
     size, limit = 96, math.sqrt(96)
     scales = torch.rand(1, 3 if "group" in groups or "few" in groups else 1, size, dtype=F64) * 1.5 + 0.5
     if "few" in groups:
         scales = scales[..., ::16].repeat_interleave(16, -1)
     wanted, weight = (2.5 * torch.randn(7, 3, size, dtype=F64)).to(dtype), scales.to(dtype)
-    nodes, curvature = Nodes.of(scales.square()).to(dtype), weight.square()
-    sums = nodes.sums(wanted * curvature)
-    eta = nodes.multiplier(sums, limit, centered=centered)
+    nodes, curvature = Nodes.of(scales.square(), torch.finfo(dtype).eps).to(dtype), weight.square()
+    moved = torch.randn_like(wanted)
+    found = nodes.nearest(nodes.sums(wanted, moved), limit, centered=centered)
+    at_nodes = (curvature * wanted - found.shift) / (curvature + found.multiplier)
     z, eta, steps = nearest_in_ball(
-        wanted * curvature, curvature, limit, torch.zeros_like(eta), eta, centered=centered
+        wanted * curvature,
+        curvature,
+        limit,
+        torch.zeros_like(found.multiplier),
+        found.multiplier,
+        centered=centered,
     )
     assert steps <= (0 if "few" in groups and dtype == F32 else 2)
     digits = 1e-12 if dtype == F64 else 1e-5
@@ -204,7 +210,49 @@ def test_uneven_scales_take_a_step_or_two(groups: str, centered: bool, dtype: to
     gradient = gradient - gradient.mean(-1, keepdim=True) if centered else gradient
     assert float(gradient.abs().max()) < 100 * digits
     misfit = (weight * (wanted - z)).norm(dim=-1, keepdim=True)
-    torch.testing.assert_close(nodes.misfit(sums, eta, centered=centered), misfit, rtol=1e-3, atol=0)
+    torch.testing.assert_close(found.misfit, misfit, rtol=1e-3, atol=0)
+    torch.testing.assert_close(at_nodes, z, rtol=0, atol=10 * digits)
+    torch.testing.assert_close(found.size, z.norm(dim=-1, keepdim=True), rtol=digits, atol=0)
+    torch.testing.assert_close(found.inner, (moved * z).sum(-1, keepdim=True), rtol=0, atol=100 * digits)
+
+
+@pytest.mark.parametrize("centered", [True, False])
+@pytest.mark.parametrize("channels", [True, False], ids=["a scale each channel", "a scale each entry"])
+@pytest.mark.parametrize(("dtype", "digits"), [(F64, 1e-9), (F32, 1e-6)], ids=["float64", "float32"])
+def test_many_entries_come_as_close_as_a_root_by_bisection(
+    channels: bool, centered: bool, dtype: torch.dtype, digits: float
+) -> None:
+    shape = (8, 16)
+    scales = torch.rand(shape[0], 1 if channels else shape[1], dtype=F64) * 1.5 + 0.5
+    weight = scales.expand(shape).clone()
+
+    def op(x: Tensor) -> Tensor:
+        w = weight.to(x)
+        return F.layer_norm(x, shape, w) if centered else F.rms_norm(x, shape, w, 1e-5)
+
+    x, other = torch.randn(2, 6, *shape, dtype=dtype)
+    target = op(other)
+    target[::2] += torch.randn_like(target[::2])  # every other is off the range
+    value, certificate = Inverted(op, x)(x, target)
+    assert certificate.projected == 3 * 128
+    alone = torch.cat([Inverted(op, a[None])(a[None], t[None])[0] for a, t in zip(x, target, strict=True)])
+    torch.testing.assert_close(alone, value, rtol=0, atol=1e-8 if dtype == F64 else 1e-4)
+    assert torch.equal(alone[1::2], value[1::2])
+    w, g = weight.flatten(), target[::2].double().flatten(1)
+    low, high = torch.zeros(3, 1, dtype=F64), torch.full((3, 1), 1e3, dtype=F64)
+    for _ in range(100):
+        eta = (low + high) / 2
+        pull, inverse = w * g, 1 / (w.square() + eta)
+        nu = (pull * inverse).sum(1, keepdim=True) / inverse.sum(1, keepdim=True) if centered else 0
+        z = (pull - nu) * inverse
+        outside = z.square().mean(1, keepdim=True) > 1
+        low, high = torch.where(outside, eta, low), torch.where(outside, high, eta)
+    least = (w * z - g).norm(dim=1)
+    residual = (op(value[::2].double()).flatten(1) - g).norm(dim=1)
+    # the sphere itself is only approached, to MARGIN at most
+    torch.testing.assert_close(residual, least, rtol=1e-5, atol=digits)
+    reached = (op(value[1::2]) - target[1::2]).norm() / target[1::2].norm()
+    assert float(reached) < (1e-8 if dtype == F64 else 1e-4)
 
 
 def test_a_target_on_the_sphere_keeps_the_anchors_spread() -> None:

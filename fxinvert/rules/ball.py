@@ -18,79 +18,28 @@ more than κ times what was asked of the output, ρ goes only so far towards its
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fxinvert.linalg.memory import waits
 from fxinvert.rules.branches import MARGIN
-from fxinvert.rules.trust import Nodes, amplified, nearest_in_ball, nearest_value, norm
-
-
-@dataclass(frozen=True)
-class Scales:
-    """The weights w and offsets b.
-
-    Attributes:
-        weight: `(1, …, n)`, or `(1, …, 1, n)` where all groups have the same.
-        bias: `(1, …, n)`; None where all are zero.
-        largest: `(1, …, 1)`, the largest size in a group.
-        tame: whether no scale is so small beside the others that it would blow corrections up.
-        even: whether all scales of a group are of one size, and not zero.
-        ones: whether all scales are 1.
-        nodes: for tame scales that are not even.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
-    largest: Tensor
-    tame: bool
-    even: bool
-    ones: bool
-    nodes: Nodes | None
-
-    @classmethod
-    def of(cls, weight: Tensor, bias: Tensor | None, kappa: float) -> Scales:
-        """The scales, looked at; `kappa` is the largest amplification."""
-        rows = weight.flatten(0, -2)
-        if bool((rows == rows[:1]).all()):
-            weight = rows[:1].reshape(*[1] * (weight.dim() - 1), -1)
-        if bias is not None and not bool(bias.any()):
-            bias = None
-        size = weight.abs()
-        largest, smallest = size.amax(-1, keepdim=True), size.amin(-1, keepdim=True)
-        tame = bool(((smallest > 0) & (largest <= kappa * smallest)).all())
-        even = tame and bool((smallest == largest).all())
-        nodes = Nodes.of(weight.square()) if tame and not even else None
-        return cls(weight, bias, largest, tame, even, bool((weight == 1).all()), nodes)
-
-    @property
-    def nbytes(self) -> int:
-        nodes = () if self.nodes is None else (self.nodes.share, self.nodes.value, self.nodes.count)
-        held = (self.weight, self.largest, *nodes, *(() if self.bias is None else (self.bias,)))
-        return sum(value.nbytes for value in held)
-
-    def to(self, dtype: torch.dtype) -> Scales:
-        bias = None if self.bias is None else self.bias.to(dtype)
-        nodes = None if self.nodes is None else self.nodes.to(dtype)
-        return replace(self, weight=self.weight.to(dtype), bias=bias, nodes=nodes)
-
-    def wanted(self, target: Tensor, out: Tensor | None = None) -> Tensor:
-        """(t − b) / w, for tame scales; `out` may be written to, in a kernel there is none."""
-        found = target if self.bias is None else torch.sub(target, self.bias, out=out)
-        return found if self.ones else torch.div(found, self.weight, out=out)
+from fxinvert.rules.scales import Scales
+from fxinvert.rules.trust import amplified, nearest_in_ball, nearest_value, norm
 
 
 class Sums(NamedTuple):
-    """Of every group, `(…, 1)`: μ; ‖t − y‖; ‖x − μ‖; ‖z‖ and mean of z, of which that is to be taken away."""
+    """Of every group, `(…, 1)`: μ; ‖t − y‖; ‖x − μ‖; for tame scales, of g / w, the norm, the mean, which is to be taken away,
+    and, where they are not even, the product with x − μ."""
 
     mean: Tensor
     asked: Tensor
     own_size: Tensor
     size: Tensor
     shift: Tensor
+    inner: Tensor
 
 
 class Direction(NamedTuple):
@@ -102,6 +51,13 @@ class Direction(NamedTuple):
     outside: Tensor
     misfit: Tensor
     amplified: Tensor
+
+
+class Bend(NamedTuple):
+    """Of every group, `(…, 1)`: η and ν; z* = (c ⊙ g / w − ν) / (c + η), both are 0 in the ball."""
+
+    multiplier: Tensor
+    shift: Tensor
 
 
 class Lengths(NamedTuple):
@@ -136,34 +92,73 @@ class Ball:
 
     def direction(
         self, x: Tensor, y: Tensor, t: Tensor, out: tuple[Tensor | None, Tensor | None] = (None, None)
-    ) -> tuple[Tensor, Sums, Direction | None, int]:
-        """z*, of any length if it lies on the sphere, for anchors, outputs and targets, `(…, n)`.
+    ) -> tuple[Tensor, Sums, Tensor | Direction | None, int]:
+        """What is read of anchors, outputs and targets, `(R, G, n)`.
 
         Args:
             x, y, t: anchors, outputs and targets.
-            out: two tensors that may be written to, for even scales one is enough; in a kernel there are none.
+            out: a tensor for z, and another that may be written to; in a kernel there are none.
 
         Returns:
-            z* plus the shift that the sums tell; the sums; what else is known of z*, None for scales of one size, where it
-            follows from the sums; the number of iterations.
+            z, which is g / w for tame scales, else z*; the sums; what else is known: nothing for even scales, sums at nodes for
+            tame ones (zeros if all targets lie in the ball), else the direction of z*; the number of iterations.
         """
-        own, spare = out
-        missing = torch.sub(t, y, out=own)
-        asked, even = norm(missing), self.scales.even
-        mean = x.mean(-1, keepdim=True) if self.centered else torch.zeros_like(asked)
-        moved = torch.sub(x, mean, out=spare) if self.centered else x
-        own_size = norm(moved)
-        if even:
-            z = self.scales.wanted(t, own)
-            shift = z.mean(-1, keepdim=True) if self.centered else torch.zeros_like(asked)
-            return z, Sums(mean, asked, own_size, norm(z), shift), None, 0
-        if self.scales.tame:
-            z, found, steps = self._direct(moved, self.scales.wanted(t, own))
-        else:
-            inverse = 1 / self._spread(own_size.double(), x.shape[-1]).to(x.dtype)
-            z, found, steps = self._solved(moved, missing, inverse)
+        (own, spare), scales = out, self.scales
+        # what is read of t and y comes before what is read of x, so that it is still in the processor's cache
+        asked = norm(torch.sub(t, y, out=spare))
+        z = scales.wanted(t, own) if scales.tame else t - y
         none = torch.zeros_like(asked)
-        return z, Sums(mean, asked, own_size, none, none), found, steps
+        size = norm(z) if scales.tame else none
+        shift = z.mean(-1, keepdim=True) if scales.tame and self.centered else none
+        mean = x.mean(-1, keepdim=True) if self.centered else none
+        moved = torch.sub(x, mean, out=spare) if self.centered else x
+        of = Sums(mean, asked, norm(moved), size, shift, none)
+        if scales.even:
+            return z, of, None, 0
+        if not scales.tame:
+            return self._solved(moved, z, of)
+        if scales.nodes is None:
+            return self._searched(moved, z, of)
+        if bool(self._there(of, x.shape[-1]).all()):
+            at_nodes = none.expand(4, len(scales.nodes.value), *none.shape)
+        else:
+            at_nodes = scales.nodes.sums(z, moved)
+        return z, of._replace(inner=torch.mul(moved, z, out=spare).sum(-1, keepdim=True)), at_nodes, 0
+
+    def found(self, n: int, of: Sums, known: list[Any]) -> tuple[Direction | None, Bend | None]:
+        """The directions of z*, and how it comes of g / w, of all that `direction` found; `of` in float64."""
+        if self.scales.even:
+            return None, None
+        if self.scales.nodes is None:
+            return Direction(*map(torch.cat, zip(*known, strict=True))), None
+        there = self._there(of, n)
+        nothing = torch.zeros_like(of.size)
+        if bool(there.all()):
+            return Direction(of.size, of.inner, ~there, nothing, ~there), None
+        near = self.scales.nodes.nearest(torch.cat(known, 2), math.sqrt(n), centered=self.centered)
+        eta, shift, misfit = (torch.where(there, 0, v) for v in (near.multiplier, near.shift, near.misfit))
+        size, inner = (torch.where(there, a, b) for a, b in ((of.size, near.size), (of.inner, near.inner)))
+        return Direction(size, inner, eta > 0, misfit.double(), nothing > 0), Bend(eta, shift)
+
+    def placed(self, z: Tensor, factor: Tensor, offset: Tensor, bend: Bend | None, out: Tensor) -> None:
+        """factor · z* + offset, of what `direction` gave; `out` may be that itself."""
+        if bend is not None and bool((bend.multiplier != 0).any() | (bend.shift != 0).any()):
+            nodes = self.scales.nodes
+            assert nodes is not None
+            z, out = (nodes.runs(v) for v in (z, out))
+            curvature = self.scales.weight[..., :: nodes.run, None].square()
+            # where η and ν are 0 that is z, bit for bit
+            below = curvature + bend.multiplier[..., None]
+            offset = offset[..., None] - (bend.shift * factor)[..., None] / below
+            factor = curvature / below * factor[..., None]
+        torch.mul(z, factor, out=out)
+        if self.centered:
+            out.add_(offset)
+
+    def _there(self, of: Sums, n: int) -> Tensor:
+        """Whether g / w lies in the ball."""
+        near = of.size.double() <= (1 + self.rounding) * math.sqrt(n)
+        return near & (of.shift.double().abs() <= 4 * self.rounding)
 
     def _spread(self, size: Tensor, n: int) -> Tensor:
         """√(σ² + ε), for ‖x − μ‖."""
@@ -182,6 +177,7 @@ class Ball:
         unit = torch.where(largest > 0, largest, 1) * limit
         asked, own_size, spread = of.asked / unit, of.own_size, self._spread(of.own_size, n)
         amplified: Tensor | None = None
+        shift = of.shift if found is None else torch.zeros_like(of.shift)
         if found is None:
             whole, off = (of.size / limit).square(), of.shift.square()
             size = (whole - off).clamp(min=0).sqrt()
@@ -225,43 +221,35 @@ class Ball:
             # a norm is met to the margin, entries are rounded, and little is known of those that hardly differ or nearly vanish
             closer = (misfit + (0.01 + 4 * rounding) < asked) & (bounded > rounding * own_size) & known
             doubtful = (unreached & ~closer) | damped
-        return Lengths(factor, of.mean - factor * of.shift, of.asked == 0, unreached, doubtful, damping)
+        return Lengths(factor, of.mean - factor * shift, of.asked == 0, unreached, doubtful, damping)
 
-    def _direct(self, moved: Tensor, wanted: Tensor) -> tuple[Tensor, Direction, int]:
-        """For tame scales: what is wanted, if that lies in the ball. It may be written to."""
-        limit, scales, nodes = math.sqrt(moved.shape[-1]), self.scales, self.scales.nodes
-        assert nodes is not None
-        size = norm(wanted)
-        nothing, none = torch.zeros_like(size).double(), torch.zeros_like(size, dtype=torch.bool)
-        there = size <= (1 + self.rounding) * limit
-        if self.centered:
-            there &= wanted.mean(-1, keepdim=True).abs() <= 4 * self.rounding
-        z, misfit, outside, steps = wanted, nothing, none, 0
+    def _searched(self, moved: Tensor, wanted: Tensor, of: Sums) -> tuple[Tensor, Sums, Direction, int]:
+        """For tame scales that have no nodes."""
+        weight, there = self.scales.weight, self._there(of, moved.shape[-1])
+        z, size, misfit, outside, steps = wanted, of.size, torch.zeros_like(of.size), ~there, 0
         if not bool(there.all()):
-            curvature = scales.weight.square()
-            pull = wanted * curvature
-            sums = nodes.sums(pull)
-            eta = nodes.multiplier(sums, limit, centered=self.centered)
-            least = torch.zeros_like(eta)
-            z, eta, steps = nearest_in_ball(pull, curvature, limit, least, eta, centered=self.centered)
-            missed = nodes.misfit(sums, eta, centered=self.centered)
-            if bool(there.any()):
-                z = torch.where(there, wanted, z)
-            outside, misfit = ~there & (eta > 0), torch.where(there, 0, missed).double()
-            size = norm(z)
-        inner = torch.linalg.vecdot(moved, z)[..., None].double()
-        return z, Direction(size.double(), inner, outside, misfit, none), steps
+            curvature, least, limit = weight.square(), torch.zeros_like(size), math.sqrt(moved.shape[-1])
+            # where η would be for scales of one size
+            start = (size / limit - 1).clamp(min=0) / curvature.reciprocal().mean(-1, keepdim=True)
+            z, eta, steps = nearest_in_ball(
+                wanted * curvature, curvature, limit, least, start, centered=self.centered
+            )
+            z = torch.where(there, wanted, z)
+            size, misfit, outside = norm(z), norm(weight * (wanted - z)), ~there & (eta > 0)
+        inner = (moved * z).sum(-1, keepdim=True)
+        found = Direction(size.double(), inner.double(), outside, misfit.double(), size < 0)
+        return z, of, found, steps
 
-    def _solved(self, moved: Tensor, r: Tensor, inverse: Tensor) -> tuple[Tensor, Direction, int]:
-        """The same for scales of any size, of what is missing."""
-        start = moved * inverse
+    def _solved(self, moved: Tensor, r: Tensor, of: Sums) -> tuple[Tensor, Sums, Direction, int]:
+        """For scales of any size, of what is missing."""
+        start = moved / self._spread(of.own_size.double(), moved.shape[-1]).to(moved.dtype)
         weight, largest = self.scales.weight, self.scales.largest
         blown = amplified(r, weight, self.kappa)
         damping = torch.where(blown, (largest / self.kappa) ** 2, torch.finfo(start.dtype).eps * largest**2)
         z, outside, iterations = nearest_value(start, r, weight, damping, blown, centered=self.centered)
         misfit, size = norm(weight * (z - start) - r).double(), norm(z).double()
         inner = torch.linalg.vecdot(moved, z)[..., None].double()
-        return z, Direction(size, inner, outside, misfit, blown), iterations
+        return z, of, Direction(size, inner, outside, misfit, blown), iterations
 
 
 def _radius(size: Tensor, limit: float, eps: float) -> Tensor:

@@ -18,16 +18,17 @@ from torch import Tensor
 
 from fxinvert.errors import NoRuleError
 from fxinvert.rules.affine import Rows, invert_diagonal
-from fxinvert.rules.ball import Ball, Direction, Lengths, Scales, Sums
+from fxinvert.rules.ball import Ball, Bend, Lengths, Sums
 from fxinvert.rules.certificate import Inverse
 from fxinvert.rules.groups import settled
 from fxinvert.rules.kernels import Kernel, kernel
 from fxinvert.rules.op import Op
 from fxinvert.rules.registry import Kind, Rule
+from fxinvert.rules.scales import Scales
 from fxinvert.rules.trainable import Scale, by_group, by_layer, by_size, by_statistics
 
 #: values that are worked on at a time
-CHUNK = 2**18
+CHUNK = 2**17
 #: every channel of a sample is a group: `(B, C, …)` → `(B, C, entries)`
 CHANNELS = Rows(lambda value: value.flatten(2), torch.Tensor.reshape_as)
 
@@ -77,7 +78,7 @@ def invert_normalized(
     Args:
         op: an op with parameters weight and bias, if any.
         target: `(B, …)`.
-        groups: the entries that are normalized together.
+        groups: the entries that are normalized together, `(B, …)` → `(rows, G, n)`; the weights of a row's groups differ.
         eps: ε.
         centered: whether the mean is taken away.
         channels: whether the weight has an entry per channel; else one per entry of a group.
@@ -92,6 +93,7 @@ def invert_normalized(
             layout(op.anchor.new_ones(()) if weight is None else weight),
             None if bias is None else layout(bias),
             kappa,
+            float(torch.finfo(torch.promote_types(op.anchor.dtype, torch.float32)).eps),
         ),
     )
     # near-zero scales need all digits
@@ -121,31 +123,33 @@ def invert_normalized(
 def _by_chunks(
     op: Op, ball: Ball, working: torch.dtype, anchor: Tensor, output: Tensor, target: Tensor
 ) -> tuple[Tensor, Lengths, Tensor, int]:
-    """The answer by groups, `(B, …, n)`; what is known of the groups; a number that is finite only if all is; iterations."""
+    """The answer by groups, `(B, G, n)`; what is known of the groups; a number that is finite only if all is; iterations."""
     # a few samples at a time, so that they stay in the processor's cache
     count = max(1, CHUNK // max(1, anchor.shape[1:].numel()))
     value = torch.empty_like(anchor, dtype=working, memory_format=torch.contiguous_format)
-    parts, sums, directions, iterations = [], [], [], 0
+    parts, sums, known, iterations = [], [], [], 0
     # the less is taken and given back, the less often the system clears memory for it, which takes longer than all else
-    spare = value if ball.scales.even else torch.empty_like(value[:count])
+    spare = torch.empty_like(value[:count])
     for own, *given in zip(*(torch.split(v, count) for v in (value, anchor, output, target)), strict=True):
         x, y, t = (v.to(working) for v in given)
-        out = own, (own if spare is value else spare[: len(own)])
-        z, of, found, steps = ball.direction(x, y, t, out)
+        z, of, more, steps = ball.direction(x, y, t, (own, spare[: len(own)]))
         parts.append(z)
         sums.append(torch.stack(of))
-        directions.append(found)
+        known.append(more)
         iterations = max(iterations, steps)
     # a group's numbers are few, and an op on a few costs as much as on many
     of = Sums(*torch.cat(sums, 1).double())
-    found = None if ball.scales.even else Direction(*map(torch.cat, zip(*directions, strict=True)))
+    found, bend = ball.found(anchor.shape[-1], of, known)
     lengths = ball.lengths(anchor.shape[-1], of, found)
     factor, offset = lengths.factor.to(working), lengths.offset.to(working)
+    bends = (
+        [None] * len(parts)
+        if bend is None
+        else map(Bend._make, zip(*(torch.split(v, count) for v in bend), strict=True))
+    )
     split = (torch.split(v, count) for v in (value, factor, offset))
-    for z, own, times, plus in zip(parts, *split, strict=True):
-        torch.mul(z, times, out=own)
-        if ball.centered:
-            own.add_(plus)
+    for z, own, times, plus, bent in zip(parts, *split, bends, strict=True):
+        ball.placed(z, times, plus, bent, own)
     return value, lengths, _total(of, lengths), iterations
 
 
@@ -181,13 +185,14 @@ def _total(of: Sums, lengths: Lengths) -> Tensor:
 
 def _trailing(op: Op) -> Rows:
     last = len(op.attributes["normalized_shape"])
-    return Rows(lambda value: value.flatten(-last), torch.Tensor.reshape_as)
+    return Rows(lambda value: value.flatten(-last).flatten(0, -2)[:, None], torch.Tensor.reshape_as)
 
 
 def _in_groups(op: Op, groups: Rows, value: Tensor, *, channels: bool) -> Tensor:
-    """A weight or bias in the layout of the groups, one sample: `(1, …, n)`."""
+    """A weight or bias in the layout of the groups of a sample: `(1, G, n)`, or `(1, 1, n)` where all have the same."""
     value = _per_channel(op, value) if channels and value.dim() else value
-    return groups.split(value.double().expand(1, *op.anchor.shape[1:]))
+    rows = groups.split(value.double().expand(1, *op.anchor.shape[1:])).flatten(0, -2)[None]
+    return rows[:, :1] if not channels or bool((rows == rows[:, :1]).all()) else rows
 
 
 def _per_channel(op: Op, value: Tensor) -> Tensor:

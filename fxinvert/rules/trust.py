@@ -4,121 +4,142 @@
 
 the problem of Moré & Sorensen (SIAM J. Sci. Stat. Comput. 4, 1983) with a diagonal matrix: with the multipliers η of the
 ball and ν of the sum, z = (p − ν) / (c + η), c = w² + δ, p = w ⊙ g + δ z₀. A group has one unknown, η, the root of
-‖z(η)‖ = limit. Sums over its entries are first taken at few nodes in the place of its many c, where a step of Newton's
-method costs next to nothing; all entries are then seen once, and again only where that was not enough.
+‖z(η)‖ = limit. Where no scale is much smaller than the others, sums over the entries are taken once, at few nodes in the
+place of their many c, where a step of Newton's method costs next to nothing; else all entries are seen at every step.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 #: limit of Newton's steps on the multiplier; equal weights take none, weights of 1e-6 and 1 about ten
 STEPS = 60
-#: nodes of a group, where its scales have more values
-NODES = 8
-#: a step of Newton's method that is shorter than this, relatively, leaves an error of its square
-NEAR = 1e-3
 #: rounding errors by which a norm may miss its limit
 ROUNDINGS = 16
 
 
+class Nearest(NamedTuple):
+    """Of every group, `(…, 1)`: η; ν; ‖z‖; ⟨m, z⟩ for some m; ‖w ⊙ z − g‖."""
+
+    multiplier: Tensor
+    shift: Tensor
+    size: Tensor
+    inner: Tensor
+    misfit: Tensor
+
+
 @dataclass(frozen=True)
 class Nodes:
-    """Few values in the place of the many c of a group: Σᵢ aᵢ φ(cᵢ) ≈ Σₖ Aₖ φ(cₖ), A = share · a.
+    """Few values in the place of the many c of a group: Σᵢ aᵢ φ(cᵢ) = Σₖ Aₖ φ(cₖ), A = share · a, to working precision.
 
     Attributes:
-        value: `(K, …, 1)`, cₖ: the values themselves, if they are few, else Chebyshev nodes in log c.
-        share: `(…, K, n)`, membership, or Lagrange's polynomials.
-        count: `(K, …, 1)`, the sum of `share` over the entries.
+        value: `(K, 1, G, 1)`, cₖ: the values themselves, if they are few, else Chebyshev nodes in log c.
+        count: likewise, A of ones.
+        share: `(G, K, C)`, Lagrange's polynomials at the c of a group's C runs; None where those are the nodes.
+        run: entries side by side that have one c; a group has n = C · run.
     """
 
     value: Tensor
-    share: Tensor
     count: Tensor
+    share: Tensor | None
+    run: int
 
     @classmethod
-    def of(cls, curvature: Tensor) -> Nodes:
-        """For c, `(1, …, n)`, all positive; the same for all groups, or the groups of a sample are on the second axis."""
-        rows = curvature.flatten(0, -2)
-        distinct = [row.unique() for row in rows]
-        most = max(map(len, distinct))
-        if most <= NODES:
-            value = torch.stack([torch.cat([d, d[-1:].expand(most - len(d))]) for d in distinct])
-            places = [torch.searchsorted(d, row) for d, row in zip(distinct, rows, strict=True)]
-            share = torch.stack([torch.eye(most).to(rows)[:, place] for place in places])
+    def of(cls, curvature: Tensor, eps: float) -> Nodes:
+        """For c, `(1, G, n)`, all positive.
+
+        1 / (c + η)² is analytic in log c but at ±iπ + log η: interpolation converges like exp(−K asinh(π / half)) on an
+        interval of twice `half` (Trefethen, Approximation Theory and Approximation Practice, 2013, theorem 8.2).
+        """
+        rows, n = curvature[0], curvature.shape[-1]
+        run = math.gcd(n, *((rows[:, 1:] != rows[:, :-1]).any(0).nonzero()[:, 0] + 1).tolist())
+        rows = rows[:, ::run]
+        place = rows.log()
+        low, high = place.amin(-1, keepdim=True), place.amax(-1, keepdim=True)
+        half, middle = (high - low).clamp(min=1e-6) / 2, (high + low) / 2
+        k = 1 + math.ceil(-math.log(eps) / math.asinh(math.pi / float(half.max())))
+        if rows.shape[-1] <= k:
+            value, count, share = rows, torch.full_like(rows, run), None
         else:
-            value, share = _chebyshev(rows)
-        lead = curvature.shape[:-1]
-        value, count = (v.T.reshape(-1, *lead, 1) for v in (value, share.sum(-1)))
-        return cls(value, share.reshape(*lead, *share.shape[1:]), count)
+            angle, degree = (torch.arange(k).to(rows) + 0.5) * (math.pi / k), torch.arange(k).to(rows)
+            basis = torch.cos(((place - middle) / half).clamp(-1, 1).acos()[..., None] * degree)
+            at_nodes = torch.cos(angle[:, None] * degree)
+            value, share = (middle + half * angle.cos()).exp(), (basis @ torch.linalg.inv(at_nodes)).mT
+            count = share.sum(-1) * run
+        value, count = (v.T[:, None, :, None].contiguous() for v in (value, count))
+        return cls(value, count, None if share is None else share.contiguous(), run)
 
     def to(self, dtype: torch.dtype) -> Nodes:
-        return Nodes(*(v.to(dtype) for v in (self.value, self.share, self.count)))
+        share = None if self.share is None else self.share.to(dtype)
+        return Nodes(self.value.to(dtype), self.count.to(dtype), share, self.run)
 
-    def sums(self, pull: Tensor) -> Tensor:
-        """A of p², p and 1, for p `(…, n)`: `(3, K, …, 1)`."""
-        second, first = (self._gathered(value) for value in (pull.square(), pull))
-        return torch.stack([second, first, self.count.expand_as(first)])
+    @property
+    def nbytes(self) -> int:
+        return sum(v.nbytes for v in (self.value, self.count, self.share) if v is not None)
+
+    def runs(self, value: Tensor) -> Tensor:
+        """`(R, G, n)` → `(R, G, C, run)`."""
+        return value.reshape(*value.shape[:-1], value.shape[-1] // self.run, self.run)
+
+    def sums(self, wanted: Tensor, moved: Tensor) -> Tensor:
+        """A of p², p, m ⊙ p and m, for g / w and m `(R, G, n)`: `(4, K, R, G, 1)`.
+
+        p = c ⊙ g / w, and c is as smooth at the nodes as what the sums are used for.
+        """
+        product = moved * wanted
+        mixed = self._gathered(product) * self.value
+        second = self._gathered(torch.mul(wanted, wanted, out=product)) * self.value.square()
+        return torch.stack([second, self._gathered(wanted) * self.value, mixed, self._gathered(moved)])
 
     def _gathered(self, value: Tensor) -> Tensor:
-        if self.share.shape[:-2].numel() == 1:  # all groups have the same scales
-            found = self.share.flatten(0, -3)[0] @ value.flatten(0, -2).mT
-            return found.reshape(-1, *value.shape[:-1], 1)
-        return (self.share[0] @ value.permute(1, 2, 0)).permute(1, 2, 0)[..., None]
+        by_run = self.runs(value).sum(-1) if self.run > 1 else value
+        if self.share is not None:
+            by_run = (by_run.transpose(0, 1) @ self.share.mT).transpose(0, 1)
+        return by_run.permute(2, 0, 1)[..., None]
 
-    def multiplier(self, sums: Tensor, limit: float, *, centered: bool) -> Tensor:
-        """η, `(…, 1)`, zero where the ball does not matter.
+    def nearest(self, sums: Tensor, limit: float, *, centered: bool) -> Nearest:
+        """What the point of the ball is, for δ = 0; η is zero where the ball does not matter.
 
-        Newton's method on 1/‖z(η)‖ = 1/limit, which is nearly linear in η, climbs to it from zero.
+        Newton's method on 1/‖z(η)‖ = 1/limit, which is nearly linear in η, climbs to it from zero. A step leaves an error
+        of its square.
         """
+        near = torch.finfo(sums.dtype).eps ** 0.5 / 4
+        pull = torch.cat([sums[:2], self.count.expand_as(sums[:1])]) if centered else sums[:1]
         eta = torch.zeros_like(sums[0, 0])
+        moves = torch.ones_like(eta, dtype=torch.bool)
         for _ in range(STEPS):
-            inverse = 1 / (self.value + eta)
-            once = sums * inverse
-            twice = once * inverse
-            square, first, count = twice.sum(1)
-            cube = (twice * inverse).sum(1)
-            slope = cube[0]
-            if centered:
-                _, along, total = once.sum(1)
-                shift = along / total
-                # Σ (p − ν)² φ = Σ p² φ − ν (2 Σ p φ − ν Σ φ)
-                square = (square - shift * (2 * first - shift * count)).clamp(min=0)
-                slope = slope - shift * (2 * cube[1] - shift * cube[2])
-                slope = slope - (first - shift * count).square() / total
+            square, slope, _ = self._norm(pull, eta, centered=centered)
             step = square / slope * (square.sqrt() / limit - 1)
-            step = torch.where(step > 0, step, 0)
-            eta = eta + step
-            if not bool((step > NEAR * eta).any()):
+            step = torch.where(moves & (step > 0), step, 0)
+            eta, moves = eta + step, step > near * (eta + step)
+            if not bool(moves.any()):
                 break
-        return eta
-
-    def misfit(self, sums: Tensor, eta: Tensor, *, centered: bool) -> Tensor:
-        """‖w ⊙ z − g‖ = ‖(η p + c ν) / w (c + η)‖, for δ = 0; `(…, 1)`."""
-        second, first, count = sums
-        inverse = 1 / (self.value + eta)
-        total = eta.square() * second / self.value
+        square, _, shift = self._norm(pull, eta, centered=centered)
+        inverse = (self.value + eta).reciprocal()
+        second, first, mixed, moved = sums
+        missed = eta.square() * second / self.value
         if centered:
-            shift = (first * inverse).sum(0) / (count * inverse).sum(0)
-            total = total + shift * (2 * eta * first + shift * self.value * count)
-        found: Tensor = (total * inverse.square()).sum(0).clamp(min=0).sqrt()
-        return found
+            missed = missed + shift * (2 * eta * first + shift * self.value * self.count)
+        misfit = (missed * inverse.square()).sum(0).clamp(min=0).sqrt()
+        return Nearest(eta, shift, square.sqrt(), ((mixed - shift * moved) * inverse).sum(0), misfit)
 
-
-def _chebyshev(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Nodes and Lagrange's polynomials in log c, `(R, n)` → `(R, K)`, `(R, K, n)`."""
-    place = rows.log()
-    low, high = place.amin(-1, keepdim=True), place.amax(-1, keepdim=True)
-    half, middle = (high - low).clamp(min=1e-6) / 2, (high + low) / 2
-    angle = (torch.arange(NODES).to(rows) + 0.5) * (math.pi / NODES)
-    degree = torch.arange(NODES).to(rows)
-    basis = torch.cos(((place - middle) / half).clamp(-1, 1).acos()[..., None] * degree)
-    at_nodes = torch.cos(angle[:, None] * degree)
-    return (middle + half * angle.cos()).exp(), (basis @ torch.linalg.inv(at_nodes)).mT.contiguous()
+    def _norm(self, pull: Tensor, eta: Tensor, *, centered: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """‖z‖², −½ of its derivative, and ν."""
+        inverse = (self.value + eta).reciprocal()
+        term = pull * inverse
+        once, twice, thrice = term.sum(1), term.mul_(inverse).sum(1), term.mul_(inverse).sum(1)
+        if not centered:
+            return twice[0], thrice[0], torch.zeros_like(eta)
+        shift = once[1] / once[2]
+        # Σ (p − ν)² φ = Σ p² φ − ν (2 Σ p φ − ν Σ φ)
+        square = (twice[0] - shift * (2 * twice[1] - shift * twice[2])).clamp(min=0)
+        slope = thrice[0] - shift * (2 * thrice[1] - shift * thrice[2])
+        return square, slope - (twice[1] - shift * twice[2]).square() / once[2], shift
 
 
 def nearest_value(
@@ -161,7 +182,7 @@ def nearest_in_ball(
     """
     done, steps = ROUNDINGS * torch.finfo(pull.dtype).eps, 0
     while True:
-        inverse = 1 / (curvature + eta)
+        inverse = (curvature + eta).reciprocal_()
         z = pull * inverse
         if centered:
             total = inverse.sum(-1, keepdim=True)
@@ -172,10 +193,11 @@ def nearest_in_ball(
         if steps == STEPS or not bool(moves.any()):
             return z, eta, steps
         steps += 1
-        bend = z * inverse
-        slope = torch.linalg.vecdot(z, bend)[..., None]
-        if centered:
-            slope = slope - bend.sum(-1, keepdim=True).square() / total
+        bend = inverse.mul_(z)
+        along = bend.sum(-1, keepdim=True) if centered else None
+        slope = bend.mul_(z).sum(-1, keepdim=True)
+        if along is not None:
+            slope = slope - along.square() / total
         eta = torch.where(moves, torch.maximum(eta + size.square() / slope * excess, least), eta)
 
 
