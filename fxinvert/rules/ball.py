@@ -118,7 +118,7 @@ class Ball:
         if not scales.tame:
             return self._solved(moved, z, of)
         if scales.nodes is None:
-            return self._searched(moved, z, of)
+            return self._searched(moved, z, of, spare)
         if bool(self._there(of, x.shape[-1]).all()):
             at_nodes = none.expand(4, len(scales.nodes.value), *none.shape)
         else:
@@ -223,8 +223,10 @@ class Ball:
             doubtful = (unreached & ~closer) | damped
         return Lengths(factor, of.mean - factor * shift, of.asked == 0, unreached, doubtful, damping)
 
-    def _searched(self, moved: Tensor, wanted: Tensor, of: Sums) -> tuple[Tensor, Sums, Direction, int]:
-        """For tame scales that have no nodes."""
+    def _searched(
+        self, moved: Tensor, wanted: Tensor, of: Sums, spare: Tensor | None
+    ) -> tuple[Tensor, Sums, Direction, int]:
+        """For tame scales that have no nodes; `spare` may be written to."""
         weight, there = self.scales.weight, self._there(of, moved.shape[-1])
         z, size, misfit, outside, steps = wanted, of.size, torch.zeros_like(of.size), ~there, 0
         if not bool(there.all()):
@@ -236,7 +238,7 @@ class Ball:
             )
             z = torch.where(there, wanted, z)
             size, misfit, outside = norm(z), norm(weight * (wanted - z)), ~there & (eta > 0)
-        inner = (moved * z).sum(-1, keepdim=True)
+        inner = torch.mul(moved, z, out=spare).sum(-1, keepdim=True)
         found = Direction(size.double(), inner.double(), outside, misfit.double(), size < 0)
         return z, of, found, steps
 
