@@ -6,7 +6,7 @@ import copy
 import functools
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -119,7 +119,7 @@ class InverseOp(nn.Module):
         anchor = _taken(args, kwargs, place)
         # evaluating must not keep the batch alive: factorizations may hold on to it
         held, named = _with(args, kwargs, place, UNKNOWN)
-        arguments = _opened(call_arguments(function, held, named))
+        arguments = opened(call_arguments(function, held, named), lambda value: value is UNKNOWN)
         unknown = next(name for name, value in arguments.items() if value is UNKNOWN)
         del arguments[unknown]
 
@@ -262,11 +262,11 @@ def _schema(function: torch._ops.OpOverload) -> tuple[tuple[str, ...], dict[str,
     return tuple(a.name for a in schema), {a.name: a.default_value for a in schema if a.has_default_value()}
 
 
-def _opened(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments, with the items of a list that holds the unknown one by the names `tensors_0`, `tensors_1`, …"""
+def opened(arguments: Mapping[str, Any], held: Callable[[Any], bool]) -> dict[str, Any]:
+    """The arguments, with the items of a list that holds such a one by the names `tensors_0`, `tensors_1`, …"""
     found: dict[str, Any] = {}
     for name, value in arguments.items():
-        if isinstance(value, tuple | list) and any(item is UNKNOWN for item in value):
+        if isinstance(value, tuple | list) and any(map(held, value)):
             found |= {f"{name}_{i}": item for i, item in enumerate(value)}
         else:
             found[name] = value

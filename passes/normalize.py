@@ -59,7 +59,8 @@ def normalize(
         The graph, and the values of its nodes in that run.
 
     Raises:
-        TraceError: the graph does not run, or changes a shared tensor in place.
+        RunError: the graph does not run.
+        TraceError: it changes a shared tensor in place.
     """
     builder = Builder(raw, rules)
     with torch.no_grad():
@@ -75,6 +76,10 @@ def normalize(
         *path, name = target.split(".")
         setattr(graph.get_submodule(".".join(path)), name, evaluation_copy(graph.get_submodule(target)))
     return printable(graph), {node: builder.values[node] for node in graph.graph.nodes if node.op != "output"}
+
+
+class RunError(TraceError):
+    """A graph does not run on the example inputs."""
 
 
 class Builder:
@@ -113,7 +118,7 @@ class Builder:
                 except TraceError:
                     raise
                 except Exception as error:  # whatever the user's code raises on the example
-                    raise TraceError(
+                    raise RunError(
                         f"the model does not run on the example inputs: {describe(node)}: {said(error)}"
                     ) from error
         if remaining:
@@ -189,15 +194,16 @@ class Builder:
             for i, (op, rest) in enumerate(pieces)
         )
 
-    def _undoes(self, call: Call) -> bool:
-        """Whether a call is a transposition that undoes the one before it."""
-        before = call.args[0]
-        return (
-            call.op is torch.ops.aten.transpose.int
-            and before.target is call.op
-            and {a % self.values[before].dim() for a in before.args[1:]}
-            == {a % self.values[before].dim() for a in call.args[1:]}
-        )
+    def _given(self, call: Call) -> fx.Node | None:
+        """The earlier value that a call gives again: of a transposition undone, or of one tensor that is joined with none."""
+        given: Any = call.args[0]
+        if call.op is torch.ops.aten.cat.default:
+            return given[0] if isinstance(given, list) and len(given) == 1 else None
+        if call.op is not torch.ops.aten.transpose.int or given.target is not call.op:
+            return None
+        axes = ({a % self.values[given].dim() for a in swapped[1:]} for swapped in (given.args, call.args))
+        before: fx.Node = given.args[0]
+        return before if len({frozenset(pair) for pair in axes}) == 1 else None
 
     def called(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], path: str | None) -> Any:
         """Emits a call, as ATen where that exists; gives its node, or those of the several tensors that it gives."""
@@ -213,8 +219,9 @@ class Builder:
                 split = self._split(call, path)
                 if split is not None:
                     return split
-                if self._undoes(call):
-                    return call.args[0].args[0]
+                given = self._given(call)
+                if given is not None:
+                    return given
                 op = _INSTEAD.get(call.op, call.op)
                 return self.emit("call_function", op, call.args, call.kwargs, path, key_of(call.op))
             name = function if isinstance(function, str) else getattr(function, "__name__", "")

@@ -19,7 +19,7 @@ from fxinvert.passes.activity import followed, follows
 from fxinvert.passes.capture import attribute, describe
 from fxinvert.passes.flow import Flow, has_target
 from fxinvert.passes.plan import Plan, Segment, Shape
-from fxinvert.passes.synthesize import is_weight_norm, parameters_of
+from fxinvert.passes.synthesize import is_weight_norm, parameters_of, trainable_of
 from fxinvert.passes.trace import is_normalized
 from fxinvert.rules import RuleSet, default_rules
 
@@ -63,7 +63,7 @@ def partition(
 
 def trained_parameters(node: fx.Node, rules: RuleSet) -> tuple[str, ...]:
     """The names of the parameters of an op that closed-form training can change; empty if it cannot or must not."""
-    trainable = rules.trainable(node.meta.get("op", ""))
+    trainable = trainable_of(node, rules)
     if trainable is None:
         return ()
     table = trainable.diagonal

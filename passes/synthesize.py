@@ -22,10 +22,10 @@ from fxinvert.passes.capture import attribute, describe
 from fxinvert.passes.copies import padded_arguments
 from fxinvert.passes.flow import Flow, Stretch, has_target
 from fxinvert.passes.interpreted import Interpreted
-from fxinvert.passes.inverse_op import InverseOp, call_arguments
+from fxinvert.passes.inverse_op import InverseOp, call_arguments, opened
 from fxinvert.passes.leaves import printable
 from fxinvert.passes.region import Region, held, owner_of
-from fxinvert.rules import RuleSet
+from fxinvert.rules import RuleSet, Trainable
 from fxinvert.rules.padded import PADDED, padded_convolution
 from fxinvert.rules.region import ARITHMETIC, REGION
 from fxinvert.rules.registry import Kind, matrix_free
@@ -198,6 +198,30 @@ class _Synthesis:
         return self.graph.create_node("call_function", operator.getitem, (node, index), name=name)
 
 
+def _named(node: fx.Node) -> dict[str, Any]:
+    """What a call passes, by argument name, as an op of rules names it: items of a list of values each by a name of its own."""
+    arguments = call_arguments(node.target, node.args, node.kwargs)
+    return opened(arguments, lambda value: isinstance(value, fx.Node))
+
+
+def trainable_of(node: fx.Node, rules: RuleSet) -> Trainable | None:
+    """How an op depends on its parameters, if it can be trained in closed form."""
+    trainable = rules.trainable(node.meta.get("op", ""))
+    if trainable is None or node.op == "call_module":
+        return trainable
+    owner = node.graph.owning_module
+    assert owner is not None, "a graph outside of its module"
+
+    def seen(value: Any) -> Any:
+        if not isinstance(value, fx.Node):
+            return value
+        if value.op == "get_attr":
+            return attribute(owner, str(value.target))
+        return getattr(value.meta.get("tensor_meta"), "shape", None)
+
+    return trainable.of_call({name: seen(value) for name, value in _named(node).items()})
+
+
 def parameters_of(node: fx.Node) -> dict[str, str]:
     """The names of the parameters and buffers that an op reads, by argument name; of a whole module, by its own names.
 
@@ -207,9 +231,8 @@ def parameters_of(node: fx.Node) -> dict[str, str]:
     if node.op == "call_module" and owner is not None:
         named = owner.get_submodule(str(node.target)).named_parameters()
         return {name: f"{node.target}.{name}" for name, _ in named}
-    arguments = call_arguments(node.target, node.args, node.kwargs)
     read: dict[str, str] = {}
-    for name, value in arguments.items():
+    for name, value in _named(node).items():
         if isinstance(value, fx.Node) and is_weight_norm(value):
             parts = zip("vg", value.all_input_nodes, strict=True)
             read |= {f"{name}.{part}": str(n.target) for part, n in parts}

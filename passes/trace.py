@@ -20,7 +20,7 @@ from fxinvert.passes.inputs import Flat, Inputs
 from fxinvert.passes.interpreted import Interpreted
 from fxinvert.passes.joined import side_by_side
 from fxinvert.passes.leaves import copied
-from fxinvert.passes.normalize import normalize
+from fxinvert.passes.normalize import RunError, normalize
 from fxinvert.passes.outputs import Chosen, Key
 from fxinvert.passes.ready import in_evaluation, is_exported
 from fxinvert.passes.runs import batch_size, doubled, run
@@ -173,7 +173,10 @@ def _captured(
     """
 
     def checked(raw: fx.GraphModule) -> fx.GraphModule:
-        graph, few = normalize(raw, copied(values), rules)
+        try:
+            graph, few = normalize(raw, copied(values), rules)
+        except RunError as error:
+            raise CaptureError(f"the model runs, but not as it was traced: {error}") from error
         woven = side_by_side(graph, few, batch_size(values))
         if woven is not None:
             with suppress(TraceError):  # whatever is wrong beyond that is found again

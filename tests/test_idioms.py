@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -517,3 +518,28 @@ def test_a_mask_of_the_models_own_is_left_as_it_was() -> None:
     model = Model(forward, head=nn.Linear(3, 2), mask=mask)
     follows(model, torch.randn(2, 3), torch.randn(5, 3))
     assert mask.tolist() == [True, False, False]
+
+
+def test_parts_of_a_batch_that_are_normalized_alone_and_joined_are_the_batch() -> None:
+    class Ghost(nn.Module):
+        """As TabNet's batch norm, of at most 128 samples at a time."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.fc = nn.BatchNorm1d(4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            parts = x.chunk(math.ceil(x.shape[0] / 128), 0)
+            normed = torch.cat([self.norm(part) for part in parts], 0)
+            result: Tensor = self.fc(normed)
+            return result
+
+    x = torch.randn(3, 4)
+    graph = fxinvert.trace(Ghost(), x)
+    assert "cat" not in {n.meta["op"] for n in graph.graph.nodes if n.op == "call_function"}
+    assert (
+        not fxinvert.invert(graph, x, output_target="regression")(x, torch.randn(3, 3))
+        .targets["x"]
+        .isnan()
+        .any()
+    )

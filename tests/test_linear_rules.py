@@ -24,6 +24,7 @@ from fxinvert.linalg import SolveSettings, each
 from fxinvert.linalg.each import EachFunction, decomposed, solve_batched, solve_each
 from fxinvert.passes.flow import Flow
 from fxinvert.passes.inverse_op import InverseOp
+from fxinvert.passes.partition import trained_parameters
 from fxinvert.testing import check_rule
 
 F64, F32 = torch.float64, torch.float32
@@ -58,6 +59,12 @@ OPS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "matmul-vector_right": (product(lambda x, w: w @ x, 3), (3, 3, 5)),
     "mm": (product(lambda x, w: torch.mm(x, w), 5, 4), (3, 5)),
     "linalg_matmul": (product(torch.linalg.matmul, 5, 4), (3, 5)),
+    "einsum": (product(lambda x, w: torch.einsum("bi,oi->bo", x, w), 4, 5), (3, 5)),
+    "einsum-heads": (product(lambda x, w: torch.einsum("bti,ihd->bhtd", x, w), 5, 2, 3), (3, 4, 5)),
+    "einsum-experts": (product(lambda x, w: torch.einsum("beci,eio->beco", x, w), 2, 5, 4), (3, 2, 3, 5)),
+    "einsum-splines": (product(lambda x, w: torch.einsum("bik,iok->bo", x, w), 5, 4, 3), (3, 5, 3)),
+    "einsum-dots": (product(lambda x, w: torch.einsum("oi,...i->...o", w, x), 4, 5), (3, 2, 5)),
+    "einsum-scale": (product(lambda x, w: torch.einsum("bti,i->bti", x, w), 5), (3, 2, 5)),
     "inner": (product(torch.inner, 4, 5), (3, 2, 5)),
     "tensordot": (product(lambda x, w: torch.tensordot(x, w, 1), 5, 4), (3, 2, 5)),
     "cumsum": (product(lambda x, w: x.cumsum(1), 1), (3, 5, 2)),
@@ -97,7 +104,9 @@ OPS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "lerp-end": (product(lambda x, w: torch.lerp(w, x, 0.3), 5), (3, 5)),
 }
 EACH = pytest.mark.parametrize("name", OPS)
-TRAINABLE = [name for name in OPS if name.split("-")[0] in ("matmul", "linalg_matmul", "mm", "addmm")]
+TRAINABLE = [
+    name for name in OPS if name.split("-")[0] in ("matmul", "linalg_matmul", "mm", "addmm", "einsum")
+]
 TRAINABLE += [name for name in OPS if name.startswith("conv_transpose")]
 
 
@@ -301,7 +310,7 @@ def assert_rows_are_the_output(layer: nn.Module, x: Tensor) -> None:
     node = Flow(inverted.op).exit
     step = graph.inverse_op(node)
     assert isinstance(step, InverseOp)
-    assert step.rule.trainable is not None
+    trainable = graph.trainable(node)
     with torch.no_grad():
         before = layer(x)
         args, kwargs = torch.fx.node.map_arg(
@@ -309,13 +318,13 @@ def assert_rows_are_the_output(layer: nn.Module, x: Tensor) -> None:
             lambda n: x if n.op == "placeholder" else _read(inverted.op, str(n.target)),
         )
         op = step.op(before, args, kwargs)
-        features = step.rule.trainable.features(op)
-        rows = step.rule.trainable.outputs(op, before)
+        features = trainable.features(op)
+        rows = trainable.outputs(op, before)
         assert rows.shape[:2] == features.shape[:2]
         matrix = torch.randn(len(rows), rows.shape[2], features.shape[2], dtype=x.dtype)
-        for name, change in step.rule.trainable.changes(op.parameters, matrix).items():
+        for name, change in trainable.changes(op.parameters, matrix).items():
             op.parameters[name].add_(change)
-        change = step.rule.trainable.outputs(op, layer(x) - before)
+        change = trainable.outputs(op, layer(x) - before)
     torch.testing.assert_close(features @ matrix.mT, change)
 
 
@@ -329,6 +338,24 @@ def _read(graph: nn.Module, target: str) -> Tensor:
 def test_the_weights_are_those_of_the_rows(name: str) -> None:
     make, shape = OPS[name]
     assert_rows_are_the_output(make().double(), torch.randn(shape, dtype=F64))
+
+
+@pytest.mark.parametrize(
+    ("equation", "shape", "x"),
+    [
+        ("bi,oij->bo", (4, 5, 3), (3, 5)),
+        ("bij,oi->bo", (4, 5), (3, 5, 2)),
+        ("bii,oi->bo", (4, 5), (3, 5, 5)),
+        ("bi,oi,bi->bo", (4, 5), (3, 5)),
+    ],
+    ids=["summed-in-the-weight", "summed-in-the-input", "diagonal", "three"],
+)
+def test_what_is_no_matrix_is_not_trained(equation: str, shape: tuple[int, ...], x: tuple[int, ...]) -> None:
+    def function(value: Tensor, weight: Tensor) -> Tensor:
+        return torch.einsum(equation, *[value, weight, value.detach()][: equation.count(",") + 1])
+
+    graph = fxinvert.trace(WithParameter(function, *shape), torch.randn(x))
+    assert trained_parameters(Flow(graph).exit, fxinvert.rules.default_rules()) == ()
 
 
 @pytest.mark.parametrize(

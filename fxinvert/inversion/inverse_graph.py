@@ -32,7 +32,15 @@ from fxinvert.output_target import OutputTarget
 from fxinvert.passes.capture import evaluating
 from fxinvert.passes.flow import Flow, Stretch, by_sample, has_target
 from fxinvert.passes.inverse_op import InverseOp
-from fxinvert.passes.synthesize import TARGET_OF, arguments_of, inverse_op, solved_ops, source_op, synthesize
+from fxinvert.passes.synthesize import (
+    TARGET_OF,
+    arguments_of,
+    inverse_op,
+    solved_ops,
+    source_op,
+    synthesize,
+    trainable_of,
+)
 from fxinvert.rules import Certificate, Op, RuleSet, Trainable
 
 Reconstructed = Literal["nodewise", "linearized"]
@@ -194,7 +202,7 @@ class InverseGraph:
 
     def trainable(self, node: fx.Node) -> Trainable:
         """The parameter side of a forward op that is trained."""
-        found = self._rules.trainable(node.meta["op"])
+        found = trainable_of(node, self._rules)
         assert found is not None, f"{node.name} cannot be trained. {REPORT}"
         return found
 

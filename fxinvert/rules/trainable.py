@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,6 +56,14 @@ class Trainable(ABC):
     def lookups(self, op: Op) -> Lookups:
         """Where each ã is 1, of one group; only where G is diagonal."""
         raise NotImplementedError
+
+    def of_call(self, arguments: Mapping[str, Any]) -> Trainable | None:
+        """The parameter side of one call of the op; None where its parameters cannot be trained.
+
+        Args:
+            arguments: by name; of a value that follows from the model's input its shape.
+        """
+        return self
 
 
 class LinearWeights(Trainable):
