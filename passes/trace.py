@@ -119,7 +119,8 @@ def _result(model: nn.Module, form: Inputs, values: tuple[Tensor, ...], rules: R
     """
 
     try:
-        return run(Flat(model, form, _whole), values)
+        with unchanged(model):  # what forward() leaves on the model may say how large the batch was
+            return run(Flat(model, form, _whole), values)
     except TraceError as error:
         found = error
         try:
