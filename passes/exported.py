@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim, ExportedProgram, export
 from torch.fx.graph import _PyTreeCodeGen
 from torch.fx.node import map_arg
 from torch.fx.proxy import GraphAppendingTracer
@@ -16,11 +15,10 @@ from torch.utils import _pytree as pytree
 
 from fxinvert.errors import TraceError
 from fxinvert.passes.as_run import AsRun
-from fxinvert.passes.capture import attribute, describe, lengths_followed, raised_at
-from fxinvert.passes.checks import KEEP_FIRST, WITH_BATCH_SIZE
-from fxinvert.passes.fixed import places_noted
+from fxinvert.passes.capture import attribute, describe, raised_at
 from fxinvert.passes.inputs import Flat, Inputs
 from fxinvert.passes.leaves import mapped
+from fxinvert.passes.program import check_behind, program_of
 from fxinvert.passes.questions import Question
 from fxinvert.passes.selected import as_it_runs
 from fxinvert.passes.writes import without_writes
@@ -32,9 +30,6 @@ _WRAPPERS: dict[Any, tuple[int, int]] = {
     torch.ops.higher_order.wrap_with_autocast: (4, 5),
     torch.ops.higher_order.wrap_with_set_grad_enabled: (1, 2),
 }
-
-#: how the exporter begins to say that it cannot prove something of all batch sizes
-_VIOLATED = "Constraints violated"
 
 
 class SubgraphError(TraceError):
@@ -92,38 +87,19 @@ def export_graphs(
 def _graphs(flat: Flat, values: tuple[Tensor, ...], shared: list[bool]) -> Iterator[fx.GraphModule]:
     model, inputs = flat.model, flat.inputs
     with _raising_ours(model):
-        program = _program(flat, values, shared)
+        program, batch = program_of(flat, values, shared)
+
+        def rebuilt(captured: fx.GraphModule) -> fx.GraphModule:
+            raw = _Rebuilt(model, captured, inputs, "model", _first).raw()
+            check_behind(batch, flat, raw, values, shared)
+            return raw
+
         captured = program.module()
         if not _needs_context(captured):
-            yield _Rebuilt(model, captured, inputs, "model", _first).raw()
+            yield rebuilt(captured)
         with quiet():
             captured = program.run_decompositions({}).module()
-        yield _Rebuilt(model, captured, inputs, "model", _first).raw()
-
-
-def _program(flat: Flat, values: tuple[Tensor, ...], shared: list[bool]) -> ExportedProgram:
-    batch = Dim("batch")
-    shapes = (tuple({0: batch} if own else {} for own in shared),)
-
-    def exported(**settings: Any) -> ExportedProgram:
-        return export(flat, values, dynamic_shapes=shapes, strict=False, **settings)
-
-    with quiet(), lengths_followed(flat.model), places_noted() as places:
-        try:
-            return exported()
-        except Exception as error:
-            if not str(error).startswith(_VIOLATED):
-                raise
-            # what torch cannot prove of all batch sizes may hold for them: its program asks again as it runs
-            with suppress(Exception):
-                program = exported(prefer_deferred_runtime_asserts_over_guards=True)
-                for rows in ([0], [*range(len(values[shared.index(True)])), 0]):
-                    program.module()(*(v[rows] if own else v for v, own in zip(values, shared, strict=True)))
-                return program
-            place = f" at {places[0]}" if places else ""
-            raise TraceError(
-                f"torch.export cannot capture {type(flat.model).__name__}: {WITH_BATCH_SIZE}{place}; {KEEP_FIRST}"
-            ) from error
+        yield rebuilt(captured)
 
 
 @contextmanager

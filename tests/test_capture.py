@@ -522,6 +522,10 @@ def _keeps_what_it_made_for_a_shape(self: Any, x: Tensor) -> Any:
     return self.fc(x) * self.steps
 
 
+def _copies_large_batches(self: Any, x: Tensor) -> Any:
+    return self.fc(x.contiguous() if x.shape[0] >= 64 else x) if x.shape[1] == 6 else x
+
+
 def _asks_more_in_the_capture(self: Any, x: Tensor) -> Any:
     said = f"given {x.sum()} of {x.shape[1] + 0}"
     return self.fc(x) if said and torch.ones(x.shape[1]).all() else x
@@ -543,6 +547,7 @@ def _converts(self: Any, x: Tensor) -> Any:
         _knows_of_tensors_without_values,
         _knows_of_tensors,
         _keeps_what_it_made_for_a_shape,
+        _copies_large_batches,
         _asks_more_in_the_capture,
         _converts,
     ],

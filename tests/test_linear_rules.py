@@ -65,6 +65,8 @@ OPS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "einsum-splines": (product(lambda x, w: torch.einsum("bik,iok->bo", x, w), 5, 4, 3), (3, 5, 3)),
     "einsum-dots": (product(lambda x, w: torch.einsum("oi,...i->...o", w, x), 4, 5), (3, 2, 5)),
     "einsum-scale": (product(lambda x, w: torch.einsum("bti,i->bti", x, w), 5), (3, 2, 5)),
+    "einsum-alone": (product(lambda x, w: torch.einsum("bhwc->bchw", x), 1), (3, 2, 4, 5)),
+    "einsum-alone_summed": (product(lambda x, w: torch.einsum("bij->bi", x), 1), (3, 4, 5)),
     "inner": (product(torch.inner, 4, 5), (3, 2, 5)),
     "tensordot": (product(lambda x, w: torch.tensordot(x, w, 1), 5, 4), (3, 2, 5)),
     "cumsum": (product(lambda x, w: x.cumsum(1), 1), (3, 5, 2)),
@@ -105,7 +107,9 @@ OPS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 EACH = pytest.mark.parametrize("name", OPS)
 TRAINABLE = [
-    name for name in OPS if name.split("-")[0] in ("matmul", "linalg_matmul", "mm", "addmm", "einsum")
+    name
+    for name in OPS
+    if name.split("-")[0] in ("matmul", "linalg_matmul", "mm", "addmm", "einsum") and "alone" not in name
 ]
 TRAINABLE += [name for name in OPS if name.startswith("conv_transpose")]
 

@@ -77,6 +77,7 @@ def _looks_nowhere(self: Any, x: Tensor) -> Tensor:
         (Model(lambda self, x: self.fc(x.reshape(2, 3)), fc=nn.Linear(3, 2)), "computes with the batch size"),
         (Model(lambda self, x: x - x.mean(0)), "across the samples of a batch"),
         (Model(lambda self, x: x.sum(0)), "batch size of the example"),
+        (Model(lambda self, x: x * 2 if x.shape[0] >= 64 else x * 1.0), r"computes with the batch size .*for 64 samples"),
         (Model(_one_by_one), r"batch size of the example at File .*test_trace_errors.py\", line .* in _one_by_one; let"),
         (Model(lambda self, x: x[x[:, 0].gt(9).nonzero()[:, 0]]), r"data-dependent.*'nonzero'.*selects by values"),
         (Model(lambda self, x: x[x > x.amin()]), r"data-dependent.*'getitem'.*selects by values"),

@@ -105,8 +105,13 @@ def product_of(
     working = torch.promote_types(x.dtype, torch.float32)
     wanted, held = product.both + product.summed + product.free, "".join(product.held)
     known = "".join(i for i in wanted if i in held)
-    values = (operands[place].to(working) for place in sorted(operands))
-    k = torch.einsum(f"{','.join(product.held)}->{known}", *values)
+    values = [operands[place].to(working) for place in sorted(operands)]
+    # an op that only turns its one operand has a K of one entry
+    k = (
+        torch.einsum(f"{','.join(product.held)}->{known}", *values)
+        if values
+        else x.new_ones((), dtype=working)
+    )
     # an index of x alone that is summed meets a K that does not depend on it
     k = k.reshape([product.sizes[i] if i in known else 1 for i in wanted]).expand(product.lengths(wanted))
     return product, k.reshape([product.count(i) for i in (product.both, product.summed, product.free)])

@@ -1,0 +1,110 @@
+"""Programs: what `torch.export` makes of a model for any batch size.
+
+A model may go another way beyond some batch size, `if x.shape[0] >= 64: x = x.contiguous()`; torch proves its program for the
+sizes on the example's side of such a bound. The program is taken for all of them if the model computes the same right
+behind the bound, too, which is tried there: evidence, not proof.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import Dim, ExportedProgram, export
+from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
+
+from fxinvert.errors import TraceError
+from fxinvert.passes.capture import CaptureError, lengths_followed
+from fxinvert.passes.checks import KEEP_FIRST, WITH_BATCH_SIZE
+from fxinvert.passes.fixed import places_noted
+from fxinvert.passes.inputs import Flat
+from fxinvert.passes.runs import difference, run
+from fxinvert.quiet import quiet
+
+#: how the exporter begins to say that it cannot prove something of all batch sizes
+_VIOLATED = "Constraints violated"
+#: samples that are computed at once to look behind a bound, at most
+_MOST = 256
+
+
+def program_of(flat: Flat, values: tuple[Tensor, ...], shared: list[bool]) -> tuple[ExportedProgram, Dim]:
+    """The program, and the batch sizes that torch has proven it for.
+
+    Args:
+        flat: the model.
+        values: example tensors.
+        shared: which of them have a row for every sample.
+
+    Raises:
+        TraceError: the model computes with the batch size itself.
+    """
+    every = Dim("batch")
+
+    def exported(batch: Dim = every, **settings: Any) -> tuple[ExportedProgram, Dim]:
+        shapes = (tuple({0: batch} if own else {} for own in shared),)
+        return export(flat, values, dynamic_shapes=shapes, strict=False, **settings), batch
+
+    with quiet(), lengths_followed(flat.model), places_noted() as places:
+        try:
+            return exported()
+        except Exception as error:
+            if not str(error).startswith(_VIOLATED):
+                raise
+            # what torch cannot prove of all batch sizes may hold for them: its program asks again as it runs
+            with suppress(Exception):
+                program, _ = exported(prefer_deferred_runtime_asserts_over_guards=True)
+                for rows in ([0], [*range(len(values[shared.index(True)])), 0]):
+                    program.module()(*(v[rows] if own else v for v, own in zip(values, shared, strict=True)))
+                return program, every
+            with suppress(Exception):
+                batch = _bounded(error, every)
+                if batch is not None:
+                    return exported(batch)
+            place = f" at {places[0]}" if places else ""
+            raise TraceError(
+                f"torch.export cannot capture {type(flat.model).__name__}: {WITH_BATCH_SIZE}{place}; {KEEP_FIRST}"
+            ) from error
+
+
+def _bounded(error: Exception, batch: Dim) -> Dim | None:
+    """The batch sizes of which torch can prove its program; None where that is one size, or their bound is out of reach.
+
+    Args:
+        error: the exporter's, who could not prove it of all.
+        batch: all.
+    """
+    said = str(error).partition("\n\n")[0]
+    (found,) = refine_dynamic_shapes_from_suggested_fixes(said, (batch,))
+    return found if isinstance(found, Dim) and _behind(found) else None
+
+
+def _behind(batch: Dim) -> list[int]:
+    """The batch sizes right behind the bounds that can be tried."""
+    return [rows for rows in (batch.min - 1, batch.max + 1) if 1 < rows <= _MOST]
+
+
+def check_behind(
+    batch: Dim, flat: Flat, raw: fx.GraphModule, values: tuple[Tensor, ...], shared: list[bool]
+) -> None:
+    """Checks that a graph computes what its model computes for batches right behind the bounds.
+
+    Args:
+        batch: the sizes that torch has proven.
+        flat: the model.
+        raw: its graph.
+        values: example tensors.
+        shared: which of them have a row for every sample.
+
+    Raises:
+        CaptureError: it does not.
+    """
+    for rows in _behind(batch):
+        larger = tuple(
+            v[torch.arange(rows, device=v.device) % len(v)] if own else v
+            for v, own in zip(values, shared, strict=True)
+        )
+        problem = difference(run(flat, larger), run(raw, larger))
+        if problem:
+            raise CaptureError(f"{WITH_BATCH_SIZE} (for {rows} samples {problem}); {KEEP_FIRST}")
