@@ -247,6 +247,9 @@ class Builder:
                 f"{describe(node)} changes its input in place; use an op that returns a new tensor, "
                 "so that the input keeps its value for the inverse pass"
             )
+        if args and isinstance(args[0], fx.Node) and args[0].op == "get_attr" and value is values[0]:
+            self.graph.erase_node(node)  # `weight.to(x.dtype)` is the weight
+            return args[0]
         if any(value is own for own in leaves((values, named))):
             value = torch.ops.aten.alias(value) if isinstance(value, Tensor) else value  # a value of its own
         return self._annotated(node, value, path)

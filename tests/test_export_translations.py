@@ -171,7 +171,7 @@ class Spectral(nn.Module):
     def forward(self, x: Tensor) -> Any:
         waves = torch.fft.rfft(self.layer(x).mT)
         mixed = torch.zeros(x.shape[0], 4, waves.shape[-1], dtype=torch.cfloat)
-        mixed[:, :, :3] = torch.einsum("bik,iok->bok", waves[:, :, :3], self.weight)
+        mixed[:, :, :3] = torch.einsum("bik,iok->bok", waves[:, :, :3], self.weight.detach())
         return torch.fft.irfft(mixed, n=x.shape[1]).mT
 
 

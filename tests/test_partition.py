@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from small_models import Model
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 import fxinvert
 from fxinvert import CutError, Plan
@@ -199,3 +201,12 @@ def test_a_complex_value_is_no_cut() -> None:
     graph = fxinvert.trace(Spectrum(), torch.rand(2, 4))
     with pytest.raises(CutError, match=r"not one real tensor.*; the nearest cut is 'first' before it"):
         fxinvert.partition(graph, cuts=["fft_rfft"])
+
+
+def test_a_weight_that_is_cast_to_its_own_type_is_trained() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return F.linear(x, self.fc.weight.to(x.dtype), self.fc.bias.float())
+
+    model, x = Model(forward, fc=nn.Linear(3, 2)), torch.randn(4, 3)
+    (segment,) = fxinvert.partition(fxinvert.trace(model, x)).segments
+    assert segment.parameters == ("fc.weight", "fc.bias")

@@ -12,8 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+import fxinvert
 from fxinvert.errors import DataError
 from fxinvert.scheduling.run_directory import FAILED, FINISHED, RunDirectory, is_finished
+from fxinvert.sources.weights import load_weights
 
 
 def names(path: Path) -> list[str]:
@@ -131,6 +133,23 @@ def test_weights_load_strictly_even_if_tied(tmp_path: Path) -> None:
     with safe_open(path, framework="pt") as file:
         assert json.loads(file.metadata()["fxinvert"]) == {"loss": None, "method": "closed_form"}
         assert len(file.metadata()) == 1
+
+
+class Versioned(nn.Linear):
+    """Its state dict holds more than tensors."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 2}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        assert state == {"version": 2}
+
+
+def test_what_else_a_state_dict_holds_is_no_weight(tmp_path: Path) -> None:
+    model, other = Versioned(2, 2), Versioned(2, 2)
+    load_weights(other, RunDirectory.create(tmp_path / "run").write_weights(model, {}))
+    assert torch.equal(other.weight, model.weight)
+    fxinvert.export_onnx(other, torch.randn(2, 2), tmp_path / "model.onnx")
 
 
 def test_weights_are_the_same_bytes_every_time(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ def registered() -> Iterator[None]:
     from onnxscript.function_libs.torch_lib.registration import default_registry, torch_op
 
     known: dict[str, Callable[..., Any]] = {
+        "aten::alias": _same,
         "aten::copy": _copy,
+        "aten::detach": _same,
         "aten::einsum": _einsum,
         "aten::exp": _exp,
         "aten::expand": _expand,
@@ -46,6 +48,13 @@ def zeros(
 
     real = {14: 1, 15: 11}.get(dtype)  # complex64: float32, complex128: float64
     return aten_zeros(size, dtype) if real is None else aten_zeros([*size, 2], real)
+
+
+def _same(values: Any) -> Any:
+    from onnxscript import opset18
+
+    op: Any = opset18
+    return op.Identity(values)
 
 
 def _copy(values: Any, source: Any, non_blocking: bool = False) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxinvert.content import content_of
+from fxinvert.content import content_of, tensors_of
 from fxinvert.errors import DataError
 from fxinvert.export.annotate import PREFIX
 from fxinvert.result import PostTrainingResult
@@ -63,7 +63,7 @@ def facts_of(
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 of the names, types, shapes and values of all parameters and buffers, in order."""
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in tensors_of(model).items():
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
         digest.update(content_of(tensor))
     return digest.hexdigest()

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from torch import nn
 
+from fxinvert.content import tensors_of
 from fxinvert.errors import DataError
 from fxinvert.scheduling import journal
 from fxinvert.scheduling.store import cannot_write, write_durably
@@ -99,9 +100,7 @@ class RunDirectory:
         from safetensors.torch import save
 
         # tied parameters are written under each of their names, so that the file loads strictly anywhere
-        tensors = {
-            name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()
-        }
+        tensors = {name: v.detach().cpu().contiguous().clone() for name, v in tensors_of(model).items()}
         metadata = {METADATA_KEY: json.dumps(_finite(about), sort_keys=True, allow_nan=False)}
         return self._write(WEIGHTS, save(tensors, metadata))
 

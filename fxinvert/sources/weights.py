@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxinvert.content import tensors_of
 from fxinvert.errors import DataError
 
 #: where checkpoints keep the weights, next to optimizers and counters
@@ -31,7 +32,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         DataError: the file cannot be read, or does not fit; the message says which names and shapes.
     """
     given = _without_prefix(read_weights(path), model)
-    own: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    own = tensors_of(model)
     reached = {id(own[name]) for name in given if name in own}
     missing = [
         name
