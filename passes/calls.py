@@ -1,12 +1,12 @@
-"""Calls: what they give, whether they change what they are given, and whether two of them mean the same."""
+"""Calls: what they give, anew or again, whether they change what they are given, and whether two of them mean the same."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxinvert.passes.leaves import leaves
 
@@ -23,6 +23,24 @@ def evaluate(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     value = function(*args, **kwargs)
     same = all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before, tensors, strict=True))
     return value if same else CHANGED
+
+
+def given_again(op: Any, args: tuple[Any, ...], values: Mapping[fx.Node, Any]) -> fx.Node | None:
+    """The earlier value that a call gives again: of a transposition undone, or of one tensor that is joined with none.
+
+    Args:
+        op: an ATen op.
+        args: its arguments.
+        values: of the nodes so far.
+    """
+    given: Any = args[0] if args else None
+    if op is torch.ops.aten.cat.default:
+        return given[0] if isinstance(given, list) and len(given) == 1 else None
+    if op is not torch.ops.aten.transpose.int or given.target is not op:
+        return None
+    axes = ({a % values[given].dim() for a in swapped[1:]} for swapped in (given.args, args))
+    before: fx.Node = given.args[0]
+    return before if len({frozenset(pair) for pair in axes}) == 1 else None
 
 
 def kind(value: Any) -> Any:

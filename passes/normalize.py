@@ -25,7 +25,7 @@ from torch.fx.passes.shape_prop import TensorMetadata, _extract_tensor_metadata
 
 from fxinvert.errors import TraceError
 from fxinvert.passes.activity import mark, start_later
-from fxinvert.passes.calls import CHANGED, evaluate, shares_memory
+from fxinvert.passes.calls import CHANGED, evaluate, given_again, shares_memory
 from fxinvert.passes.capture import CaptureError, attribute, describe
 from fxinvert.passes.decompose import DECOMPOSED
 from fxinvert.passes.entries import SOME
@@ -194,17 +194,6 @@ class Builder:
             for i, (op, rest) in enumerate(pieces)
         )
 
-    def _given(self, call: Call) -> fx.Node | None:
-        """The earlier value that a call gives again: of a transposition undone, or of one tensor that is joined with none."""
-        given: Any = call.args[0]
-        if call.op is torch.ops.aten.cat.default:
-            return given[0] if isinstance(given, list) and len(given) == 1 else None
-        if call.op is not torch.ops.aten.transpose.int or given.target is not call.op:
-            return None
-        axes = ({a % self.values[given].dim() for a in swapped[1:]} for swapped in (given.args, call.args))
-        before: fx.Node = given.args[0]
-        return before if len({frozenset(pair) for pair in axes}) == 1 else None
-
     def called(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], path: str | None) -> Any:
         """Emits a call, as ATen where that exists; gives its node, or those of the several tensors that it gives."""
         if function in DECOMPOSED:
@@ -219,7 +208,7 @@ class Builder:
                 split = self._split(call, path)
                 if split is not None:
                     return split
-                given = self._given(call)
+                given = given_again(call.op, call.args, self.values)
                 if given is not None:
                     return given
                 op = _INSTEAD.get(call.op, call.op)
