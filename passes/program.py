@@ -7,6 +7,7 @@ behind the bound, too, which is tried there: evidence, not proof.
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 from typing import Any
 
@@ -77,12 +78,15 @@ def _bounded(error: Exception, batch: Dim) -> Dim | None:
     """
     said = str(error).partition("\n\n")[0]
     (found,) = refine_dynamic_shapes_from_suggested_fixes(said, (batch,))
-    return found if isinstance(found, Dim) and _behind(found) else None
+    if not isinstance(found, Dim):
+        return None
+    behind = _behind(found)
+    return found if behind and max(behind) <= _MOST else None
 
 
 def _behind(batch: Dim) -> list[int]:
-    """The batch sizes right behind the bounds that can be tried."""
-    return [rows for rows in (batch.min - 1, batch.max + 1) if 1 < rows <= _MOST]
+    """The batch sizes right behind the bounds, if there are any."""
+    return [rows for rows in (batch.min - 1, batch.max + 1) if 1 < rows <= sys.maxsize]
 
 
 def check_behind(
