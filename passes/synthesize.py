@@ -28,7 +28,8 @@ from fxinvert.passes.region import Region, held, owner_of
 from fxinvert.rules import RuleSet, Trainable
 from fxinvert.rules.padded import PADDED, padded_convolution
 from fxinvert.rules.region import ARITHMETIC, REGION
-from fxinvert.rules.registry import Kind, matrix_free
+from fxinvert.rules.registry import matrix_free
+from fxinvert.rules.rule import Kind
 
 #: the inverse graph's first input
 OUTPUT_TARGET = "output_target"

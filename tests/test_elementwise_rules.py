@@ -18,7 +18,7 @@ from fxinvert.rules import Branch, Status, entrywise, kernels
 from fxinvert.rules.branches import Spare
 from fxinvert.rules.choice import choice
 from fxinvert.rules.elementwise import silu
-from fxinvert.rules.registry import Kind
+from fxinvert.rules.rule import Kind
 from fxinvert.testing import check_rule
 
 F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16

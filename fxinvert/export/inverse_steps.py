@@ -19,7 +19,7 @@ from fxinvert.rules.groups import axes
 from fxinvert.rules.movement import invert_movement
 from fxinvert.rules.pooling import MAXIMA
 from fxinvert.rules.reduction import largest_to, mean_to, smallest_to, sum_to
-from fxinvert.rules.registry import Kind, Rule
+from fxinvert.rules.rule import Kind, Rule
 from fxinvert.rules.shape import reshaped
 
 #: entries of the largest matrix that is put into a file: 32 MB in double precision

@@ -7,7 +7,8 @@ from fxinvert.rules.certificate import Certificate, Inverse, Status
 from fxinvert.rules.entrywise import invert_branches
 from fxinvert.rules.keys import key_of
 from fxinvert.rules.op import Op
-from fxinvert.rules.registry import Kind, Rule, RuleSet, default_rules, inverse_rule
+from fxinvert.rules.registry import RuleSet, default_rules, inverse_rule
+from fxinvert.rules.rule import Kind, Rule
 from fxinvert.rules.trainable import ByPosition, Trainable
 
 __all__ = [

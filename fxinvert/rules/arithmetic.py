@@ -11,7 +11,7 @@ from fxinvert.linalg import solve_diagonal
 from fxinvert.rules.affine import invert_by_autograd, invert_diagonal, moved, shortfall
 from fxinvert.rules.certificate import Inverse
 from fxinvert.rules.op import Op
-from fxinvert.rules.registry import Kind, Rule
+from fxinvert.rules.rule import Kind, Rule
 
 Gain = Callable[[Op], Tensor | float]
 

@@ -19,7 +19,7 @@ from fxinvert.rules.affine import invert_by_autograd, moved, shortfall
 from fxinvert.rules.certificate import Inverse
 from fxinvert.rules.fallback import invert_matrix_free
 from fxinvert.rules.op import Op
-from fxinvert.rules.registry import Kind, Rule
+from fxinvert.rules.rule import Kind, Rule
 
 
 def attention(op: Op, target: Tensor) -> Inverse:

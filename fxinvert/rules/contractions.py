@@ -24,7 +24,7 @@ from fxinvert.linalg.each import solve_batched
 from fxinvert.rules.affine import Rows, invert_affine, invert_by_autograd, moved, shortfall
 from fxinvert.rules.certificate import Inverse
 from fxinvert.rules.op import Op
-from fxinvert.rules.registry import Kind, Rule
+from fxinvert.rules.rule import Kind, Rule
 from fxinvert.rules.trainable import Trainable
 
 

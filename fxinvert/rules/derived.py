@@ -19,7 +19,7 @@ from fxinvert.rules.fallback import invert_matrix_free
 from fxinvert.rules.functions import operand, power
 from fxinvert.rules.groups import along, settled
 from fxinvert.rules.op import Op
-from fxinvert.rules.registry import Kind, Rule
+from fxinvert.rules.rule import Kind, Rule
 
 
 def quotient(op: Op, target: Tensor) -> Inverse:

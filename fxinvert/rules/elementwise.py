@@ -22,7 +22,7 @@ from fxinvert.rules.entrywise import invert_branches
 from fxinvert.rules.fallback import invert_matrix_free
 from fxinvert.rules.op import Op
 from fxinvert.rules.rational import Rational
-from fxinvert.rules.registry import Kind, Rule
+from fxinvert.rules.rule import Kind, Rule
 
 INF = math.inf
 #: a slope that makes of any number but zero one beyond all bounds

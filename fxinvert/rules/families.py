@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import NamedTuple
 
-from fxinvert.rules.registry import Kind, Rule
+from fxinvert.rules.rule import Kind, Rule
 
 EQUATION = "the one equation (design, §3)"
 DIAGONAL = f"{EQUATION}, with a diagonal matrix"

@@ -22,7 +22,7 @@ from fxinvert.rules.elementwise import (
 )
 from fxinvert.rules.fallback import invert_matrix_free
 from fxinvert.rules.op import Op
-from fxinvert.rules.registry import Kind, Rule
+from fxinvert.rules.rule import Kind, Rule
 
 REALS = (-INF, INF)
 

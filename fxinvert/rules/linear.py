@@ -13,7 +13,7 @@ from fxinvert.rules.certificate import Inverse
 from fxinvert.rules.groups import axes
 from fxinvert.rules.op import Op
 from fxinvert.rules.products import invert_product
-from fxinvert.rules.registry import Kind, Rule
+from fxinvert.rules.rule import Kind, Rule
 from fxinvert.rules.trainable import (
     ConvolutionWeights,
     LinearWeights,

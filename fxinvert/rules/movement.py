@@ -21,7 +21,7 @@ from fxinvert.errors import NoRuleError
 from fxinvert.linalg.vectors import per_sample
 from fxinvert.rules.certificate import Inverse, Status, apart, certified, reached, relative
 from fxinvert.rules.op import Op
-from fxinvert.rules.registry import Kind, Rule
+from fxinvert.rules.rule import Kind, Rule
 
 Adjoint = Callable[[Tensor], Tensor]
 

@@ -23,7 +23,7 @@ from fxinvert.rules.certificate import Inverse
 from fxinvert.rules.groups import settled
 from fxinvert.rules.kernels import Kernel, kernel
 from fxinvert.rules.op import Op
-from fxinvert.rules.registry import Kind, Rule
+from fxinvert.rules.rule import Kind, Rule
 from fxinvert.rules.scales import Scales
 from fxinvert.rules.trainable import Scale, by_group, by_layer, by_size, by_statistics
 

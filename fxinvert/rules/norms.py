@@ -29,7 +29,7 @@ from fxinvert.rules.reduction import (
     largest_size_to,
     length_to,
 )
-from fxinvert.rules.registry import Kind, Rule
+from fxinvert.rules.rule import Kind, Rule
 from fxinvert.rules.windows import Sliding, each, sliding
 
 #: the nearest entries with a norm, by its order

@@ -29,7 +29,7 @@ from fxinvert.rules.affine import invert_affine
 from fxinvert.rules.certificate import Inverse
 from fxinvert.rules.keys import op_named
 from fxinvert.rules.op import Op
-from fxinvert.rules.registry import Kind, Rule
+from fxinvert.rules.rule import Kind, Rule
 from fxinvert.rules.windows import sliding
 
 #: ops that copy entries of maps, with the arguments behind the map: `("aten.pad.default", ([1, 1], "reflect"), {})`

@@ -15,7 +15,7 @@ from fxinvert.rules.affine import channels, invert_affine
 from fxinvert.rules.certificate import Inverse, Status, certified, row_norms
 from fxinvert.rules.movement import invert_movement
 from fxinvert.rules.op import Op
-from fxinvert.rules.registry import Kind, Rule
+from fxinvert.rules.rule import Kind, Rule
 from fxinvert.rules.windows import Sliding, each, sliding
 
 

@@ -13,7 +13,7 @@ from fxinvert.rules.affine import Rows
 from fxinvert.rules.certificate import Inverse
 from fxinvert.rules.groups import along, axes, per_group, settled
 from fxinvert.rules.op import Op
-from fxinvert.rules.registry import Kind, Rule
+from fxinvert.rules.rule import Kind, Rule
 from fxinvert.rules.simplex import onto_log_simplex, onto_simplex
 
 #: (entries `(…, n)`, their value and its target `(…, 1)`) -> the nearest entries that have the target

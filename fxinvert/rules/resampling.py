@@ -10,7 +10,7 @@ from fxinvert.rules.fallback import invert_matrix_free
 from fxinvert.rules.movement import moves
 from fxinvert.rules.op import Op
 from fxinvert.rules.pooling import average
-from fxinvert.rules.registry import Kind, Rule
+from fxinvert.rules.rule import Kind, Rule
 
 
 def sampled(op: Op, target: Tensor) -> Inverse:

@@ -18,7 +18,7 @@ from fxinvert.rules.certificate import Inverse, Status, certified
 from fxinvert.rules.fallback import invert_matrix_free
 from fxinvert.rules.movement import invert_movement, moves
 from fxinvert.rules.op import Op
-from fxinvert.rules.registry import Kind, Rule
+from fxinvert.rules.rule import Kind, Rule
 
 
 def place(op: Op) -> tuple[str, int]:

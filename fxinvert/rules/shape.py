@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fxinvert.rules.certificate import Inverse, passed_through
 from fxinvert.rules.op import Op
-from fxinvert.rules.registry import Kind, Rule
+from fxinvert.rules.rule import Kind, Rule
 
 
 def reshaped(op: Op, target: Tensor) -> Inverse:

@@ -12,7 +12,7 @@ from fxinvert.rules.branches import MARGIN
 from fxinvert.rules.certificate import Inverse, apart
 from fxinvert.rules.groups import along, axes, settled
 from fxinvert.rules.op import Op
-from fxinvert.rules.registry import Kind, Rule
+from fxinvert.rules.rule import Kind, Rule
 
 #: how far below the largest a coordinate's probability is 0 in every dtype: e⁻⁷⁴⁵ is the smallest number of double
 #: precision

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fxinvert.rules.movement import moves
-from fxinvert.rules.registry import Rule
+from fxinvert.rules.rule import Rule
 from fxinvert.rules.shape import keeps
 
 
