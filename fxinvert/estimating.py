@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from fxinvert.counts import check_counts
 from fxinvert.estimates import Estimate, Wave
 from fxinvert.identity import check_plan
 from fxinvert.inversion.inverse_graph import Reconstructed
@@ -18,6 +17,7 @@ from fxinvert.passes.partition import partition
 from fxinvert.passes.plan import Plan, Segment
 from fxinvert.rules import RuleSet
 from fxinvert.scheduling.executor import torch_threads
+from fxinvert.settings import check_counts
 from fxinvert.training import Method
 from fxinvert.training.batch import checked, tensors_of
 from fxinvert.training.chunks import CHUNK, source_of
@@ -64,7 +64,7 @@ def estimate(
         NoRuleError: an op on the way has no rule.
         DataError, CutError: settings, samples or plan do not fit.
     """
-    check_counts(samples=samples, batch=batch, chunk=chunk)
+    check_counts(samples=samples, batch=batch, chunk=chunk, memory_limit=memory_limit)
     trainer = method_named(method)
     few = checked((example_inputs, torch.zeros(len(tensors_of(example_inputs)[0]))), "example_inputs")
     context = Context(

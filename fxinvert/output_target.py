@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from fxinvert.errors import DataError
 from fxinvert.labels import check_tensor, class_logits, fit, is_classification
 from fxinvert.linalg.vectors import per_sample
+from fxinvert.settings import check_choice
 
 OutputTargetFunction = Callable[[Tensor, Tensor], Tensor]
 #: of an output, the nearest that is right: (the model's own outputs, labels, the output to project, the share of the margin
@@ -210,10 +211,8 @@ def output_target(choice: str | OutputTargetFunction) -> OutputTarget:
         return choice
     if callable(choice):
         return OutputTarget(getattr(choice, "__name__", "custom"), choice, PROJECTIONS.get(choice))
-    if not isinstance(choice, str) or choice not in FUNCTIONS:
-        where = " (post_train chooses it by held-out loss; here there is none)" if choice == "auto" else ""
-        known = ", ".join(FUNCTIONS)
-        raise DataError(f"unknown output target {choice!r}{where}; known are {known}, or a callable")
+    auto = "; 'auto' is for post_train, which chooses by held-out loss" if choice == "auto" else ""
+    check_choice("output target", choice, FUNCTIONS, f", or a callable{auto}")
     function = FUNCTIONS[choice]
     return OutputTarget(choice, function, PROJECTIONS.get(function), by_loss=function is cross_entropy)
 

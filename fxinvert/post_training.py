@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import nn
 from torch.export import ExportedProgram
 
 from fxinvert.copies import changed, copy_of, showing
-from fxinvert.counts import check_counts
 from fxinvert.errors import DataError
 from fxinvert.identity import check_finite, check_plan, identity
 from fxinvert.inversion.inverse_graph import Reconstructed
@@ -35,6 +34,7 @@ from fxinvert.scheduling import Executor, executor_named
 from fxinvert.scheduling.crew import Crew, Task
 from fxinvert.scheduling.executor import torch_threads
 from fxinvert.scheduling.journal import Journal
+from fxinvert.settings import check_choice, check_counts, check_numbers
 from fxinvert.survey import parts_of, survey
 from fxinvert.training import Method, NormalEquations, Repeating
 from fxinvert.training.best import Best
@@ -46,7 +46,7 @@ from fxinvert.training.data import Part
 from fxinvert.training.fingerprint import Fingerprint
 from fxinvert.training.jacobian_rows import JacobianRows
 from fxinvert.training.joint import Course
-from fxinvert.training.judge import Share, check_share
+from fxinvert.training.judge import Share
 from fxinvert.training.metrics import Tally
 from fxinvert.training.named import method_named
 from fxinvert.training.order import most_sweeps, ordered_waves
@@ -183,16 +183,14 @@ def post_train(
     if isinstance(model, ExportedProgram):
         model = in_evaluation(model.module())
     check_readable(model)
-    given = {"sweeps": sweeps, "memory_limit": memory_limit}
-    check_counts(**{name: value for name, value in given.items() if value is not None})
-    check_counts(patience=patience, threads=threads, chunk=chunk)
+    check_counts(sweeps=sweeps, memory_limit=memory_limit, patience=patience, threads=threads, chunk=chunk)
     check_counts(least=0, retries=retries)
-    _check_named("inputs", inputs, INPUTS)
-    if not 0.5 <= confidence < 1:
-        raise DataError(f"confidence={confidence}: needed is a probability from 0.5 to below 1")
-    if run_directory == "":
-        raise DataError("run_directory is empty; give a path, or None to write nothing")
-    check_share(share)
+    check_numbers("a probability from 0.5 to below 1", lambda p: 0.5 <= p < 1, confidence=confidence)
+    check_numbers("a share of at least 0", lambda g: g >= 0, least_gain=least_gain)
+    check_choice("inputs", inputs, INPUTS)
+    if run_directory == "" or not isinstance(run_directory, str | Path | Journal | None):
+        raise DataError(f"run_directory={run_directory!r}; give a path, or None to write nothing")
+    check_choice("share", share, get_args(Share))
     trainer = method_named(method, damping, satisfied_weight)
     hand = executor_named(executor, workers)
     updated = copy_of(model)
@@ -281,8 +279,3 @@ def _unconfirmed(best: Best, confidence: float) -> list[str]:
         f"confidence {confidence:g}; more held-out samples may, and confidence=0.5 takes any gain"
     )
     return [note]
-
-
-def _check_named(setting: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise DataError(f"unknown {setting} {value!r}; known are {', '.join(known)}")

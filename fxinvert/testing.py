@@ -32,8 +32,9 @@ from fxinvert.inversion import InverseGraph, invert
 from fxinvert.linalg.vectors import per_sample
 from fxinvert.passes import trace
 from fxinvert.passes.flow import Flow
-from fxinvert.rules import Certificate, Rule, RuleSet, Status, default_rules
+from fxinvert.rules import Certificate, Rule, RuleSet, Status
 from fxinvert.rules.certificate import relative, row_norms
+from fxinvert.rules.registry import in_force
 from fxinvert.training.promised import check_parameters
 
 #: what a relative error may be, by dtype
@@ -99,7 +100,7 @@ def check_rule(
         NoRuleError: there is no rule for the op.
         DataError: the op comes to more than one op, or a batch is empty or not floating-point.
     """
-    rules = rules or default_rules()
+    rules = in_force(rules)
     batches = [samples] if isinstance(samples, Tensor) else list(samples)
     if not batches or not all(len(batch) for batch in batches):
         raise DataError("check_rule() needs at least one sample in every batch")

@@ -21,7 +21,9 @@ from fxinvert.passes.flow import Flow, has_target
 from fxinvert.passes.plan import Plan, Segment, Shape
 from fxinvert.passes.synthesize import is_weight_norm, parameters_of, trainable_of
 from fxinvert.passes.trace import is_normalized
-from fxinvert.rules import RuleSet, default_rules
+from fxinvert.rules import RuleSet
+from fxinvert.rules.registry import in_force
+from fxinvert.settings import names_of
 
 
 def partition(
@@ -47,14 +49,13 @@ def partition(
         raise CutError(f"{type(graph).__name__} is not traced; partition() needs a graph from fxinvert.trace")
     if not isinstance(segments, Integral | None):
         raise CutError(f"segments={segments!r} is {type(segments).__name__}; a whole number is needed")
-    cuts = [cuts] if isinstance(cuts, str) else cuts
     if segments is not None and cuts is not None:
         raise CutError("give the number of segments or the cuts, not both")
-    rules = rules or default_rules()
+    rules = in_force(rules)
     flow = _flow(graph)
     trained = _trained(flow, rules)
     if cuts is not None:
-        chosen = _named_cuts(flow, cuts, rules)
+        chosen = _named_cuts(flow, names_of("cuts", cuts), rules)
         _check_ties(_pieces(flow, chosen), trained)
     else:
         chosen = _merged(_units(flow, trained), segments)
@@ -119,7 +120,10 @@ def _merged(units: list[tuple[fx.Node, int]], segments: int | None) -> list[fx.N
     n = len(units)
     count = n if segments is None else segments
     if not 1 <= count <= n:
-        raise CutError(f"this graph has {n} segment{'s' * (n != 1)} at most; {count} were asked for")
+        raise CutError(
+            f"this graph has {n} segment{'s' * (n != 1)} at most; {count} were asked for"
+            + (", and 1 is the least" if count < 1 else "")
+        )
     total = [0]
     for _, cost in units:
         total.append(total[-1] + cost)

@@ -24,7 +24,8 @@ from fxinvert.passes.normalize import RunError, normalize
 from fxinvert.passes.outputs import Chosen, Key
 from fxinvert.passes.ready import in_evaluation, is_exported
 from fxinvert.passes.runs import batch_size, doubled, run
-from fxinvert.rules import RuleSet, default_rules
+from fxinvert.rules import RuleSet
+from fxinvert.rules.registry import in_force
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def interpreted(
         return model
     if isinstance(model, fx.GraphModule):
         model = in_evaluation(model)
-    rules = rules or default_rules()
+    rules = in_force(rules)
     form = Inputs.of(model.forward, example_inputs)
     values = form.tensors(example_inputs)
     if not batch_size(values):
@@ -130,18 +131,20 @@ def _result(model: nn.Module, form: Inputs, values: tuple[Tensor, ...], rules: R
             pass
         except TraceError as at_node:
             found = at_node
-        raise TraceError(f"{found}{_other_types(model, values)}") from found.__cause__
+        raise TraceError(f"{found}{_given(model, values)}") from found.__cause__
 
 
-def _other_types(model: nn.Module, values: tuple[Tensor, ...]) -> str:
-    """What a message says where inputs have other types of floating-point numbers than a model that does not run on them."""
+def _given(model: nn.Module, values: tuple[Tensor, ...]) -> str:
+    """What a message says of inputs that a model does not run on: the first of another type than it, or all of them."""
     own = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    for i, value in enumerate(values):
+    types = ", ".join(sorted(str(t).removeprefix("torch.") for t in own)) or "none"
+    said = [
+        f"input {i} is {str(v.dtype).removeprefix('torch.')} {tuple(v.shape)}" for i, v in enumerate(values)
+    ]
+    for value, given in zip(values, said, strict=True):
         if value.is_floating_point() and own and value.dtype not in own:
-            types = ", ".join(sorted(str(t).removeprefix("torch.") for t in own))
-            given = str(value.dtype).removeprefix("torch.")
-            return f"; input {i} is {given}, the model's parameters are {types}: convert one of them"
-    return ""
+            return f"; {given}, the model's parameters are {types}: convert one of them"
+    return f"; {', '.join(said)}, the model's parameters are {types}"
 
 
 def _fault(model: Flat, values: tuple[Tensor, ...], expected: Tensor, said: str) -> str:
@@ -242,7 +245,7 @@ def by_sample(graph: fx.GraphModule, example_inputs: Any, rules: RuleSet | None 
     apart.output(apart.call_function(torch.ops.aten.unflatten.int, (rows, 0, [-1, output.meta["rows"]])))
     with torch.no_grad():
         raw = Interpreted(graph, apart, type(graph).__name__)
-        result, few = normalize(raw, copied(values), rules or default_rules())
+        result, few = normalize(raw, copied(values), in_force(rules))
         flat = Flat(raw, Inputs.of(raw.forward, values), _whole)
         check_reproduces(flat, result, few, values, run(flat, values))
     result.meta.update(graph.meta, rows=output.meta["rows"])

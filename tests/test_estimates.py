@@ -183,7 +183,7 @@ def test_methods_that_do_not_tell_are_named() -> None:
         ({"method": "magic"}, DataError, "unknown method 'magic'"),
         ({"method": "joint", "schedule": "parallel"}, DataError, "everything up to a cut"),
         ({"only": "3"}, CutError, "no segment '3'"),
-        ({"chunk": 0}, DataError, "at least 1 chunk"),
+        ({"chunk": 0}, DataError, "chunk=0; a whole number of at least 1"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -61,10 +61,11 @@ def test_the_number_of_threads_outside_does_not_matter() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"executor": "cloud"}, "unknown executor 'cloud'; known are 'serial', 'processes' and 'ray'"),
+        ({"executor": "cloud"}, "unknown executor 'cloud'; known are serial, processes, ray"),
+        ({"executor": 3}, "executor 3 has no open, share, forget, run, close"),
         ({"executor": "serial", "workers": 4}, "serial executor has one worker, not 4"),
-        ({"executor": "processes", "workers": 0}, "workers=0; .* at least 1"),
-        ({"executor": "processes", "workers": 2.5}, "workers=2.5; a whole number"),
+        ({"executor": "processes", "workers": 0}, "workers=0; a whole number of at least 1"),
+        ({"executor": "processes", "workers": 2.5}, "workers=2.5 is float; a whole number"),
     ],
 )
 def test_bad_executors_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -236,9 +236,16 @@ def test_of_many_samples_some_are_drawn() -> None:
     assert weights(few) != weights(many)
 
 
-@pytest.mark.parametrize("settings", [{"damping": 0.0}, {"steps": 0}, {"rows": 0}])
-def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match="needed are a damping above 0"):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"damping": 0.0}, "damping=0.0; a number above 0"),
+        ({"steps": 0}, "steps=0; a whole number of at least 1"),
+        ({"rows": 0}, "rows=0; a whole number of at least 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
         GaussNewton(**settings)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxinvert
-from fxinvert import CutError, DataError, models
+from fxinvert import CutError, DataError, RuleError, models
 from fxinvert.output_target import output_target
 from fxinvert.passes.plan import Segment
 from fxinvert.scheduling import waves
@@ -531,13 +532,31 @@ def test_waves_hold_segments_that_do_not_feed_one_another() -> None:
     [
         ({"only": "3"}, CutError, "no segment '3' to train: there is none; there are 0, 2"),
         ({"only": ["0", "0"]}, CutError, "named twice"),
+        ({"only": []}, CutError, "only names no segment"),
+        ({"only": 5}, CutError, "only=5; a name, or a list of names"),
         ({"schedule": "single"}, DataError, "say which of 0, 2"),
         ({"schedule": "random"}, DataError, "known are sequential, parallel, waves, single"),
         ({"inputs": "both"}, DataError, "unknown inputs 'both'; known are updated, original"),
         ({"share": "half"}, DataError, "unknown share 'half'"),
+        ({"schedule": ["parallel"]}, DataError, r"unknown schedule \['parallel'\]"),
+        (
+            {"reconstruction": "linear"},
+            DataError,
+            "unknown reconstruction 'linear'; known are auto, nodewise",
+        ),
+        ({"rules": {}}, RuleError, "rules is dict; a RuleSet is needed"),
+        ({"solvers": "qr"}, DataError, "solvers='qr'; a mapping of nodes to solvers"),
+        ({"confidence": "0.9"}, DataError, "confidence='0.9'; a probability from 0.5 to below 1"),
+        ({"least_gain": -1}, DataError, "least_gain=-1; a share of at least 0"),
+        ({"run_directory": 5}, DataError, "run_directory=5; give a path"),
+        (
+            {"method": ClosedForm},
+            DataError,
+            r"method is the class ClosedForm; an object of it is needed: ClosedForm\(",
+        ),
         ({"sweeps": "3"}, DataError, "sweeps='3' is str; a whole number is needed"),
         ({"sweeps": True}, DataError, "sweeps=True is bool"),
-        ({"patience": 0}, DataError, "at least 1"),
+        ({"patience": 0}, DataError, "patience=0; a whole number of at least 1"),
         ({"method": "magic"}, DataError, "known are auto, closed_form, gauss_newton, gradient, joint"),
     ],
 )
@@ -547,20 +566,23 @@ def test_bad_settings_are_refused(settings: dict[str, Any], error: type[Exceptio
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "message"),
     [
-        lambda: Optimizer("Nadamax"),
-        lambda: Optimizer(learning_rate=0),
-        lambda: ClosedForm(every=0),
-        lambda: ClosedForm(error="loud"),  # type: ignore[arg-type]
-        lambda: Gradient(loss="loud"),  # type: ignore[arg-type]
-        lambda: Joint(alpha=-1),
-        lambda: Auto(average=1.0),
-        lambda: ClosedForm(samples=0),
+        (lambda: Optimizer("Nadamax"), "no optimizer 'Nadamax'"),
+        (lambda: Optimizer(learning_rate=0), "learning_rate=0; a number above 0"),
+        (lambda: ClosedForm(every=0), "every=0; a whole number of at least 1"),
+        (lambda: ClosedForm(error="loud"), "unknown error 'loud'; known are plain, weighted"),  # type: ignore[arg-type]
+        (lambda: ClosedForm(damping=math.nan), "damping=nan; a number of at least 0"),
+        (lambda: Gradient(loss="loud"), "unknown loss 'loud'; known are mse, weighted"),  # type: ignore[arg-type]
+        (lambda: Joint(alpha=-1), "alpha=-1; a weight of at least 0"),
+        (lambda: Auto(average=1.0), "average=1.0; a share from 0 to below 1"),
+        (lambda: Auto(learning_rates=()), r"learning_rates=\(\); a tuple"),
+        (lambda: Auto(learning_rates=(0.1, -1)), "learning_rates=-1; .* above 0"),
+        (lambda: ClosedForm(samples=0), "samples=0; a whole number of at least 1"),
     ],
 )
-def test_bad_settings_of_methods_are_refused(make: Any) -> None:
-    with pytest.raises(DataError):
+def test_bad_settings_of_methods_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         make()
 
 

@@ -126,9 +126,10 @@ def test_a_plan_is_json_ready(cnn: fx.GraphModule) -> None:
         ({"cuts": ["rellu1"]}, "no module or node 'rellu1'.*did you mean relu1"),
         ({"cuts": ["fc2"]}, "'fc2' is the model's output"),
         ({"segments": 5}, "4 segments at most; 5 were asked for"),
-        ({"segments": 0}, "0 were asked for"),
+        ({"segments": 0}, "0 were asked for, and 1 is the least"),
         ({"segments": "2"}, "segments='2' is str; a whole number"),
         ({"segments": 2, "cuts": ["conv1"]}, "not both"),
+        ({"cuts": [1]}, r"cuts=\[1\]; a name, or a list of names"),
     ],
 )
 def test_cuts_that_are_none_are_refused(

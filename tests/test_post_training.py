@@ -444,9 +444,9 @@ def test_bad_data_is_refused(data: Any, message: str) -> None:
         ({"schedule": "random"}, "unknown schedule 'random'; known are sequential, parallel"),
         ({"executor": "cloud"}, "unknown executor 'cloud'"),
         ({"output_target": "best"}, "unknown output target 'best'"),
-        ({"sweeps": 0}, "at least 1 sweep"),
-        ({"run_directory": ""}, "run_directory is empty"),
-        ({"damping": -1.0}, "damping ≥ 0"),
+        ({"sweeps": 0}, "sweeps=0; a whole number of at least 1"),
+        ({"run_directory": ""}, "run_directory=''; give a path"),
+        ({"damping": -1.0}, "damping=-1.0; a number of at least 0"),
         (
             {"damping": 0.1, "method": "auto"},
             "damping and satisfied_weight are settings of method='closed_form'",

@@ -16,6 +16,7 @@ from fxinvert.heads import Heads
 from fxinvert.inversion.attainable import Bound, within_reach
 from fxinvert.inversion.forward_certificate import certified_forward
 from fxinvert.inversion.goal import Goal, Miss
+from fxinvert.inversion.inputs import check_shape, other_types
 from fxinvert.inversion.linearized import linearized_targets
 from fxinvert.inversion.reconstruction import Reconstruction
 from fxinvert.inversion.refinement import refine
@@ -139,7 +140,9 @@ class InverseGraph:
         try:
             return forward_values(self.graph, dict(zip(nodes, given, strict=True)))
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            raise DataError(f"the model does not run on these inputs: {error}") from error
+            raise DataError(
+                f"the model does not run on these inputs: {error}{other_types(nodes, given)}"
+            ) from error
 
     def targets(
         self, values: Mapping[fx.Node, Any], labels: Tensor, nodes: Sequence[fx.Node]
@@ -281,17 +284,3 @@ class InverseGraph:
             return found.index_copy(0, rows, better).reshape(start.shape)
 
         return {node: refined(node, target) for node, target in targets.items()}
-
-
-def check_shape(node: fx.Node, value: Any) -> None:
-    """Checks that an input has the shape that the model was traced with, but for the number of samples.
-
-    Raises:
-        DataError: it has another.
-    """
-    meta = node.meta.get("tensor_meta")
-    if meta is None or (isinstance(value, Tensor) and value.dim() and value.shape[1:] == meta.shape[1:]):
-        return
-    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-    expected = ", ".join(map(str, ("B", *meta.shape[1:])))
-    raise DataError(f"input {node.meta['path']!r} has shape {shape}; the model was traced with ({expected})")

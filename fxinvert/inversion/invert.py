@@ -16,7 +16,9 @@ from fxinvert.output_target import OutputTargetFunction
 from fxinvert.output_target import output_target as named
 from fxinvert.passes import trace
 from fxinvert.passes.trace import is_normalized
-from fxinvert.rules import RuleSet, default_rules
+from fxinvert.rules import RuleSet
+from fxinvert.rules.registry import in_force
+from fxinvert.settings import check_choice, check_counts, check_numbers
 
 #: right-hand sides that solvers are chosen for: some batches, and not the data of a training, for which the default is
 EXPECTED = 1_000
@@ -66,16 +68,18 @@ def invert(
         DataError: there is no such output target, condition number, solver or node, or no example inputs for a model that is not traced
             yet.
     """
-    rules = rules or default_rules()
+    rules = in_force(rules)
     source = model if example_inputs is not None else None
     if example_inputs is not None:
         model = trace(model, example_inputs, rules=rules)
     if not isinstance(model, fx.GraphModule) or not is_normalized(model):
         raise DataError("invert() needs example_inputs, or a graph from fxinvert.trace")
-    if refine < 0:
-        raise DataError(f"refine={refine}; it is a number of steps, 0 for none")
-    if condition_limit is not None and not condition_limit >= 1:
-        raise DataError(f"condition_limit={condition_limit}; a condition number is at least 1")
+    check_counts(least=0, refine=refine)
+    check_counts(memory_limit=memory_limit)
+    check_numbers(
+        "a condition number, which is at least 1,", lambda k: k >= 1, condition_limit=condition_limit
+    )
+    check_choice("reconstruction", reconstruction, get_args(Reconstructed))
     check_solvers(model, solvers or {})
     settings = SolveSettings(
         condition_limit=condition_limit,
@@ -84,15 +88,13 @@ def invert(
         compiled=compiled,
         expected=EXPECTED,
     )
-    if reconstruction not in get_args(Reconstructed):
-        raise DataError(
-            f"unknown reconstruction {reconstruction!r}; known are {', '.join(get_args(Reconstructed))}"
-        )
     return InverseGraph(model, named(output_target), rules, settings, refine, reconstruction, source)
 
 
 def check_solvers(graph: fx.GraphModule, solvers: Mapping[str, Method]) -> None:
     """Raises DataError unless there are such nodes and solvers."""
+    if not isinstance(solvers, Mapping):
+        raise DataError(f"solvers={solvers!r}; a mapping of nodes to solvers is needed")
     paths = [n.meta["path"] for n in graph.graph.nodes if n.op != "output"]
     for path, method in solvers.items():
         if path not in paths or method not in get_args(Method):

@@ -149,6 +149,21 @@ def default_rules() -> RuleSet:
     return rules
 
 
+def in_force(rules: RuleSet | None) -> RuleSet:
+    """The rules given, or the default ones.
+
+    Raises:
+        RuleError: what is given is no set of rules.
+    """
+    if rules is None:
+        return default_rules()
+    if not isinstance(rules, RuleSet):
+        raise RuleError(
+            f"rules is {type(rules).__name__}; a RuleSet is needed, such as default_rules().extend({{op: rule}})"
+        )
+    return rules
+
+
 @functools.cache
 def _built_in() -> RuleSet:
     from fxinvert.rules import (

@@ -11,6 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 
 from fxinvert.errors import DataError, FxInvertError
+from fxinvert.settings import check_choice, check_counts, check_like
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -117,9 +118,12 @@ def executor_named(
         DataError: there is none of that name, or it cannot be had here.
     """
     if not isinstance(choice, str):
+        check_like(
+            "executor", choice, ("open", "share", "forget", "run", "close"), "fxinvert.scheduling.Executor"
+        )
         return choice
-    if workers is not None and (not isinstance(workers, int) or workers < 1):
-        raise DataError(f"workers={workers}; a whole number, at least 1, is needed")
+    check_choice("executor", choice, ("serial", "processes", "ray"))
+    check_counts(workers=workers)
     if choice == "processes":
         from fxinvert.scheduling.processes import ProcessExecutor
 
@@ -128,8 +132,6 @@ def executor_named(
         from fxinvert.scheduling.ray_cluster import RayExecutor
 
         return RayExecutor(workers, address)
-    if choice != "serial":
-        raise DataError(f"unknown executor {choice!r}; known are 'serial', 'processes' and 'ray'")
     if workers not in (None, 1):
         raise DataError(
             f"the serial executor has one worker, not {workers}; executor='processes' has several"

@@ -8,6 +8,7 @@ from torch import fx
 
 from fxinvert.errors import CutError, DataError
 from fxinvert.passes.plan import Plan, Segment
+from fxinvert.settings import check_choice, names_of
 
 Wave = tuple[Segment, ...]
 
@@ -63,8 +64,7 @@ def waves(plan: Plan, schedule: str, graph: fx.Graph, names: Sequence[str] | str
         DataError: there is no such schedule, or the plan has nothing to train.
         CutError: a segment is named that there is not, or that there is twice.
     """
-    if schedule not in SCHEDULES:
-        raise DataError(f"unknown schedule {schedule!r}; known are {', '.join(SCHEDULES)} and auto")
+    check_choice("schedule", schedule, (*SCHEDULES, "auto"))
     return SCHEDULES[schedule](_chosen(plan, names), graph)
 
 
@@ -82,7 +82,9 @@ def _chosen(plan: Plan, names: Sequence[str] | str | None) -> Wave:
         )
     if names is None:
         return trained
-    wanted = [names] if isinstance(names, str) else list(names)
+    wanted = names_of("only", names)
+    if not wanted:
+        raise CutError("only names no segment to train; leave it out to train them all")
     if len(set(wanted)) < len(wanted):
         raise CutError(f"segments are named twice: {', '.join(wanted)}")
     possible = [segment.name for segment in trained]

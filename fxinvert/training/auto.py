@@ -38,6 +38,7 @@ from torch import Tensor
 from fxinvert.errors import DataError
 from fxinvert.output_target import OutputTarget
 from fxinvert.passes.plan import Segment
+from fxinvert.settings import check_counts, check_numbers
 from fxinvert.training.closed_form import ClosedForm
 from fxinvert.training.context import Context
 from fxinvert.training.costs import Probe, Stage
@@ -106,11 +107,15 @@ class Auto:
     schedule: str = "parallel"
 
     def __post_init__(self) -> None:
-        if min(self.runs, self.steps, self.folds) < 1 or not 0 <= self.average < 1:
-            raise DataError(
-                f"runs={self.runs}, steps={self.steps}, folds={self.folds}, average={self.average}: needed are a run, a "
-                "step and a fold at least, and an average from 0 to below 1"
-            )
+        check_counts(runs=self.runs, steps=self.steps, folds=self.folds)
+        check_numbers("a share from 0 to below 1", lambda a: 0 <= a < 1, average=self.average)
+        if self.learning_rates is not None:
+            if not isinstance(self.learning_rates, Sequence) or not self.learning_rates:
+                raise DataError(
+                    f"learning_rates={self.learning_rates!r}; a tuple of them is needed, or None for the method's own"
+                )
+            for rate in self.learning_rates:
+                check_numbers("a number above 0", lambda r: r > 0, learning_rates=rate)
 
     def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal] | Back]:
         """Yields what each way proposes, and a return between them; while output targets are told apart, what the solve does."""

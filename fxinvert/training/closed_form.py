@@ -17,11 +17,12 @@ from typing import Any, Literal
 
 from torch import fx
 
-from fxinvert.errors import DataError, SolveError
+from fxinvert.errors import SolveError
 from fxinvert.inversion.inverse_graph import InverseGraph
 from fxinvert.output_target import OutputTarget
 from fxinvert.passes.plan import Segment
 from fxinvert.passes.synthesize import parameters_of
+from fxinvert.settings import check_choice, check_counts, check_numbers
 from fxinvert.training.blocks import Equations
 from fxinvert.training.context import Context
 from fxinvert.training.costs import Cost, Probe, Stage, size_of
@@ -66,23 +67,14 @@ class ClosedForm:
     schedule: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.damping < 0 or not 0 <= self.satisfied_weight <= 1:
-            raise DataError(
-                f"damping={self.damping}, satisfied_weight={self.satisfied_weight}: "
-                "needed are damping ≥ 0 and a weight between 0 and 1"
-            )
-        if self.error not in ("plain", "weighted") or self.ops not in ("together", "in_turn"):
-            raise DataError(
-                f"error={self.error!r}, ops={self.ops!r}: the error is plain or weighted, ops are trained "
-                "together or in_turn"
-            )
-        for setting, number in (("every", self.every), ("samples", self.samples)):
-            if number is not None and number < 1:
-                raise DataError(f"{setting}={number}; it is a number of samples, at least 1")
-        if self.position_fraction is not None and not 0 < self.position_fraction <= 1:
-            raise DataError(
-                f"position_fraction={self.position_fraction}; it is a share, above 0 and at most 1"
-            )
+        check_numbers("a number of at least 0", lambda d: d >= 0, damping=self.damping)
+        check_numbers("a weight from 0 to 1", lambda w: 0 <= w <= 1, satisfied_weight=self.satisfied_weight)
+        check_numbers(
+            "a share above 0 and up to 1", lambda s: 0 < s <= 1, position_fraction=self.position_fraction
+        )
+        check_counts(every=self.every, samples=self.samples)
+        check_choice("error", self.error, ("plain", "weighted"))
+        check_choice("ops", self.ops, ("together", "in_turn"))
 
     def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal] | Back]:
         """Yields the updates of all ops, or of one after the other, solved with each damping.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, fx, nn
@@ -25,7 +25,9 @@ from fxinvert.output_target import OutputTarget, check_labels
 from fxinvert.passes.flow import Flow
 from fxinvert.passes.outputs import Key
 from fxinvert.passes.trace import by_sample, interpreted, is_normalized
-from fxinvert.rules import RuleSet, default_rules
+from fxinvert.rules import RuleSet
+from fxinvert.rules.registry import in_force
+from fxinvert.settings import check_choice
 from fxinvert.training.batch import Batch, Types, check_alike, checked, types_of
 from fxinvert.training.budget import SOLVERS, WORK, Budget, Size, budget_for, bytes_of_sample
 from fxinvert.training.chunks import Source
@@ -61,7 +63,7 @@ class Context:
         masks: by name, 0 where an entry of a parameter stays zero and 1 elsewhere; of parameters with such entries.
 
     Raises:
-        DataError: there are no data.
+        DataError: there are no data, or there is no such reconstruction.
         TraceError: the model cannot be captured.
     """
 
@@ -77,9 +79,10 @@ class Context:
         compiled: bool = False,
         keep_zeros: bool = False,
     ) -> None:
+        check_choice("reconstruction", reconstruction, ("auto", *get_args(Reconstructed)))
         self.model, self.sources = model, dict(sources)
         self.output, self.rules, self.reconstruction = output, rules, reconstruction
-        self.solvers, self.compiled = dict(solvers or {}), compiled
+        self.solvers, self.compiled = solvers or {}, compiled
         self.first = self._first()
         self._open()
         self.budget = Budget(memory_limit) if memory_limit else budget_for(self._each)
@@ -177,9 +180,8 @@ class Context:
                 methods=self.solvers,
                 compiled=self.compiled,
             )
-            rules = self.rules or default_rules()
             self._inverses[output_target] = InverseGraph(
-                self.graph, output_target, rules, settings, reconstruction=how
+                self.graph, output_target, in_force(self.rules), settings, reconstruction=how
             )
         return self._inverses[output_target]
 

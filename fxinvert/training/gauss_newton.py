@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxinvert.errors import DataError, SolveError
+from fxinvert.errors import SolveError
 from fxinvert.passes.plan import Segment
+from fxinvert.settings import check_counts, check_numbers
 from fxinvert.training.context import Context
 from fxinvert.training.costs import Probe, Stage, size_of
 from fxinvert.training.curvature import Curvature, changed_by, curvature, joined
@@ -46,11 +47,8 @@ class GaussNewton:
     schedule: str = "parallel"
 
     def __post_init__(self) -> None:
-        if self.damping <= 0 or self.steps < 1 or self.rows < 1:
-            raise DataError(
-                f"damping={self.damping}, steps={self.steps}, rows={self.rows}: needed are a damping above 0, and a "
-                "step and a row at least"
-            )
+        check_numbers("a number above 0", lambda d: d > 0, damping=self.damping)
+        check_counts(steps=self.steps, rows=self.rows)
 
     def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal]]:
         """Yields the steps, each with several dampings; nothing while output targets are told apart.

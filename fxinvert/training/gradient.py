@@ -16,6 +16,7 @@ from fxinvert.errors import DataError
 from fxinvert.output_target import OutputTarget
 from fxinvert.passes.capture import evaluating
 from fxinvert.passes.plan import Segment
+from fxinvert.settings import check_choice, check_counts, check_numbers
 from fxinvert.training.batch import Batch
 from fxinvert.training.context import Context
 from fxinvert.training.costs import Probe, Stage, size_of
@@ -52,11 +53,8 @@ class Optimizer:
         cls = getattr(torch.optim, self.kind, None)
         if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
             raise DataError(f"torch.optim has no optimizer {self.kind!r}; it has AdamW, SGD, Adam and others")
-        if self.learning_rate <= 0 or self.epochs < 1 or self.batch_size < 1:
-            raise DataError(
-                f"learning_rate={self.learning_rate}, epochs={self.epochs}, batch_size={self.batch_size}: "
-                "all must be positive"
-            )
+        check_numbers("a number above 0", lambda r: r > 0, learning_rate=self.learning_rate)
+        check_counts(epochs=self.epochs, batch_size=self.batch_size)
 
     def over(self, leaves: Iterable[Tensor]) -> torch.optim.Optimizer:
         """The optimizer of some parameters."""
@@ -99,11 +97,8 @@ class Gradient:
     schedule: str = "sequential"
 
     def __post_init__(self) -> None:
-        if self.loss not in ("mse", "weighted") or not 0 <= self.satisfied_weight <= 1:
-            raise DataError(
-                f"loss={self.loss!r}, satisfied_weight={self.satisfied_weight}: the loss is mse or weighted, "
-                "the weight between 0 and 1"
-            )
+        check_choice("loss", self.loss, ("mse", "weighted"))
+        check_numbers("a weight from 0 to 1", lambda w: 0 <= w <= 1, satisfied_weight=self.satisfied_weight)
 
     def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal]]:
         """Yields the updates of all segments, each found alone."""

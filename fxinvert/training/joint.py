@@ -23,6 +23,7 @@ from fxinvert.heads import Heads
 from fxinvert.output_target import OutputTarget
 from fxinvert.passes.capture import attribute, evaluating
 from fxinvert.passes.plan import Segment
+from fxinvert.settings import check_numbers
 from fxinvert.training.batch import Batch
 from fxinvert.training.context import Context
 from fxinvert.training.costs import Probe, Stage, size_of
@@ -53,8 +54,7 @@ class Joint:
     schedule: str = "sequential"
 
     def __post_init__(self) -> None:
-        if self.alpha < 0:
-            raise DataError(f"alpha={self.alpha}; it is a weight, at least 0")
+        check_numbers("a weight of at least 0", lambda a: a >= 0, alpha=self.alpha)
 
     def train(self, work: Work, segments: Sequence[Segment]) -> Iterator[list[Proposal]]:
         """Yields the update of everything up to the segment's exit.

@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
-from fxinvert.errors import DataError
 from fxinvert.heads import Heads
 from fxinvert.training.batch import Batch
 from fxinvert.training.context import Context
@@ -68,12 +67,6 @@ class Judged:
 
     candidate: Candidate
     metrics: Metrics
-
-
-def check_share(share: str) -> None:
-    """Raises DataError unless there is such a way to share."""
-    if share not in get_args(Share):
-        raise DataError(f"unknown share {share!r}; known are {', '.join(get_args(Share))}")
 
 
 def judge(proposals: Sequence[Proposal], share: Share, held_out: HeldOut, start: Metrics) -> Judged:

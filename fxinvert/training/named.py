@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fxinvert.errors import DataError
+from fxinvert.settings import check_choice, check_like
 from fxinvert.training.auto import Auto
 from fxinvert.training.closed_form import ClosedForm
 from fxinvert.training.gauss_newton import GaussNewton
@@ -38,14 +39,9 @@ def method_named(
             "damping and satisfied_weight are settings of method='closed_form'; an object of fxinvert.training is given its own"
         )
     if not isinstance(choice, str):
-        missing = [what for what in ("name", "schedule", "train") if not hasattr(choice, what)]
-        if missing:
-            raise DataError(
-                f"method {choice!r} has no {', '.join(missing)}; needed is what fxinvert.training.Method describes"
-            )
+        check_like("method", choice, ("name", "schedule", "train"), "fxinvert.training.Method")
         return choice
-    if choice not in METHODS:
-        raise DataError(f"unknown method {choice!r}; known are {', '.join(METHODS)}")
+    check_choice("method", choice, METHODS)
     if choice == "closed_form":
         return ClosedForm(damping, satisfied_weight)
     return METHODS[choice]()
