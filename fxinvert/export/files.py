@@ -88,3 +88,18 @@ def unwritable(destination: Path, error: Exception) -> DataError:
     return DataError(
         f"cannot write {destination}: {error}. Choose a path in a folder that you may write to and that has space left."
     )
+
+
+def fixed_batch(file: Path) -> int | None:
+    """The batch size that a file is fixed to; None where it is not, or cannot be read."""
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        graph = onnx.load(str(file), load_external_data=False).graph
+    except DecodeError:
+        return None  # which the proof tells
+    weights = {value.name for value in graph.initializer}
+    shapes = [value.type.tensor_type.shape.dim for value in graph.input if value.name not in weights]
+    found = {shape[0].dim_value for shape in shapes if len(shape)}
+    return found.pop() or None if len(found) == 1 else None

@@ -212,23 +212,37 @@ def make_cases(
     Raises:
         DataError: The model itself fails at a size, or returns something that is not tensors.
     """
-    cases = []
-    for wanted in sizes:
-        inputs = dict(zip(call.inputs.names, like(call, wanted, seed), strict=True))
-        args, kwargs = call.inputs.arguments(tuple(tensor.clone() for tensor in inputs.values()))
-        case = Case(dict(wanted), inputs, {})
-        try:
-            with torch.no_grad():
-                result = model(*args, **kwargs)
-        except Exception as error:
-            shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in inputs.items())
-            raise DataError(
-                f"the model itself does not run at {case} (inputs {shapes}): {error}. Pass example_inputs "
-                "that fit its forward, and batch_sizes and axis_sizes that it accepts."
-            ) from error
-        tensors = [tensor.detach() for tensor in outputs_by_name(result).values()]
-        cases.append(replace(case, expected=dict(zip(call.output_names(result), tensors, strict=True))))
-    return tuple(cases)
+    return tuple(
+        case_of(model, call, wanted, dict(zip(call.inputs.names, like(call, wanted, seed), strict=True)))
+        for wanted in sizes
+    )
+
+
+def case_of(model: nn.Module, call: Call, sizes: Mapping[str, int], inputs: Mapping[str, Tensor]) -> Case:
+    """Run the frozen model on some inputs.
+
+    Args:
+        model: The frozen copy.
+        call: How it is called.
+        sizes: Of the named axes.
+        inputs: By name.
+
+    Raises:
+        DataError: The model itself fails, or returns something that is not tensors.
+    """
+    args, kwargs = call.inputs.arguments(tuple(tensor.clone() for tensor in inputs.values()))
+    case = Case(dict(sizes), inputs, {})
+    try:
+        with torch.no_grad():
+            result = model(*args, **kwargs)
+    except Exception as error:
+        shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in inputs.items())
+        raise DataError(
+            f"the model itself does not run at {case} (inputs {shapes}): {error}. Pass example_inputs "
+            "that fit its forward, and batch_sizes and axis_sizes that it accepts."
+        ) from error
+    tensors = [tensor.detach() for tensor in outputs_by_name(result).values()]
+    return replace(case, expected=dict(zip(call.output_names(result), tensors, strict=True)))
 
 
 @contextmanager

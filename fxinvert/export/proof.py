@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from fxinvert.errors import DataError, ExportMismatchError
 from fxinvert.export.called import Axes, Call
 from fxinvert.export.compare import Array, Comparison, compare
-from fxinvert.export.files import named
-from fxinvert.export.inputs import Case, cases_at, check_settings, frozen_copy, rng_kept
+from fxinvert.export.files import fixed_batch, named
+from fxinvert.export.inputs import Case, case_of, cases_at, check_settings, frozen_copy, rng_kept
 from fxinvert.export.parting import first_difference
 from fxinvert.export.rounding import FACTOR, rounding_of
 from fxinvert.export.session import crashes, open_session, run_session
 from fxinvert.export.summary import ExportReport, OutputDifference, relative
+from fxinvert.export.ties import TIES, FirstOfEqual
 from fxinvert.modes import as_usual
 
 ATOL, RTOL = 1e-5, 1e-4
@@ -122,21 +123,6 @@ def cases_of(
     return cases, f"{note} The file takes batches of {fixed} samples, and no others.".strip()
 
 
-def fixed_batch(file: Path) -> int | None:
-    """The batch size that a file is fixed to; None where it is not, or cannot be read."""
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    try:
-        graph = onnx.load(str(file), load_external_data=False).graph
-    except DecodeError:
-        return None  # which the proof tells
-    weights = {value.name for value in graph.initializer}
-    shapes = [value.type.tensor_type.shape.dim for value in graph.input if value.name not in weights]
-    found = {shape[0].dim_value for shape in shapes if len(shape)}
-    return found.pop() or None if len(found) == 1 else None
-
-
 def prove(path: Path, proof: Proof, *, shown: Path | None = None) -> ExportReport:
     """Run the file on every case and compare.
 
@@ -158,6 +144,7 @@ def prove(path: Path, proof: Proof, *, shown: Path | None = None) -> ExportRepor
     session = open_session(path, shown, "ENABLE_EXTENDED" if fragile else "ENABLE_ALL")
     differences: list[OutputDifference] = []
     beyond: dict[str, list[str]] = {}  # where rounding takes an output beyond the tolerance
+    ties: list[str] = []  # where outputs depend on which of equal values are taken
     for case in proof.cases:
         names, actual = run_session(session, case, shown)
         if len(actual) != len(case.expected):
@@ -165,14 +152,20 @@ def prove(path: Path, proof: Proof, *, shown: Path | None = None) -> ExportRepor
                 f"{shown} has {len(actual)} outputs ({', '.join(names)}), the model returns {len(case.expected)} "
                 "tensors. Return only tensors from forward, each once."
             )
-        found = [
-            compare(value, array(tensor), atol=proof.atol, rtol=proof.rtol)
-            for value, tensor in zip(actual, case.expected.values(), strict=True)
-        ]
+        found = _compared(case, actual, proof)
         if any(comparison.problem for comparison in found):
-            rounded, why = _rounded(case, actual, proof, found)
+            with FirstOfEqual():
+                first = case_of(proof.model, proof.call, case.sizes, case.inputs)
+                others = _compared(case, [array(tensor) for tensor in first.expected.values()], proof)
+                tied = any(comparison.problem for comparison in others)
+                if tied:
+                    case, found = first, _compared(first, actual, proof)
+                rounded, why = _rounded(case, actual, proof, found)
+            why += [TIES] * tied
             if any(comparison.problem for comparison in rounded):
                 raise ExportMismatchError(_mismatch(path, shown, case, names, rounded, proof, why))
+            if tied:
+                ties.append(str(case))
             for name, comparison in zip(names, found, strict=True):
                 if comparison.problem:
                     beyond.setdefault(name, []).append(str(case))
@@ -189,6 +182,7 @@ def prove(path: Path, proof: Proof, *, shown: Path | None = None) -> ExportRepor
         ]
     sizes = tuple(dict.fromkeys(case.batch_size for case in proof.cases))
     notes = [note for note in (proof.note, FRAGILE if fragile else "") if note]
+    notes += [f"{TIES} Outputs depend on it at {'; '.join(ties)}."] if ties else []
     notes += [
         f"Output {name!r} exceeds the tolerance by rounding at {'; '.join(where)}: every element lies within {FACTOR:g} times the "
         "model's own error of what float64 gives."
@@ -240,6 +234,13 @@ def array(tensor: Tensor) -> Array:
             "of the model (model.float()) with float32 example inputs."
         ) from error
     return found
+
+
+def _compared(case: Case, actual: Sequence[Array], proof: Proof) -> list[Comparison]:
+    return [
+        compare(value, array(tensor), atol=proof.atol, rtol=proof.rtol)
+        for value, tensor in zip(actual, case.expected.values(), strict=True)
+    ]
 
 
 def _rounded(

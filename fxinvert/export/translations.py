@@ -17,6 +17,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
         "aten::rsub.Scalar": _rsub,
         "aten::squeeze": _squeeze_all,
         "aten::squeeze.dim": _squeeze,
+        "aten::topk": _topk,
         "aten::zeros": complex_values.zeros,
         "transformers::grouped_mm_fallback": _grouped_mm,
     }
@@ -69,6 +70,14 @@ def _squeeze_all(values: Any) -> Any:
     op: Any = opset18
     axes = [axis for axis, length in enumerate(values.shape) if isinstance(length, int) and length == 1]
     return op.Squeeze(values, axes) if axes else op.Identity(values)
+
+
+def _topk(values: Any, k: Any, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+    """The largest values, in order also where torch leaves that open: ONNX leaves it open in another way (`ties`)."""
+    from onnxscript import opset18
+
+    op: Any = opset18
+    return op.TopK(values, [k], axis=dim, largest=largest, sorted=True)
 
 
 def _grouped_mm(rows: Any, weights: Any, ends: Any) -> Any:
