@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from fxinvert.errors import DataError
 from fxinvert.passes.capture import attribute
@@ -27,28 +28,34 @@ def copy_of(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
         DataError: the model cannot be copied; the message names what on it cannot.
     """
     try:
-        return copy.deepcopy(model, dict(memo or {}))
+        copied = copy.deepcopy(model, {**_computed(model), **(memo or {})})
     except Exception as error:
-        found = [
-            (f"{prefix}.{name}".removeprefix("."), value)
+        found = ", ".join(
+            f"{prefix}.{name} ({type(value).__name__})".removeprefix(".")
             for prefix, module in model.named_modules()
             for name, value in {**vars(module), **module._buffers}.items()
             if name not in ("_parameters", "_buffers", "_modules") and not _copies(value)
-        ]
-        computed = ", ".join(name for name, value in found if isinstance(value, Tensor))
-        others = ", ".join(
-            f"{name} ({type(value).__name__})" for name, value in found if not isinstance(value, Tensor)
         )
-        why = (
-            f"{computed} is computed from other tensors. Where a hook does that, make it a parameter: "
-            "torch.nn.utils.prune.remove(module, name) after pruning (keep_zeros=True keeps what was pruned), "
-            "torch.nn.utils.remove_weight_norm(module) or torch.nn.utils.parametrizations.weight_norm; anything else keep detached"
-        )
-        if not computed:
-            why = f"{others or 'something on it'}. Set it to None meanwhile, or leave it out in the __getstate__ of its class"
+        why = f"{found or 'something on it'}. Set it to None meanwhile, or leave it out in the __getstate__ of its class"
         raise DataError(
             f"{type(model).__name__} cannot be copied ({str(error).split('. ')[0].strip('. ')}): {why}"
         ) from error
+    for module in copied.modules():
+        if isinstance(
+            module, torch.jit.ScriptModule
+        ):  # whose copies have plain tensors, which no capture takes for parameters
+            for name, value in [*module.named_parameters(recurse=False)]:
+                setattr(module, name, nn.Parameter(value.detach(), requires_grad=value.requires_grad))
+    return copied
+
+
+def _computed(model: nn.Module) -> dict[int, Tensor]:
+    """Tensors that a model holds and that were computed from others, as values: what makes them, as a hook does of weights
+    under the deprecated weight norm or pruning, makes the copy's own when it runs."""
+    held = tree_leaves([[vars(module), module._buffers] for module in model.modules()])
+    return {
+        id(value): value.detach().clone() for value in held if isinstance(value, Tensor) and not value.is_leaf
+    }
 
 
 def _copies(value: Any) -> bool:

@@ -483,17 +483,49 @@ def test_parameters_that_no_method_trains_are_noted() -> None:
     assert not kept(frozen)
 
 
+def test_what_was_computed_on_a_model_is_no_part_of_its_copy() -> None:
+    model = network()
+    wanted = fxinvert.post_train(model, regression_data(), sweeps=1).model.state_dict()
+    model.hidden = {"last": [model(torch.randn(2, 5))]}  # type: ignore[assignment]
+    result = fxinvert.post_train(model, regression_data(), sweeps=1)
+    for name, value in result.model.state_dict().items():
+        assert torch.equal(value, wanted[name]), name
+    assert model.hidden["last"][0].grad_fn is not None  # type: ignore[index]
+
+
+def test_weights_that_hooks_compute_are_trained_as_parametrized_ones() -> None:
+    old, new = network(), network()
+    new.load_state_dict(old.state_dict())
+    nn.utils.weight_norm(old[0])  # type: ignore[index]
+    nn.utils.parametrizations.weight_norm(new[0])  # type: ignore[index]
+    trained, wanted = (fxinvert.post_train(m, regression_data(), sweeps=1).model for m in (old, new))
+    assert not torch.equal(trained[0].weight_v, old[0].weight_v)  # type: ignore[index]
+    assert torch.equal(trained[0].weight_v, wanted[0].parametrizations.weight.original1)  # type: ignore[index]
+    x = torch.randn(4, 5)
+    torch.testing.assert_close(trained(x), wanted(x))
+
+
+def test_a_scripted_part_is_trained() -> None:
+    model, data = network(), regression_data()
+    scripted = nn.Sequential(torch.jit.script(model[:2]), model[2])  # type: ignore[index]
+    trained, wanted = (fxinvert.post_train(m, data, sweeps=1).model for m in (scripted, model))
+    for (name, value), other in zip(trained.named_parameters(), wanted.parameters(), strict=True):
+        assert torch.equal(value, other), name
+
+
+def test_what_is_pruned_stays_pruned() -> None:
+    model = network()
+    prune.l1_unstructured(model[0], "weight", 0.5)  # type: ignore[index, no-untyped-call]
+    result = fxinvert.post_train(model, regression_data(), sweeps=1)
+    result.model(torch.randn(2, 5))
+    assert not result.model[0].weight[model[0].weight == 0].any()  # type: ignore[index]
+    assert result.final.loss < result.baseline.loss
+    assert any("0.weight_orig" in note for note in result.notes)
+
+
 def test_what_is_no_model_and_what_is_no_plan_are_refused() -> None:
     with pytest.raises(TraceError, match="the model is the class Linear"):
         fxinvert.post_train(nn.Linear, regression_data())  # type: ignore[arg-type]
-    holding = network()
-    holding.hidden = holding(torch.randn(2, 5))  # what the deprecated weight_norm leaves behind
-    with pytest.raises(DataError, match=r"Sequential cannot be copied \(Only Tensors created explicitly"):
-        fxinvert.post_train(holding, regression_data())
-    pruned = network()
-    prune.l1_unstructured(pruned[0], "weight", 0.5)  # type: ignore[index, no-untyped-call]
-    with pytest.raises(DataError, match=r"cannot be copied .*: 0.weight is computed .*prune.remove"):
-        fxinvert.post_train(pruned, regression_data())
     trained = network()
     trained.trainer = threading.Lock()  # type: ignore[assignment]
     with pytest.raises(
