@@ -87,6 +87,11 @@ def test_normalization(tmp_path: Path) -> None:
         ({"x": np.zeros((2, 3, 8, 7), np.uint8), "y": [0, 1]}, "1, 3 or 4 channels"),
         ({"x": np.array(["a", "b"]), "y": [0, 1]}, "dtype <U1; numbers are needed"),
         ({"x": np.array([{}, {}]), "y": [0, 1]}, "Python objects"),
+        (
+            {"x": [[1.0], [np.nan], [np.inf]], "y": [0, 1, 0]},
+            "x in .* in 2 of 3 samples, first in sample 1; leave",
+        ),
+        ({"x": np.zeros((2, 2)), "y": [0.5, np.nan]}, "y in .* in 1 of 2 samples, first in sample 1; leave"),
     ],
 )
 def test_arrays_that_do_not_fit(tmp_path: Path, arrays: dict[str, Any], said: str) -> None:

@@ -125,7 +125,7 @@ def array_batches(
         path: where they are from.
 
     Raises:
-        DataError: they are no numbers, empty, or do not fit each other or the options.
+        DataError: they are no finite numbers, empty, or do not fit each other or the options.
     """
     x_name, y_name = names
     for name, array in zip(names, (x, y), strict=True):
@@ -133,6 +133,13 @@ def array_batches(
             raise DataError(f"{name} in {path} has dtype {array.dtype}; numbers are needed")
         if array.ndim == 0 or not array.size:
             raise DataError(f"{name} in {path} has shape {array.shape}; it is empty")
+        if array.dtype.kind == "f":  # later checks see the samples in another order
+            missing = ~np.isfinite(array).reshape(len(array), -1).all(1)
+            if missing.any():
+                raise DataError(
+                    f"{name} in {path} has NaN or infinite values in {missing.sum()} of {len(array)} samples, first in "
+                    f"sample {missing.argmax()}; leave these out, or fill in what is missing"
+                )
     if len(x) != len(y):
         raise DataError(
             f"{x_name} in {path} has shape {x.shape}, {y_name} {y.shape}; they must have the same number of samples"

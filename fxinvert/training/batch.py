@@ -82,7 +82,7 @@ def checked(item: Any, where: str) -> Batch:
         if not isinstance(value, Tensor):
             raise DataError(
                 f"{where}: {name} is {type(value).__name__}; a tensor is needed, with an entry for each sample of the batch "
-                "(what is the same for all samples belongs into the model, as a default or a setting; single samples are "
+                "(what is the same for all samples belongs in the model, as a default or a setting; single samples are "
                 "made batches by a DataLoader)"
             )
         if value.layout != torch.strided:
