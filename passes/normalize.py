@@ -15,7 +15,6 @@ follows the input, see `activity.py`) and `stack_trace` (the user's source lines
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -25,11 +24,12 @@ from torch.fx.passes.shape_prop import TensorMetadata, _extract_tensor_metadata
 
 from fxinvert.errors import TraceError
 from fxinvert.passes.activity import mark, start_later
-from fxinvert.passes.calls import CHANGED, evaluate, given_again, shares_memory
-from fxinvert.passes.capture import CaptureError, attribute, describe
+from fxinvert.passes.calls import CHANGED, evaluate, given_again
+from fxinvert.passes.capture import attribute, describe
 from fxinvert.passes.decompose import DECOMPOSED
 from fxinvert.passes.entries import SOME
 from fxinvert.passes.forms import arranged, by_position
+from fxinvert.passes.in_place import check_in_place
 from fxinvert.passes.inline import record
 from fxinvert.passes.interpreted import Interpreted
 from fxinvert.passes.inverse_op import call_arguments
@@ -38,7 +38,7 @@ from fxinvert.passes.meanings import Meanings
 from fxinvert.passes.parts import SPLITS, parts
 from fxinvert.passes.paths import Paths, scope_of
 from fxinvert.passes.runs import said
-from fxinvert.passes.spelling import Call, is_in_place, to_aten
+from fxinvert.passes.spelling import Call, to_aten
 from fxinvert.passes.written import Written
 from fxinvert.rules import RuleSet, key_of
 
@@ -95,9 +95,8 @@ class Builder:
         for name, tensor in (*raw.named_parameters(), *raw.named_buffers()):
             self.parameters.setdefault(id(tensor), name)
         self.written = Written(raw)
-        self.constants: dict[
-            tuple[fx.Node, int], fx.Node
-        ] = {}  # raw node and version of its value → new node
+        # raw node and version of its value → new node
+        self.constants: dict[tuple[fx.Node, int], fx.Node] = {}
         self.meanings = Meanings(self.value_of)
         self.paths = Paths(raw)
 
@@ -161,7 +160,7 @@ class Builder:
         args, kwargs = self._new(node.args), self._new(node.kwargs)
         if node.op == "get_attr":
             return self._attribute(str(node.target))
-        self._check_in_place(node)
+        check_in_place(node, self.raw, (*self.nodes, *self.written.values), self._value)
         if node.target is operator.getitem and isinstance(args[0], tuple | list):
             return args[0][args[1]]  # one of several tensors, each of which has a node
         if node.op != "call_module":
@@ -179,9 +178,8 @@ class Builder:
     def _split(self, call: Call, path: str | None) -> tuple[fx.Node, ...] | None:
         """A call that gives several tensors as one call for each."""
         key = key_of(call.op)
-        computed = any(
-            isinstance(a, fx.Node) for a in leaves((call.args[1:], call.kwargs))
-        )  # sizes that vary
+        # sizes that vary
+        computed = any(isinstance(a, fx.Node) for a in leaves((call.args[1:], call.kwargs)))
         if key not in SPLITS or not call.args[0].meta["active"] or computed:
             return None
         values, named = self.value_of((call.args, call.kwargs))
@@ -250,9 +248,8 @@ class Builder:
 
     def _attribute(self, target: str) -> fx.Node:
         value = attribute(self.raw, target)
-        target = self.parameters.get(
-            id(value), target
-        )  # tied parameters have several names, and are read by one
+        # tied parameters have several names, and are read by one
+        target = self.parameters.get(id(value), target)
         return self._annotated(self.graph.get_attr(target), value, target)
 
     def _annotated(self, node: fx.Node, value: Any, path: str) -> fx.Node:
@@ -264,27 +261,6 @@ class Builder:
             node.meta["tensor_meta"] = map_aggregate(value, _described)
         mark(node, value, self.rules, self.value_of)
         return node
-
-    def _check_in_place(self, node: fx.Node) -> None:
-        """Refuses an in-place op on a value that is read later: the rebuilt op returns a new tensor instead."""
-        changed = node.args[0] if node.args else None
-        if node.op == "call_module":
-            in_place = bool(getattr(self.raw.get_submodule(str(node.target)), "inplace", False))
-        else:
-            in_place = is_in_place(node.target, node.args, node.kwargs)
-        if not in_place or not isinstance(changed, fx.Node):
-            return
-        shared = {
-            n
-            for n in (*self.nodes, *self.written.values)
-            if shares_memory(self._value(n), self._value(changed))
-        }
-        for later in _after(node):
-            if shared.intersection(later.all_input_nodes):
-                raise CaptureError(
-                    f"{describe(node)} changes its input in place, and {describe(later)} reads it afterwards; "
-                    "use the op that returns a new tensor"
-                )
 
     def _value(self, raw: fx.Node) -> Any:
         return self.written.values[raw] if raw in self.written.nodes else self.value_of(self.nodes[raw])
@@ -300,9 +276,3 @@ def _described(value: Any) -> Any:
     return TensorMetadata(
         value.shape, value.dtype, value.requires_grad, value.stride(), torch.contiguous_format, False, {}
     )
-
-
-def _after(node: fx.Node) -> Iterator[fx.Node]:
-    while node.next.op != "root":
-        node = node.next
-        yield node

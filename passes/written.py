@@ -1,6 +1,6 @@
 """Written: constants that a graph fills in place, such as the masks of shifted windows, computed once.
 
-What a graph writes into is usually a value that others read (refused, see `normalize.py`). A tensor that is made of
+What a graph writes into is usually a value that others read (refused, see `in_place.py`). A tensor that is made of
 numbers alone, by `zeros` or `arange`, and then filled piece by piece is not: it is the same in every run, and becomes a
 constant of the graph.
 """

@@ -213,21 +213,8 @@ class Search:
             drifted = torch.where(self.written & self.exact, norm(drift), drifted)
         return torch.where(per_sample(corrected, drift), drift, 0), drifted
 
-    def _judge(
-        self,
-        drift: Tensor,
-        drifted: Tensor,
-        tried: Gradients,
-        size: Tensor,
-        reached: Tensor,
-        stale: Tensor,
-    ) -> None:
-        """Takes the step where the error falls; where the target is reached, where the drift does.
-
-        A step by directions of a Jacobian that has changed is not held against its sample: the next is made anew.
-        """
-        eps, sigma = torch.finfo(self.x.dtype).eps, self.sigma
-        step = drift + tried.correction
+    def _tried(self, step: Tensor, reached: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Where a step leads, the output and the error there, and the part of the step that was gone."""
         trial = self.x + step
         output = self.function(trial)
         error = norm(self.target - output)
@@ -241,6 +228,17 @@ class Search:
             trial = self.x + per_sample(part, step) * step
             output = self.function(trial)
             error = norm(self.target - output)
+        return trial, output, error, part
+
+    def _judge(
+        self, drift: Tensor, drifted: Tensor, tried: Gradients, size: Tensor, reached: Tensor, stale: Tensor
+    ) -> None:
+        """Takes the step where the error falls; where the target is reached, where the drift does.
+
+        A step by directions of a Jacobian that has changed is not held against its sample: the next is made anew.
+        """
+        eps, sigma, tolerance = torch.finfo(self.x.dtype).eps, self.sigma, self.settings.tolerance
+        trial, output, error, part = self._tried(drift + tried.correction, reached)
         # with a matrix, what is in the null space is known but for the products that have not been asked for
         less = (drifted < torch.where(self.written, LEARNT, 0.5) * self.drifted) | (self.written & ~stale)
         # from where curvature has taken it the target is soon reached again
@@ -256,18 +254,14 @@ class Search:
         steepness = (tried.slope / size).nan_to_num()
         slope = tried.slope / (sigma * size)
         hidden = ~better & (slope <= (100 * eps) ** 0.5)
-        level = (
-            ~(slope > 0.1 * self.settings.tolerance)
-            if self.scalar
-            else hidden | ~(slope > self.settings.tolerance)
-        )
+        level = ~(slope > 0.1 * tolerance) if self.scalar else hidden | ~(slope > tolerance)
         self.stationary = self.stationary | (~self.done & ~reached & ~stale & level)
         ratio = torch.where(taken, error / self.error, 0)
         slow = (self.least_damping > 0) & (ratio > SLOW)
         spent = taken & ~stale & (self.damping == 0) & (ratio > 1 - self.settings.worthwhile)
         # directions of a Jacobian that has changed too much
         self.recycled.forget(~taken | (~reached & (ratio > STALE)))
-        self.inner = torch.where(taken, ratio.square().clamp(self.settings.tolerance, INNER), self.inner)
+        self.inner = torch.where(taken, ratio.square().clamp(tolerance, INNER), self.inner)
         if self.explicit is not None:
             moved, change = trial - self.x, output - self.output
             self.explicit.learn(torch.where(per_sample(taken & ~reached, moved), moved, 0), change)
