@@ -1,8 +1,8 @@
 """Folded: a normalization with fixed statistics, and the convolution before it, as one convolution; ops as they are differentiated.
 
 y = γ (W ∗ x + b − m) / √(v + ε) + β is the convolution of x with s W and offset s (b − m) + β, s = γ / √(v + ε): where a
-function is evaluated and differentiated many times, one pass less over its maps in either direction. Where no convolution
-stands before it, it is a product and a sum: torch's own derivative of it takes several times as long to be differentiated.
+function is evaluated and differentiated many times, one pass less over its maps in either direction. Where it is not folded,
+it is a product and a sum: torch's own derivative of it takes several times as long to be differentiated.
 """
 
 from __future__ import annotations
@@ -21,18 +21,16 @@ CONVOLUTIONS = (
     torch.ops.aten.conv2d.default,
     torch.ops.aten.conv3d.default,
 )
+BATCH_NORM = torch.ops.aten.batch_norm.default
 #: the place of `training` among the arguments of a batch normalization, and that of ε
 TRAINING, EPSILON = 5, 7
 
 
 def fold_normalizations(graph: fx.Graph) -> None:
-    """Folds every batch normalization in evaluation mode that alone reads a convolution, and `scaled` takes the place of others."""
-    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.batch_norm.default):
+    """Folds every batch normalization in evaluation mode that alone reads a convolution."""
+    for node in graph.find_nodes(op="call_function", target=BATCH_NORM):
         before = node.args[0]
-        if node.args[TRAINING - 1] is None or node.args[TRAINING]:
-            continue
-        if before.target not in CONVOLUTIONS or len(before.users) > 1:
-            node.target = scaled
+        if not _fixed(node) or before.target not in CONVOLUTIONS or len(before.users) > 1:
             continue
         x, weight, *others = before.args
         bias, *rest = others or (None,)
@@ -60,12 +58,19 @@ def differentiated(node: fx.Node, following: Collection[fx.Node]) -> Any:
     """What to call for a node where derivatives are wanted in what follows from some node, and in nothing else.
 
     Convolutions are differentiated in their inputs alone where their kernels do not follow from it, and what torch differentiates
-    only once is put together from what it differentiates as often as one likes.
+    only once, or twice at several times the cost, is put together from what it differentiates as often as one likes.
     """
     others = (a for a in (*node.args[1:], *node.kwargs.values()) if isinstance(a, fx.Node))
     if node.target in CONVOLUTIONS and not any(other in following for other in others):
         return held_convolution
+    if node.target is BATCH_NORM and _fixed(node):
+        return scaled
     return TWICE.get(node.target, node.target)
+
+
+def _fixed(normalization: fx.Node) -> bool:
+    """Whether its statistics are given."""
+    return normalization.args[TRAINING - 1] is not None and not normalization.args[TRAINING]
 
 
 def _hardsigmoid(x: Tensor) -> Tensor:

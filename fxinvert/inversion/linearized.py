@@ -106,14 +106,17 @@ def _by_products(
         points, output = _tracked(
             graph, flow, values, nodes, lambda runner, n: runner.differentiable(n, flow.nodes)
         )
+        # where all of them start, in one pass
+        steepest = torch.autograd.grad(output, points, missing, retain_graph=True, allow_unused=True)
     rests = [partial(_output_given, graph, flow, values, node) for node in nodes]
     nothing = torch.zeros(len(missing), dtype=missing.dtype, device=missing.device)
     return [
         cgls(
-            jacobian, missing, nothing, largest=nothing, tolerance=0.0, small_enough=nothing, limit=STEPS
+            jacobian, missing, nothing, largest=nothing, tolerance=0.0, small_enough=nothing, limit=STEPS,
+            pulled=pulled,
         ).correction
-        for jacobian in Jacobian.several(rests, points, output)
-    ]
+        for jacobian, pulled in zip(Jacobian.several(rests, points, output), steepest, strict=True)
+    ]  # fmt: skip
 
 
 def _correction(jacobian: Tensor, missing: Tensor, condition_limit: float) -> Tensor:

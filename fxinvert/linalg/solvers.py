@@ -216,6 +216,7 @@ def cgls(
     limit: int | Tensor,
     slope: Tensor | float = 0.0,
     skip: Tensor | None = None,
+    pulled: Tensor | None = None,
 ) -> Gradients:
     """Batched conjugate gradients on the normal equations, started at zero (CGLS, Björck 1996, §7.4).
 
@@ -229,19 +230,29 @@ def cgls(
         limit: on the number of iterations; may be `(B,)`.
         slope: `(B,)`, or where ‖Aᵀ ρ − λ d‖ ≤ slope · ‖Aᵀ r‖.
         skip: `(B,)`, rows that are not solved; they get 0.
+        pulled: Aᵀ r, where that is known.
     """
     x = torch.zeros(len(r), *operator.in_shape, dtype=r.dtype, device=r.device)
-    dual, residual, s = torch.zeros_like(r), r, operator.adjoint(r)
-    p, u, gamma = s, r, dot(s, s)
-    start, iterations = gamma, torch.zeros(len(r), dtype=torch.long, device=r.device)
+    dual, residual, p, u = torch.zeros_like(r), r, torch.zeros_like(x), torch.zeros_like(r)
+    iterations = torch.zeros(len(r), dtype=torch.long, device=r.device)
+    s = operator.adjoint(r) if pulled is None else pulled
+    start, size, gamma = dot(s, s), dot(r, r), torch.ones_like(damping)
     # a sample that is not finite has no solution, and must not keep the others iterating
-    converged = ~torch.isfinite(gamma) | (gamma <= (tolerance * largest).square() * dot(r, r)) | (gamma == 0)
-    converged = converged if skip is None else converged | skip
+    converged = ~torch.isfinite(start) if skip is None else ~torch.isfinite(start) | skip
     while True:
+        renewed = dot(s, s)
+        level = (renewed <= (tolerance * largest).square() * size) | (renewed <= start * slope**2)
         idle = converged | (iterations >= limit)
+        converged = converged | (~idle & (level | (renewed == 0)))
+        idle = idle | converged
         if bool(idle.all()):
             break
-        iterations = iterations + ~idle
+        beta = torch.where(idle, 0, renewed / torch.where(idle, 1, gamma))
+        p, u = (
+            s + per_sample(beta, p) * p,
+            residual - per_sample(damping, dual) * dual + per_sample(beta, u) * u,
+        )
+        gamma, iterations = renewed, iterations + ~idle
         q, length = operator.apply(p), dot(p, p)
         squared = dot(q, q)
         largest = torch.where(idle, largest, torch.maximum(largest, (squared / length).sqrt()))
@@ -253,16 +264,9 @@ def cgls(
         x = x + per_sample(alpha, x) * p
         dual = dual + per_sample(alpha, r) * u
         residual = residual - per_sample(alpha, residual) * q
-        s = operator.adjoint(residual) - per_sample(damping, x) * x
-        renewed, size = dot(s, s), dot(residual, residual)
+        size = dot(residual, residual)
         converged = converged | (size <= small_enough.square())
-        converged = (
-            converged | (renewed <= (tolerance * largest).square() * size) | (renewed <= start * slope**2)
-        )
-        beta = torch.where(converged, 0, renewed / torch.where(converged, 1, gamma))
-        p, u = (
-            s + per_sample(beta, p) * p,
-            residual - per_sample(damping, dual) * dual + per_sample(beta, u) * u,
-        )
-        gamma = renewed
+        if bool((converged | (iterations >= limit)).all()):
+            break  # nobody takes another step, for which there would have to be another product
+        s = operator.adjoint(residual) - per_sample(damping, x) * x
     return Gradients(x, dual, iterations, converged, start.sqrt(), largest)
