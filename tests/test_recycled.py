@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fxinvert.linalg import Dense
 from fxinvert.linalg.recycled import Recycled
-from fxinvert.linalg.solvers import Gradients
+from fxinvert.linalg.solvers import Gradients, cgls
 
 
 def solve(
@@ -81,3 +81,29 @@ def test_a_brief_solve_ends_where_an_iteration_does_much_less_than_those_before(
     assert found.iterations[brief].tolist() == ((share <= 0.2).int().argmax(0) + 2)[brief].tolist()
     assert bool((found.iterations[~brief] > 24).all())
     assert bool(found.converged.all())
+
+
+@pytest.mark.parametrize("limit", [1, 4])
+def test_conjugate_gradients_take_no_product_that_nobody_needs(limit: int) -> None:
+    class Counted(Dense):
+        pulled = 0
+
+        def adjoint(self, r: Tensor) -> Tensor:
+            self.pulled += 1
+            return super().adjoint(r)
+
+    matrix, r = torch.randn(8, 12).double(), torch.randn(3, 8).double()
+    none, operators = r.new_zeros(3), (Counted(matrix), Counted(matrix))
+    found, given = (
+        cgls(a, r, none, largest=none, tolerance=0.0, small_enough=none, limit=limit, pulled=pulled)
+        for a, pulled in zip(operators, (None, r @ matrix), strict=True)
+    )
+    assert [a.pulled for a in operators] == [limit, limit - 1]
+    torch.testing.assert_close(given.correction, found.correction)
+    # the best that there is in the Krylov space
+    powers = [r @ matrix]
+    for _ in range(limit - 1):
+        powers.append(powers[-1] @ matrix.T @ matrix)
+    space = torch.stack(powers, 2)
+    weights = torch.linalg.lstsq(matrix @ space, r[:, :, None]).solution
+    torch.testing.assert_close(found.correction, (space @ weights)[:, :, 0])

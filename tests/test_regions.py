@@ -343,6 +343,14 @@ def test_normalizations_inside_a_region_are_folded_into_convolutions(bias: bool,
     torch.testing.assert_close(region(*(x if name == "x" else values[name] for name in names)), model(x))
 
 
+def test_normalizations_that_are_not_folded_are_differentiated_as_products_and_sums() -> None:
+    graph = fxinvert.trace(
+        nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)).eval(), torch.randn(2, 2, 4, 4)
+    )
+    (norm,) = graph.graph.find_nodes(op="call_function", target=torch.ops.aten.batch_norm.default)
+    assert folded.differentiated(norm, {norm.args[0]}) is folded.scaled
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(5, 4), (5, 4, 3, 2)], ids=["features", "maps"])
 @pytest.mark.parametrize("affine", [False, True])

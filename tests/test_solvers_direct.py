@@ -198,6 +198,29 @@ def test_a_dear_decomposition_waits_for_a_sample_that_is_not_blown_up(
         assert factor.nbytes > without + exact.nbytes
 
 
+def test_answers_that_are_known_to_be_near_wait_for_nothing() -> None:
+    torch.manual_seed(24)
+    a = Convolution(torch.randn(2, 2, 3, 3), (2, 24, 24), (1, 1), (1, 1), (1, 1), 1)
+    gram = factorize(a, SolveSettings(method="capacitance"))
+    assert isinstance(gram, GramFactor)
+    assert gram.strained
+    r = torch.randn(4, *a.out_shape)
+    found = Relieved(gram, lambda: pytest.fail("the Gram matrix is good enough")).solve(r, 0.0, 1e3)
+    assert relative(found.correction, SpectralFactor(a).solve(r, 0.0).correction) < 1e-6
+
+
+@pytest.mark.parametrize("condition", [1e6, 5e6])
+@pytest.mark.parametrize(("m", "n"), [(30, 30), (20, 50), (50, 20)])
+def test_what_is_said_to_be_near_is(m: int, n: int, condition: float) -> None:
+    a = Dense(matrix(m, n, condition).float())
+    r = torch.cat([torch.randn(4, m), a.apply(torch.randn(4, n))])
+    found, exact = factorize(a, SolveSettings(method="cholesky")).solve(r, 0.0), SpectralFactor(a)
+    assert found.near is not None
+    assert found.near.all() or m > n
+    nearest = exact.solve(r, 0.0).correction
+    assert relative(found.correction[found.near], nearest[found.near]) < 1e-4
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 @pytest.mark.parametrize("condition", [1e2, 1e4, 1e6, 1e8])
 @pytest.mark.parametrize(("m", "n"), [(30, 30), (20, 50), (50, 20)])

@@ -87,10 +87,10 @@ class GramFactor(Factor):
         x, right = x.double(), r.double()
         if level.shift:
             x, steps, converged = self._conjugate(level, right, x, damping, r.dtype, limit)
-        else:
-            y = None if y is None else y.double()
-            x, steps, converged = self._refined(level, right, y, x, damping, r.dtype)
-        return Solution(x.to(r.dtype), steps, converged)
+            return Solution(x.to(r.dtype), steps, converged)
+        y = None if y is None else y.double()
+        x, steps, converged, near = self._refined(level, right, y, x, damping, r.dtype)
+        return Solution(x.to(r.dtype), steps, converged, near)
 
     def unrefined(self, value: Tensor) -> Tensor:
         """(K + μI)⁻¹ of vectors of the smaller side, as it was factorized, undamped: `(B, *shape)` → the same."""
@@ -98,36 +98,36 @@ class GramFactor(Factor):
 
     def _refined(
         self, level: Level, r: Tensor, y: Tensor | None, x: Tensor, damping: float, dtype: torch.dtype
-    ) -> tuple[Tensor, int, Tensor]:
-        """Refines the rows that need it, until they do not, or are no better for it.
+    ) -> tuple[Tensor, int, Tensor, Tensor]:
+        """Refines the rows that need it, until they do not, or are no better for it; which have converged, and which are near.
 
-        A small residual does not tell how far an answer is from the exact one. Every step leaves so much of that, at most, as
-        rounding does of an answer, so that the last step tells how far it still is.
+        A small residual does not tell how far an answer is from the exact one: in the worst case all that is left of it is in
+        the direction that A nearly annuls.
         """
-        a, steps = self._operators[torch.float64], 0
-        share = level.error / (1 - level.error) if level.error < 1 else 0.0
+        a, steps, least = self._operators[torch.float64], 0, self.largest / level.condition
         active = torch.arange(len(r), device=r.device)
-        far = torch.full_like(active, level.error < 1, dtype=torch.bool)
         best = torch.full((len(r),), torch.inf, dtype=r.dtype, device=r.device)
-        converged = torch.zeros(len(r), dtype=torch.bool, device=r.device)
+        converged, near = torch.zeros(2, len(r), dtype=torch.bool, device=r.device)
         while True:
             rho = r[active] - a.apply(x[active])
             slope = a.adjoint(rho) - damping * x[active]
             error, done = norm(slope), self._done(rho, slope, r[active], x[active], dtype)
+            away = error / (least**2 + damping)
             if self.dual and y is None:
                 # K is definite, so that every target is reached; what is left of it may have next to no slope
                 error = norm(rho)
                 done = self._reached(rho, r[active], x[active], dtype)
-            converged[active] = done | self._arrived(rho, slope, r[active], dtype)
-            going = (~done & (error < 0.9 * best[active])) | (far & torch.isfinite(error))
+                away = error / least
+            far = away > UNREFINED[dtype] * norm(x[active])
+            converged[active], near[active] = done | self._arrived(rho, slope, r[active], dtype), ~far
+            going = (~done | far) & (error < 0.9 * best[active])
             best[active] = error
             active, rho, slope = active[going], rho[going], slope[going]
             if not len(active) or steps == REFINEMENTS:
-                return x, steps, converged
+                return x, steps, converged, near
             steps += 1
             more, beside = level.change(rho, slope, None if y is None else y[active])
             x[active] += more
-            far = share * norm(more) > UNREFINED[dtype] * norm(x[active])
             if y is not None and beside is not None:
                 y[active] += beside
 

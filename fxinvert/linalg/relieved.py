@@ -2,7 +2,8 @@
 
 An answer that is blown up is given up for a damped one (`anchored.py`), and damped systems are well-conditioned. The Gram
 matrix, shifted by μ, suffices to tell so: conjugate gradients that it preconditions have iterates x no longer than the
-solution d in the norm of AᵀA + μI (Hestenes & Stiefel 1952, §5), so that ‖d‖² ≥ ‖x‖² − ‖r‖²/μ.
+solution d in the norm of AᵀA + μI (Hestenes & Stiefel 1952, §5), so that ‖d‖² ≥ ‖x‖² − ‖r‖²/μ. Where it needed no shift,
+refined answers may be known to be near the exact ones (`gram.py`), and are kept.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Relieved(Factor):
         found, size = self._gram.solve(r, damping, BEYOND * limit), norm(r)
         if not damping:
             settled = (size == 0) | ~(self.largest * norm(found.correction) <= BEYOND * limit * size)
+            settled = settled if found.near is None else settled | found.near
         elif found.converged is not None:
             settled = found.converged
         else:

@@ -32,11 +32,19 @@ WORK = 6 * 8
 
 
 class Solution(NamedTuple):
-    """A correction `(B, *in_shape)`, the iterations it took, and which samples converged `(B,)` (None: all)."""
+    """What a solver has found.
+
+    Attributes:
+        correction: `(B, *in_shape)`.
+        iterations: that it took.
+        converged: `(B,)`, samples that did; None: all.
+        near: `(B,)`, samples whose corrections are as near the exact ones as asked for; None: that is not known.
+    """
 
     correction: Tensor
     iterations: int = 0
     converged: Tensor | None = None
+    near: Tensor | None = None
 
 
 class Factor(ABC):
