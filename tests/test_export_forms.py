@@ -403,3 +403,48 @@ def test_a_result_brings_its_metrics_and_segments(tmp_path: Path) -> None:
 
 def test_the_limit_for_external_data_is_below_protobufs() -> None:
     assert onnx_file.EXTERNAL_BYTES < 2**31
+
+
+class Constrained(nn.Module):
+    """Weights that follow from parameters by ops which ONNX does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.utils.parametrizations.orthogonal(nn.Linear(4, 4))
+        self.square, self.last = nn.Parameter(torch.eye(4) + 0.1 * torch.randn(4, 4)), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        basis, size = torch.linalg.qr(self.square)
+        y: Tensor = self.last(self.first(x) @ basis @ torch.linalg.inv(size))
+        return y
+
+
+def test_weights_that_a_file_cannot_compute_are_computed_beforehand(tmp_path: Path) -> None:
+    export_onnx(Constrained(), torch.randn(3, 4), tmp_path / "net.onnx")
+    names = {value.name for value in onnx.load(tmp_path / "net.onnx").graph.initializer}
+    assert {"first.bias", "last.bias"} <= names, "what is as in the model is called as there"
+
+
+def test_values_that_a_file_cannot_compute_are_refused(tmp_path: Path) -> None:
+    class Factors(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = torch.linalg.qr(x.reshape(-1, 2, 2))[0]
+            return y
+
+    with pytest.raises(TraceError, match="linalg_qr"):
+        export_onnx(Factors(), torch.randn(3, 4), tmp_path / "net.onnx")
+
+
+@pytest.mark.parametrize("name", ["amax", "amin"])
+@pytest.mark.parametrize("dims", [(), (0, 1), (1,)])
+def test_extremes_of_all_values(name: str, dims: tuple[int, ...], tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = x * getattr(self.weight, name)(dims)
+            return y
+
+    export_onnx(Scaled(), torch.randn(3, 4), tmp_path / "net.onnx")

@@ -18,6 +18,7 @@ from fxinvert.export import complex_values
 from fxinvert.export.annotate import SCOPES
 from fxinvert.export.attended import Attention
 from fxinvert.export.called import BATCH, Call, Half
+from fxinvert.export.constants import with_values
 from fxinvert.export.inputs import Case, like
 from fxinvert.export.projected import ProjectedSteps
 from fxinvert.export.translations import translations
@@ -54,8 +55,8 @@ def translate(
     _show_calls(model)
     flat, inputs = call.flat(model), _tracing_inputs(call, cases)
 
-    def named(captured: Flat, ones: bool = True) -> Any:
-        program = _program(captured, inputs, call, cases, opset, half, ones)
+    def named(captured: Flat, ones: bool = True, values: bool = False) -> Any:
+        program = _program(captured, inputs, call, cases, opset, half, ones, values)
         _check_axes(program.model, call, destination)
         _use_own_names(program.model, "flat.model." if half else "model.")
         return program
@@ -76,6 +77,10 @@ def translate(
                 else:
                     failed = None
                     break
+    if failed is not None:
+        with suppress(FxInvertError):
+            yield named(flat, values=True)
+            failed = None
     if failed is not None:
         if last is not None and _cause(last) != _cause(failed):
             failed.args = (f"{failed} Captured as it runs: {_cause(last)}.",)
@@ -102,8 +107,12 @@ def _program(
     opset: int,
     half: bool,
     ones: bool,
+    values: bool,
 ) -> Any:
-    """The program of what a model is captured as; without `ones` code may ask whether axes have size 1, as for broadcasting."""
+    """The program of what a model is captured as.
+
+    Without `ones` code may ask whether axes have size 1, as for broadcasting; with `values` constants are computed beforehand.
+    """
     name, kind = type(flat.model).__name__, "in half precision " if half else ""
     # attention is taken apart for ONNX: its other kernels lay their results out in ways that no view of the parts has
     with (
@@ -116,13 +125,18 @@ def _program(
     ):
         try:
             captured: Any = _in_half(flat, cases) if half else flat
-            if not ones:  # the proof tells whether what is so for larger sizes is so for 1
+            shapes = _dynamic_shapes(call)
+            if values:
+                captured = with_values(
+                    torch.export.export(captured, inputs, dynamic_shapes=(shapes,), strict=False)
+                )
+            if values or not ones:  # the proof tells whether what is so for larger sizes is so for 1
                 captured = torch.export.export(
                     captured,
                     inputs,
-                    dynamic_shapes=_dynamic_shapes(call),
+                    dynamic_shapes=shapes if values else (shapes,),
                     strict=False,
-                    prefer_deferred_runtime_asserts_over_guards=True,
+                    prefer_deferred_runtime_asserts_over_guards=not ones,
                 )
             program = torch.onnx.export(
                 captured,
@@ -130,7 +144,7 @@ def _program(
                 dynamo=True,
                 verbose=False,
                 external_data=False,
-                dynamic_shapes=_dynamic_shapes(call),
+                dynamic_shapes=(shapes,),
                 opset_version=opset,
                 optimize=False,
                 input_names=list(call.inputs.names),
@@ -205,10 +219,10 @@ def _tracing_inputs(call: Call, cases: Sequence[Case]) -> tuple[Tensor, ...]:
     return like(call, sizes, seed=0) if sizes != call.sizes else call.example
 
 
-def _dynamic_shapes(call: Call) -> tuple[tuple[dict[int, Any], ...]]:
+def _dynamic_shapes(call: Call) -> tuple[dict[int, Any], ...]:
     """The named axes as torch wants them; one that is only named may have any size that forward accepts (multiples of 4)."""
     batch = torch.export.Dim(BATCH)
-    return (tuple({d: batch if axis == BATCH else axis for d, axis in axes.items()} for axes in call.axes),)
+    return tuple({d: batch if axis == BATCH else axis for d, axis in axes.items()} for axes in call.axes)
 
 
 def _check_axes(model: Any, call: Call, destination: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ def translations() -> dict[Any, Callable[..., Any]]:
     """By op, of the libraries that are loaded: torch's `custom_translation_table`; complex values have `registered`."""
     known: dict[str, Callable[..., Any]] = {
         "aten::_is_all_true": _is_all_true,
+        "aten::amax": partial(_extreme, "ReduceMax"),
+        "aten::amin": partial(_extreme, "ReduceMin"),
         "aten::rsub.Scalar": _rsub,
         "aten::squeeze": _squeeze_all,
         "aten::squeeze.dim": _squeeze,
@@ -37,6 +40,14 @@ def _is_all_true(values: Any) -> Any:
 
     op: Any = opset18
     return op.Cast(op.ReduceMin(op.Cast(values, to=6), keepdims=0), to=9)  # 6: int32, 9: bool
+
+
+def _extreme(name: str, values: Any, dim: Sequence[int] = (), keepdim: bool = False) -> Any:
+    """The largest or least values along axes; of all where none is named, which torch's exporter has no form for."""
+    from onnxscript import opset18
+
+    op: Any = opset18
+    return getattr(op, name)(values, *([list(dim)] if dim else []), keepdims=int(keepdim))
 
 
 def _rsub(values: Any, number: float, alpha: float = 1) -> Any:
