@@ -3,8 +3,9 @@
 `torch.export` follows tensors without values. Code that asks for one (`if mask.any():`) stops it even where the answer is
 the same for all data, as of a mask that forward() makes itself; and code that asks whether it is being captured may go
 other ways than it runs. What is captured here goes the way that runs go. An answer that the data or the parameters decide
-is given only where the other one would change nothing that is computed, as where code warns of it, or raises, as where code
-checks it, or where one is right for all data (`guarded.py`): all else would fix for all data what holds for the example.
+is given only where the other one would change nothing that is computed, as where code warns of it or shows a number, or
+raises, as where code checks it, or where one is right for all data (`guarded.py`): all else would fix for all data what holds
+for the example.
 """
 
 from __future__ import annotations
@@ -192,17 +193,27 @@ class _Run:
 
     def differs_by(self, number: int) -> bool:
         """Whether another answer to a question would change what is computed; the user's code may refuse to go on with it."""
-        question = self.questions[number]
-        if question.name not in _COUNTED and not isinstance(question.answer, bool):
-            return True
+        others = _others(self.questions[number])
+        return others is None or any(self._differs(number, other) for other in others)
+
+    def _differs(self, number: int, answer: Any) -> bool:
         try:
             with quiet():
-                other = self.answered(
-                    number, question.answer + 1 if question.name in _COUNTED else not question.answer
-                )
+                other = self.answered(number, answer)
         except TraceError as error:
-            return not _refuses(error.__cause__, question)
+            return not _refuses(error.__cause__, self.questions[number])
         return other.computed != self.computed or not all(map(torch.equal, other.results, self.results))
+
+
+def _others(question: Question) -> tuple[Any, ...] | None:
+    """What a question might be answered otherwise: of a number that is no count of anything some beside it, and those beyond
+    whatever code may compare it with, as it does nothing but show it; None: no others stand for all."""
+    answer = question.answer
+    if question.name in _COUNTED:
+        return (answer + 1,)
+    if isinstance(answer, bool):
+        return (not answer,)
+    return (-1e30, 0.0, 1.1 * answer + 0.1, 1e30) if isinstance(answer, float) else None
 
 
 class _Asking(TorchFunctionMode):

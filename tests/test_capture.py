@@ -531,6 +531,18 @@ def _asks_more_in_the_capture(self: Any, x: Tensor) -> Any:
     return self.fc(x) if said and torch.ones(x.shape[1]).all() else x
 
 
+def _shows_a_number(self: Any, x: Tensor) -> Any:
+    y = self.fc(x)
+    self.said = f"{y.mean().item():.3f} of {y.abs().max().item():.3f}" if y.shape[1] == 6 else ""
+    return y
+
+
+def _checks_a_number(self: Any, x: Tensor) -> Any:
+    if x.abs().max().item() > 100:
+        raise ValueError("too large")
+    return self.fc(x)
+
+
 def _converts(self: Any, x: Tensor) -> Any:
     self.fc = self.fc.to(x.dtype)
     return self.fc(x) if x.shape[1] == 6 else x
@@ -549,6 +561,8 @@ def _converts(self: Any, x: Tensor) -> Any:
         _keeps_what_it_made_for_a_shape,
         _copies_large_batches,
         _asks_more_in_the_capture,
+        _shows_a_number,
+        _checks_a_number,
         _converts,
     ],
 )
@@ -596,6 +610,8 @@ def test_tensors_of_one_integer_in_an_index_are_read_as_runs_read_them() -> None
         lambda self, x: self.fc(x) if x.sum() > 0 else self.twin(x),
         lambda self, x: self.fc(x) if self.fc.weight.sum() > 0 else x,
         lambda self, x: self.fc(x) * x.sum().item(),
+        lambda self, x: self.fc(x) if x.sum().item() > -1e6 else self.twin(x),
+        lambda self, x: self.fc(x) if abs(x.sum().item() - float(X.sum())) < 1e-2 else x,
         lambda self, x: self.fc(x) if x.new_ones(x[x[:, 0] > -0.5].shape[0]).sum() > 0 else x,
     ],
 )
