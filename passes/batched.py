@@ -21,7 +21,8 @@ _MOST = 64
 
 
 class Batched(TorchFunctionMode):
-    """While it is on, a tensor whose length varies is viewed as its equal parts where it is cut into them, and `cdist` written out."""
+    """While it is on, a tensor whose length varies is viewed as its equal parts where it is cut into them; `cdist` and
+    `take_along_dim`, of which torch makes what holds for the example's length, are written out."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -32,6 +33,8 @@ class Batched(TorchFunctionMode):
                 return func(*args, **kwargs) if (parts := _cut(name, *args, **kwargs)) is None else parts
             if name == "cdist":
                 return distances(*args, **kwargs)
+            if name == "take_along_dim":
+                return _taken(*args, **kwargs)
         return func(*args, **kwargs)
 
 
@@ -47,3 +50,13 @@ def _cut(name: str, tensor: Tensor, *by: Any, dim: int = 0, **named: Any) -> tup
                 parts: Any = torch.unflatten(tensor, axis, (count, length // count))
                 return tuple(parts.unbind(axis))
     return None
+
+
+def _taken(tensor: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
+    """What `take_along_dim` gives."""
+    if dim is None:
+        return tensor.flatten().gather(0, indices.flatten())
+    axis = dim % tensor.dim()
+    others: Any = torch.broadcast_shapes(*(t.select(axis, 0).shape for t in (tensor, indices)))  # type: ignore[no-untyped-call]
+    tensor, indices = (t.expand(*others[:axis], t.shape[axis], *others[axis:]) for t in (tensor, indices))
+    return tensor.gather(axis, indices)

@@ -470,6 +470,18 @@ def test_conditions_that_no_sample_decides_choose_between_both_branches() -> Non
         torch.testing.assert_close(graph(X, flag), model((X, flag)))
 
 
+def test_what_is_taken_along_an_axis_is_taken_of_any_batch() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.fc(x).reshape(-1, 2, 3) if x.shape[1] == 6 else x
+        taken = torch.take_along_dim(y, y[:, :1].argsort(-1), -1)  # by the order of the first row
+        return torch.take_along_dim(taken, taken.argmax(1, keepdim=True), 1).flatten(1)
+
+    model = Model(forward, fc=nn.Linear(6, 6))
+    graph, x = fxinvert.trace(model, X), torch.cat([X, -X])
+    assert graph.meta["captured"]
+    torch.testing.assert_close(graph(x), model(x))
+
+
 def test_constants_that_are_filled_piece_by_piece_are_folded() -> None:
     model = exported(_masked, fc=nn.Linear(6, 6))
     graph = fxinvert.trace(model, X)

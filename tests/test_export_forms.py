@@ -448,3 +448,36 @@ def test_extremes_of_all_values(name: str, dims: tuple[int, ...], tmp_path: Path
             return y
 
     export_onnx(Scaled(), torch.randn(3, 4), tmp_path / "net.onnx")
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.fake_quantize_per_tensor_affine(x, 0.05, 3, -128, 127),
+        lambda x: torch.fake_quantize_per_tensor_affine(x, torch.tensor(0.5), torch.tensor(1), -2, 1),
+        lambda x: torch.fake_quantize_per_channel_affine(
+            x, torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.arange(4, dtype=torch.int32), 1, -8, 7
+        ),
+        lambda x: torch.take_along_dim(x, x.argsort(1), 1),
+        lambda x: torch.take_along_dim(x, x.argmax(1, keepdim=True), -1),
+        lambda x: x.cumprod(1),
+        lambda x: x.prod(1),
+        lambda x: torch.rrelu(x),
+    ],
+)
+def test_ops_that_torch_has_no_form_for(function: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    class Applied(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return function(x)
+
+    report = export_onnx(Applied(), torch.randn(5, 4), tmp_path / "net.onnx")
+    assert not report.note
+
+
+def test_a_value_that_is_clipped_again_in_several_ways(tmp_path: Path) -> None:
+    class Clipped(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = (2 * x).clamp(-1.0, 1.0)
+            return y.clamp(-0.5, 0.5) + y.clamp(-2.0, 0.25) + y.clamp(0.125, 0.75)
+
+    export_onnx(Clipped(), torch.randn(5, 4), tmp_path / "net.onnx")

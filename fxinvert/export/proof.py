@@ -210,7 +210,13 @@ def check_file(path: Path, shown: Path) -> Any:
         onnx.checker.check_model(str(path), full_check=True)
         return onnx.load(str(path), load_external_data=False)
     except Exception as error:
-        raise ExportMismatchError(f"{shown} is not a valid ONNX file: {error}. Export it again.") from error
+        half = "bfloat16" in str(error)  # which ONNX knows for some ops only
+        advice = (
+            "Export a float32 copy of the model (model.float()) with float32 inputs"
+            if half
+            else "Export it again"
+        )
+        raise ExportMismatchError(f"{shown} is not a valid ONNX file: {error}. {advice}.") from error
 
 
 def is_half(loaded: Any) -> bool:

@@ -21,6 +21,7 @@ from fxinvert.export.called import BATCH, Call, Half
 from fxinvert.export.constants import with_values
 from fxinvert.export.inputs import Case, like
 from fxinvert.export.projected import ProjectedSteps
+from fxinvert.export.quantized import FakeQuantized
 from fxinvert.export.translations import translations
 from fxinvert.passes.capture import lengths_followed
 from fxinvert.passes.inputs import Flat
@@ -61,10 +62,10 @@ def translate(
         _use_own_names(program.model, "flat.model." if half else "model.")
         return program
 
-    failed: TraceError | None = None
+    failed: FxInvertError | None = None
     try:
         yield named(flat)
-    except TraceError as error:
+    except (ExportMismatchError, TraceError) as error:
         failed = error
     last: FxInvertError | None = None
     with suppress(FxInvertError):  # what failed before is raised where this does not help
@@ -120,6 +121,7 @@ def _program(
         sdpa_kernel(SDPBackend.MATH),
         Attention(),
         ProjectedSteps(),
+        FakeQuantized(),
         lengths_followed(flat.model),
         complex_values.registered(),
     ):
@@ -192,6 +194,7 @@ def _optimize(program: torch.onnx.ONNXProgram) -> None:
     if sum(1 for _ in program.model.graph) <= REWRITTEN:
         inexact = set(_no_op.rules)
         rewriter.rewrite(program.model, [r for r in rewriter._DEFAULT_REWRITE_RULES if r not in inexact])
+        _keep_constants(program.model.graph)
         fold_constants_ir(program.model)
     Sequential(
         common.RemoveUnusedNodesPass(),
@@ -202,6 +205,17 @@ def _optimize(program: torch.onnx.ONNXProgram) -> None:
         common.OutputFixPass(),
         common.NameFixPass(),
     )(program.model)
+
+
+def _keep_constants(graph: Any) -> None:
+    """Keeps all constants that rewriting has made: those of several nodes that one value is read by, as clips, are called alike, and
+    of one name only the last is kept."""
+    for value in (value for node in graph for value in node.inputs if value is not None):
+        lost = value.producer() is None and value.const_value is not None
+        if lost and graph.initializers.get(value.name) is not value:
+            while value.name in graph.initializers:
+                value.name += "_"
+            graph.register_initializer(value)
 
 
 def _in_half(flat: Flat, cases: Sequence[Case]) -> Half:

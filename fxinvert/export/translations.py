@@ -15,13 +15,15 @@ def translations() -> dict[Any, Callable[..., Any]]:
     """By op, of the libraries that are loaded: torch's `custom_translation_table`; complex values have `registered`."""
     known: dict[str, Callable[..., Any]] = {
         "aten::_is_all_true": _is_all_true,
-        "aten::amax": partial(_extreme, "ReduceMax"),
-        "aten::amin": partial(_extreme, "ReduceMin"),
+        "aten::amax": partial(_reduced, "ReduceMax"),
+        "aten::amin": partial(_reduced, "ReduceMin"),
+        "aten::rrelu_with_noise_functional": _rrelu,
         "aten::rsub.Scalar": _rsub,
         "aten::squeeze": _squeeze_all,
         "aten::squeeze.dim": _squeeze,
         "aten::topk": _topk,
         "aten::zeros": complex_values.zeros,
+        "prims::prod": partial(_reduced, "ReduceProd"),
         "transformers::grouped_mm_fallback": _grouped_mm,
     }
     found = {}
@@ -42,12 +44,20 @@ def _is_all_true(values: Any) -> Any:
     return op.Cast(op.ReduceMin(op.Cast(values, to=6), keepdims=0), to=9)  # 6: int32, 9: bool
 
 
-def _extreme(name: str, values: Any, dim: Sequence[int] = (), keepdim: bool = False) -> Any:
-    """The largest or least values along axes; of all where none is named, which torch's exporter has no form for."""
+def _reduced(name: str, values: Any, dim: Sequence[int] = (), keepdim: bool = False, **_: Any) -> Any:
+    """The largest or least values along axes, or products; of all values where no axis is named."""
     from onnxscript import opset18
 
     op: Any = opset18
     return getattr(op, name)(values, *([list(dim)] if dim else []), keepdims=int(keepdim))
+
+
+def _rrelu(values: Any, noise: Any, lower: float = 1 / 8, upper: float = 1 / 3, *_: Any, **__: Any) -> Any:
+    """A leaky ReLU with the slope that a random one has in evaluation mode, and its noise."""
+    from onnxscript import opset18
+
+    op: Any = opset18
+    return op.LeakyRelu(values, alpha=(lower + upper) / 2), op.Identity(noise)
 
 
 def _rsub(values: Any, number: float, alpha: float = 1) -> Any:
