@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from fxinvert.linalg import (
 from fxinvert.linalg import candidates as candidates_module
 from fxinvert.linalg import capacitance as module
 from fxinvert.linalg import choice as choice_module
+from fxinvert.linalg import raised as raised_module
 from fxinvert.linalg.capacitance import Capacitance
 from fxinvert.linalg.choice import Choice
 from fxinvert.linalg.embedding import embedding
@@ -143,8 +145,30 @@ def test_where_a_capacitance_matrix_loses_too_much_blocks_are_taken(monkeypatch:
         return replace(found, chosen=cut)
 
     monkeypatch.setattr(choice_module, "choose", as_on_large_maps)
+    monkeypatch.setattr(raised_module, "MOST", 0)
     factor = factorize(a, SolveSettings())
     assert "banded was taken: the Gram matrix is too ill-conditioned" in factor.chosen
     r = a.apply(torch.randn(2, *a.in_shape))
     exact = SpectralFactor(a.to(F64)).solve(r.double(), 0.0).correction
     assert relative(factor.solve(r, 0.0).correction.double(), exact) < 1e-5
+
+
+@pytest.mark.parametrize("frequency", [(0, 0), (3, 0), (3, 2), (5, 6), (2, 6)])
+@pytest.mark.parametrize("outputs", [3, 4])
+def test_what_the_torus_annuls_and_the_map_does_not_costs_no_digits(
+    outputs: int, frequency: tuple[int, int]
+) -> None:
+    """In a channel of the smaller side the kernel annuls one frequency of a torus of 10 × 12."""
+    torch.manual_seed(0)
+    weight, taps = torch.randn(outputs, 3, 3, 3, dtype=F64), torch.arange(3, dtype=F64)
+    own = weight[0] if outputs == 3 else weight[:, 0]
+    turns = math.tau * (frequency[0] / 10 * taps[:, None] + frequency[1] / 12 * taps)
+    waves = torch.stack([turns.cos(), turns.sin()]).flatten(1)
+    own -= (own.flatten(1) @ torch.linalg.pinv(waves) @ waves).reshape(own.shape)
+    a = Convolution(weight, (3, 9, 11), (1, 1), (1, 1), (1, 1), 1)
+    exact, inverse = SpectralFactor(a), Capacitance(a, outputs=outputs == 3, shift=0.0)
+    assert exact.condition is not None
+    value, dense = torch.randn(4, 3, 9, 11, dtype=F64), a.dense()
+    gram = dense @ dense.T if outputs == 3 else dense.T @ dense
+    product = inverse.solve(value).flatten(1) @ gram
+    assert relative(product, value.flatten(1)) < 1e-13 * max(exact.condition**2, 1e5)

@@ -21,6 +21,7 @@ from fxinvert.linalg.level import DenseInverse, Inverse
 from fxinvert.linalg.memory import human
 from fxinvert.linalg.operators import LinearOperator
 from fxinvert.linalg.qr import QRFactor
+from fxinvert.linalg.raised import MOST
 from fxinvert.linalg.solvers import WORK, DiagonalFactor, Factor, SpectralFactor
 
 #: how much slower than a float32 matrix product: one in float64; a decomposition into singular values; a product with
@@ -194,7 +195,8 @@ def _capacitance(case: _Case, operator: Convolution) -> Candidate:
         lambda: GramFactor(operator, factorized, name),
         factor=DOUBLE * cut.factor_cost(),
         solve=SQUARED * (DOUBLE * (PRODUCT * cut.solve_cost() + transforms) + case.product),
-        memory=cut.nbytes(BLOCK) + case.vectors,
+        # beside it three copies of what is raised, two vectors each
+        memory=cut.nbytes(BLOCK) + case.vectors + 3 * 2 * 8 * MOST * case.side,
         kept=2 * cut.kept,
     )
 

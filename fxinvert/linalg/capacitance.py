@@ -8,7 +8,7 @@ or its transpose. Taking out what lies beyond the map, unknowns O and columns Q 
 J being 1 for Q and 0 for O: the capacitance matrix method (Buzbee, Dorr, George & Golub, SIAM J. Numer. Anal. 8, 1971;
 Proskurowski & Widlund 1976). What is cut along one axis is still periodic along those that come later, so that its
 capacitance matrix falls into small ones, one for each of their frequencies. Only that of the last axis is a dense one, and
-has the size of the map's edge, not of the map.
+has the size of the map's edge, not of the map. Where T is nearly singular, T' = T + WWᵀ takes its place (`raised.py`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from fxinvert.linalg.convolution import Convolution
 from fxinvert.linalg.cut import Cut, factorized
 from fxinvert.linalg.definite import NotDefiniteError
 from fxinvert.linalg.embedding import Embedding, embedding
+from fxinvert.linalg.raised import raise_low
+from fxinvert.linalg.vectors import flat
 
 #: smallest singular value of B that is divided by, relative to the largest
 LEAST = 1e-6
@@ -53,8 +55,10 @@ class Capacitance:
         # channels that nothing meets
         filling = torch.where((squares == 0).all(1), squares.amax().clamp(min=1e-300).sqrt(), shift**0.5)
         ridge = (unit * filling[:, None]).reshape(len(b), *[1] * len(plan.sizes), count, count)
-        q, r = torch.linalg.qr(torch.cat([b.mH, ridge.expand(*b.shape[:-1], count)], -2))
+        stacked = torch.cat([b.mH, ridge.expand(*b.shape[:-1], count)], -2)
+        q, r = torch.linalg.qr(stacked)
         half = torch.linalg.solve_triangular(r.mH, unit.expand(r.shape), upper=False)
+        spectra = raise_low(stacked, q, r, half, plan.sizes[-1])
         if not bool((_norms(half) * _norms(r)).amax() * LEAST < 1):
             raise NotDefiniteError
         self._inverse = half.mH @ half
@@ -63,31 +67,62 @@ class Capacitance:
         self._around = b[..., : plan.channels.stop - count].resolve_conj().contiguous()
         lifted = torch.cat([half, q[..., : b.shape[-1], :].mH], -1)[..., plan.channels]
         self._cuts = cuts(plan, lifted.mH @ lifted)
+        #: `(r, *shape)`, the root of what to add to the inverse
+        self._more = self._lowering(operator, outputs, shift, spectra)
 
     @property
     def nbytes(self) -> int:
-        return int(self._inverse.nbytes + self._around.nbytes + sum(cut.nbytes for cut in self._cuts))
+        kept = self._inverse, self._around, self._more
+        return int(sum(v.nbytes for v in kept) + sum(cut.nbytes for cut in self._cuts))
 
     def to(self, dtype: torch.dtype) -> None:
         """Solves in another dtype from now on."""
         self.dtype = dtype
         self._inverse, self._around = (v.to(dtype.to_complex()) for v in (self._inverse, self._around))
+        self._more = self._more.to(dtype)
         for cut in self._cuts:
             cut.to(dtype)
 
     def solve(self, value: Tensor) -> Tensor:
         """`(B, *shape)` → the same, in `dtype`."""
+        value = value.to(self.dtype) * self._meets
+        return self._raised(value) + _spanned(value, self._more)
+
+    def _raised(self, value: Tensor) -> Tensor:
+        """K'⁻¹ of what is zero where nothing is met."""
         if not len(value):
-            return value.to(self.dtype)
-        sizes = self.torus.sizes
-        n, axes = len(sizes), tuple(range(-len(sizes), 0))
-        spectrum = torch.fft.rfftn(self.torus.split(value.to(self.dtype) * self._meets), dim=axes)
+            return value
+        axes = tuple(range(-len(self.torus.sizes), 0))
+        spectrum = torch.fft.rfftn(self.torus.split(value), dim=axes)
+        n = len(axes)
         # (B, groups, channels, *frequencies) → (groups, *frequencies, channels, B): a matrix product at every frequency
         found = self._applied(spectrum.permute(1, *range(3, 3 + n), 2, 0).contiguous(), len(self._cuts))
-        turned = found.permute(2 + n, 0, 1 + n, *range(1, 1 + n))
+        return self._there(found)
+
+    def _there(self, spectrum: Tensor) -> Tensor:
+        """The values on the map, `(B, *shape)`, of a spectrum `(groups, *frequencies, channels, B)`."""
+        sizes = self.torus.sizes
+        n = len(sizes)
+        turned = spectrum.permute(2 + n, 0, 1 + n, *range(1, 1 + n))
         # an unknown that meets nothing stands alone, and is zero
-        joined: Tensor = self.torus.join(torch.fft.irfftn(turned, s=sizes, dim=axes))
+        values = torch.fft.irfftn(turned, s=sizes, dim=tuple(range(-n, 0)))
+        joined: Tensor = self.torus.join(values)
         return joined.mul_(self._meets)
+
+    def _lowering(self, a: Convolution, outputs: bool, shift: float, spectra: Tensor) -> Tensor:
+        """C⁻¹WᵀK'⁻¹ for CCᵀ = 1 − WᵀK'⁻¹W, the root of K⁻¹ − K'⁻¹ (Woodbury 1950), K'⁻¹W being refined once."""
+        if not spectra.shape[-1]:
+            return self._meets.new_zeros(0, *self.torus.shape, dtype=self.dtype)
+        w = self._there(spectra)
+        g = self._raised(w)
+        product = a.apply(a.adjoint(g)) if outputs else a.adjoint(a.apply(g))
+        g += self._raised(w - product - shift * g - _spanned(g, w))
+        inner = torch.eye(len(w), dtype=w.dtype, device=w.device) - flat(w) @ flat(g).mT
+        root, failed = torch.linalg.cholesky_ex((inner + inner.mT) / 2)
+        if bool(failed):
+            raise NotDefiniteError
+        more: Tensor = torch.linalg.solve_triangular(root, flat(g), upper=False)
+        return more.reshape(w.shape)
 
     def _applied(self, spectrum: Tensor, count: int) -> Tensor:
         """The inverse with the first cuts made."""
@@ -201,6 +236,11 @@ def _dense(cut: Cut, lags: Tensor) -> Tensor:
             made[:, columns, rows] = -block.mT
     made.diagonal(dim1=1, dim2=2).add_(cut.ones)
     return made
+
+
+def _spanned(value: Tensor, directions: Tensor) -> Tensor:
+    """Every row v as Σ ⟨v, d⟩ d over directions, `(k, *shape)`."""
+    return (flat(value) @ flat(directions).mT @ flat(directions)).reshape(value.shape)
 
 
 def _norms(matrices: Tensor) -> Tensor:
