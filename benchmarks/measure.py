@@ -78,9 +78,8 @@ def ratio(
 ) -> Ratio:
     """The time of a function over that of a reference: the median of several, both measured in turn."""
     timers = [Timer("function()", globals={"function": f}) for f in (function, reference)]
-    calls = [
-        max(1, int(TIME / 2 / ROUNDS / timer.timeit(1).mean)) for timer in timers
-    ]  # the first call warms up
+    # the first call warms up
+    calls = [max(1, int(TIME / 2 / ROUNDS / timer.timeit(1).mean)) for timer in timers]
     calls = [
         max(1, int(TIME / 2 / ROUNDS / timer.timeit(n).mean)) for timer, n in zip(timers, calls, strict=True)
     ]

@@ -41,9 +41,8 @@ def copy_of(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
             f"{type(model).__name__} cannot be copied ({str(error).split('. ')[0].strip('. ')}): {why}"
         ) from error
     for module in copied.modules():
-        if isinstance(
-            module, torch.jit.ScriptModule
-        ):  # whose copies have plain tensors, which no capture takes for parameters
+        # whose copies have plain tensors, which no capture takes for parameters
+        if isinstance(module, torch.jit.ScriptModule):
             for name, value in [*module.named_parameters(recurse=False)]:
                 setattr(module, name, nn.Parameter(value.detach(), requires_grad=value.requires_grad))
     return copied

@@ -12,6 +12,7 @@ from torch import nn
 from fxinvert.estimates import Estimate, Wave
 from fxinvert.identity import check_plan
 from fxinvert.inversion.inverse_graph import Reconstructed
+from fxinvert.passes.checks import check_readable
 from fxinvert.passes.outputs import Key
 from fxinvert.passes.partition import partition
 from fxinvert.passes.plan import Plan, Segment
@@ -65,6 +66,7 @@ def estimate(
         DataError, CutError: settings, samples or plan do not fit.
     """
     check_counts(samples=samples, batch=batch, chunk=chunk, memory_limit=memory_limit)
+    check_readable(model)
     trainer = method_named(method)
     few = checked((example_inputs, torch.zeros(len(tensors_of(example_inputs)[0]))), "example_inputs")
     context = Context(

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
@@ -18,11 +19,13 @@ from fxinvert.labels import is_classification
 from fxinvert.modes import as_usual
 from fxinvert.notebook import table
 from fxinvert.passes import trace
+from fxinvert.passes.checks import check_readable
 from fxinvert.passes.outputs import Key
 from fxinvert.passes.partition import partition
 from fxinvert.passes.plan import Plan
 from fxinvert.post_training import post_train
 from fxinvert.rules import RuleSet
+from fxinvert.scheduling.waves import trained_segments
 from fxinvert.training import Batches
 from fxinvert.training.auto import Auto
 from fxinvert.training.metrics import Metrics
@@ -101,9 +104,11 @@ def repair_alone(
     Raises:
         TraceError: the model cannot be captured.
         CutError: the plan was made for another graph.
-        DataError: the data do not fit.
+        DataError: the data do not fit, or nothing can be trained.
     """
-    first = next(iter(Batches(train_data, next(model.parameters()).device)))
+    check_readable(model)
+    device = next((value.device for value in model.parameters()), torch.device("cpu"))
+    first = next(iter(Batches(train_data, device)))
     plan = plan or partition(trace(model, first.inputs, output=output, rules=rules), rules=rules)
     classes = [is_classification(own) for own in tree_leaves(first.labels)]
     target = "cross_entropy" if all(classes) else "auto" if any(classes) else "regression"
@@ -121,8 +126,7 @@ def repair_alone(
             rules=rules,
             progress=False,
         )
-        for segment in plan.segments
-        if segment.trained
+        for segment in trained_segments(plan)
     }
     baseline = next(iter(results.values())).baseline
     return Repairs(baseline, {name: result.final for name, result in results.items()})

@@ -18,15 +18,15 @@ class Record:
     """One update that was tried.
 
     Attributes:
-        sweep: from 1; 0 for those that told output targets apart.
+        sweep: counted from 1; 0 for the updates by which output targets were compared.
         segments: the names of the segments updated together.
         output_target: the output target in use.
-        step: the largest multiple of an update that was taken, 0 where none was better.
+        step: the largest of `sizes`; 0 if nothing was taken.
         before, after: held-out metrics.
         explained: by op, the share of its squared error that the full update removes on the training data.
         damping: by op, the relative damping ρ used; 0 where nothing was solved.
         sizes: by op, the multiple of its update that was taken.
-        seconds: wall time, statistics, solve and search.
+        seconds: wall time of statistics, solve and search together.
     """
 
     sweep: int
@@ -61,14 +61,14 @@ class PostTrainingResult:
     """A post-trained model and how it came about.
 
     Attributes:
-        model: a copy of the model given, with updated parameters, in the mode (train or eval) that one was in.
+        model: a copy of the model given, with updated parameters, in the same mode (train or eval).
         baseline: held-out metrics of the model given.
         final: of the model returned; neither loss nor accuracy is worse.
         history: every update that was tried, in order.
         plan: the partition that was used.
         output_target: the name of the output target that was used.
         changed: the names of the parameters and buffers that differ.
-        notes: what the user should know.
+        notes: sentences that the user should read.
         seconds: wall time in all.
     """
 

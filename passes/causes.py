@@ -48,9 +48,8 @@ class _Steps(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        seeded = (
-            torch.Tag.nondeterministic_seeded in func.tags
-        )  # also of attention, which only draws for dropout
+        # also of attention, which only draws for dropout
+        seeded = torch.Tag.nondeterministic_seeded in func.tags
         before = _random_states() if seeded else []
         result = func(*args, **(kwargs or {}))
         drew = seeded and not all(map(torch.equal, before, _random_states()))

@@ -54,6 +54,5 @@ def _copies(node: fx.Node) -> bool:
     if key == INTERPOLATE:
         return call_arguments(node.target, node.args, node.kwargs)["mode"] in ("nearest", "nearest-exact")
     ends = node.args[1] if "pad" in key else ()
-    return isinstance(ends, list | tuple) and len(ends) < 2 * len(
-        node.meta["tensor_meta"].shape
-    )  # not the batch
+    # not the batch
+    return isinstance(ends, list | tuple) and len(ends) < 2 * len(node.meta["tensor_meta"].shape)

@@ -231,9 +231,8 @@ def call_arguments(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
         given = dict(zip(names, args, strict=False)) | kwargs
         return {n: given.get(n, defaults.get(n)) for n in names if n in given or n in defaults}
     called = function.forward if isinstance(function, nn.Module) else function
-    if (
-        called in boolean_dispatched
-    ):  # one function for "with indices" and "without"; the former gives several tensors
+    # one function for "with indices" and "without"; the former gives several tensors
+    if called in boolean_dispatched:
         called = boolean_dispatched[called]["if_false"]
     try:
         known = isinstance(called, types.FunctionType)

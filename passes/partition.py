@@ -266,9 +266,8 @@ def _cost(node: fx.Node) -> int:
 
 def _shape(node: fx.Node) -> Shape:
     meta = node.meta["tensor_meta"]
-    first = (
-        meta if hasattr(meta, "shape") else meta[0]
-    )  # an op that gives several tensors stands by its first
+    # an op that gives several tensors stands by its first
+    first = meta if hasattr(meta, "shape") else meta[0]
     return tuple(first.shape)
 
 

@@ -41,9 +41,8 @@ def _absent(code: CodeType, line: int) -> tuple[str, ...]:
     """The variables that are None where this line of a function runs, by the conditions around it, innermost first."""
     if code.co_filename.startswith(str(torch.__path__[0])):
         return ()
-    with suppress(
-        OSError, SyntaxError, TypeError
-    ):  # no source, or none that stands for itself, as of a lambda
+    # no source, or none that stands for itself, as of a lambda
+    with suppress(OSError, SyntaxError, TypeError):
         lines, first = inspect.getsourcelines(code)
         tree = ast.parse(textwrap.dedent("".join(lines)))
         return tuple(

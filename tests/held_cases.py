@@ -249,9 +249,8 @@ AFFINE = [
     Held("cross", ATEN.cross.default, given(normal(5, 3), normal(5, 3), 2)),
 ]
 CURVED = [
-    Held(
-        "copy", ATEN.copy.default, given(A, COLUMN), 1, affine=False
-    ),  # torch has no derivative to compare with
+    # torch has no derivative to compare with
+    Held("copy", ATEN.copy.default, given(A, COLUMN), 1, affine=False),
     Held("div-below", ATEN.div.Tensor, given(A, positive(5, 6)), 1, affine=False),
     Held("div-below-spread", ATEN.div.Tensor, given(A, positive(5, 1)), 1, affine=False),
     Held("addcdiv-below", ATEN.addcdiv.default, given(A, A, positive(5, 6)), 2, affine=False),

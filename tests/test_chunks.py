@@ -153,9 +153,8 @@ def test_data_that_workers_read_give_the_same_bytes() -> None:
 
 @given(st.integers(0, 2**30), st.integers(1, 5 * KEPT), st.integers(1, 900))
 def test_a_sample_gathered_from_parts_is_that_of_the_whole(seed: int, count: int, size: int) -> None:
-    x = torch.randn(count, 2, generator=torch.Generator().manual_seed(seed)).round(
-        decimals=1
-    )  # some are alike
+    # some are alike
+    x = torch.randn(count, 2, generator=torch.Generator().manual_seed(seed)).round(decimals=1)
     whole = HeldOutSample()
     parts = [HeldOutSample() for _ in range(3)]
     for i, rows in enumerate(torch.split(x, size)):

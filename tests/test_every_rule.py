@@ -71,9 +71,8 @@ class Called(nn.Module):
 def test_every_rule_is_tried() -> None:
     rules = fxinvert.default_rules()
     tried = {sample.key for sample in ALL} | {name.split("-")[0] for table in TABLES for name in table}
-    tried |= {
-        key for key, rule in rules.items() if rule.kind is Kind.ELEMENTWISE
-    }  # test_elementwise_rules.py
+    # test_elementwise_rules.py
+    tried |= {key for key, rule in rules.items() if rule.kind is Kind.ELEMENTWISE}
     tried |= {rules.key(case.function) for case in (*AFFINE, *CURVED, *WHOLE)}
     tried |= {"padded_convolution"}  # test_padded.py
     assert set(rules) - tried == {*OTHERS, *CASTS, *WRAPPED, *(set(NOT_ALONE) - tried)}

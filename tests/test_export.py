@@ -166,9 +166,8 @@ def test_same_model_gives_the_same_bytes_without_paths_of_this_machine(tmp_path:
 
 def test_segments_of_equal_layers_are_told_apart(tmp_path: Path) -> None:
     layer = nn.Linear(3, 3)
-    net = nn.Sequential(
-        layer, nn.ReLU(), copy.deepcopy(layer)
-    )  # the optimizer makes them share one initializer
+    # the optimizer makes them share one initializer
+    net = nn.Sequential(layer, nn.ReLU(), copy.deepcopy(layer))
     export_onnx(
         net, ROWS, tmp_path / "net.onnx", segments={"0.weight": "a", "2.weight": "b"}, batch_sizes=(2,)
     )
@@ -314,18 +313,31 @@ def test_a_full_disk_is_our_error_and_leaves_nothing(tmp_path: Path, monkeypatch
     assert isinstance(caught.value.__cause__, OSError)
 
 
-SETTINGS: list[dict[str, Any]] = [
-    {"batch_sizes": ()}, {"batch_sizes": (0,)}, {"batch_sizes": (1.5,)}, {"atol": -1.0}, {"rtol": float("nan")},
-    {"opset": 17}, {"opset": 99}, {"metadata": {"version": "mine"}}, {"metadata": {"loss": 0.5}},
-    {"segments": {"nowhere.weight": "a"}}, {"example_inputs": ()}, {"example_inputs": torch.tensor(1.0)},
-    {"example_inputs": torch.zeros(0, 3)}, {"example_inputs": (ROWS, ROWS[:2])}, {"example_inputs": ("x",)},
-    {"example_inputs": {"x": ROWS}}, {"example_inputs": torch.zeros(2, 4)}, {"model": nn.Linear(3, 2, device="meta")},
-]  # fmt: skip
+SETTINGS: list[tuple[dict[str, Any], str]] = [
+    ({"batch_sizes": ()}, "batch_sizes must be positive integers, at least one"),
+    ({"batch_sizes": (0,)}, r"batch_sizes must be .* got \(0,\)"),
+    ({"batch_sizes": (1.5,)}, r"batch_sizes must be .* got \(1.5,\)"),
+    ({"atol": -1.0}, "atol must be a finite number >= 0, not -1.0"),
+    ({"rtol": float("nan")}, "rtol must be a finite number >= 0, not nan"),
+    ({"opset": 17}, "opset 17 is too old"),
+    ({"opset": 99}, "opset 99 is not available"),
+    ({"metadata": {"version": "mine"}}, "the metadata key 'version' is taken"),
+    ({"metadata": {"loss": 0.5}}, "metadata maps names to strings; got 'loss': 0.5"),
+    ({"segments": {"nowhere.weight": "a"}}, "segments names 'nowhere.weight', which is no parameter"),
+    ({"example_inputs": ()}, "needs an input 'input'"),
+    ({"example_inputs": torch.tensor(1.0)}, "no example input has an axis that varies"),
+    ({"example_inputs": torch.zeros(0, 3)}, "batch needs at least one entry"),
+    ({"example_inputs": (ROWS, ROWS[:2])}, "takes 1 inputs; 2 were given"),
+    ({"example_inputs": ("x",)}, "holds no tensor"),
+    ({"example_inputs": {"x": ROWS}}, "takes no input 'x'"),
+    ({"example_inputs": torch.zeros(2, 4)}, "does not run at batch size 1"),
+    ({"model": nn.Linear(3, 2, device="meta")}, "Load its weights first"),
+]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: next(iter(settings)))
-def test_settings_that_do_not_fit(settings: dict[str, Any], tmp_path: Path) -> None:
-    with nothing_changes(tmp_path), pytest.raises(DataError):
+@pytest.mark.parametrize(("settings", "message"), SETTINGS, ids=[next(iter(s)) for s, _ in SETTINGS])
+def test_settings_that_do_not_fit(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with nothing_changes(tmp_path), pytest.raises(DataError, match=message):
         export_onnx(**{"model": LINEAR, "example_inputs": ROWS, "path": tmp_path / "net.onnx", **settings})
 
 

@@ -162,10 +162,9 @@ def test_only_what_changed_has_to_be_found(tmp_path: Path) -> None:
         update_onnx(shaken(model), model, ROWS, into, tmp_path / "new.onnx", batch_sizes=(2,))
 
 
-def test_names_that_tell_nothing(tmp_path: Path) -> None:
-    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-    into = write(model, (ROWS,), tmp_path / "old.onnx", "plain")
-    file = onnx.load(into)
+def anonymize(path: Path) -> None:
+    """Takes what tells of the model from a file's names and metadata."""
+    file = onnx.load(path)
     renamed = {tensor.name: f"t{i}" for i, tensor in enumerate(file.graph.initializer)}
     for tensor in file.graph.initializer:
         tensor.name = renamed[tensor.name]
@@ -173,7 +172,13 @@ def test_names_that_tell_nothing(tmp_path: Path) -> None:
         del node.metadata_props[:]
         node.name = f"n{i}"
         node.input[:] = [renamed.get(name, name) for name in node.input]
-    onnx.save(file, into)
+    onnx.save(file, path)
+
+
+def test_names_that_tell_nothing(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    into = write(model, (ROWS,), tmp_path / "old.onnx", "plain")
+    anonymize(into)
     update_onnx(shaken(model), model, ROWS, into, tmp_path / "new.onnx", batch_sizes=(2,))
 
 
@@ -182,15 +187,7 @@ def test_a_guess_is_refused(tmp_path: Path) -> None:
     layer = nn.Linear(3, 3)
     model = nn.Sequential(layer, nn.ReLU(), copy.deepcopy(layer))
     into = write(model, (ROWS,), tmp_path / "old.onnx", "optimized")
-    file = onnx.load(into)
-    names = {tensor.name: f"t{i}" for i, tensor in enumerate(file.graph.initializer)}
-    for tensor in file.graph.initializer:
-        tensor.name = names[tensor.name]
-    for i, node in enumerate(file.graph.node):
-        del node.metadata_props[:]
-        node.name = f"n{i}"
-        node.input[:] = [names.get(name, name) for name in node.input]
-    onnx.save(file, into)
+    anonymize(into)
     with pytest.raises(DataError, match="which now differ, and neither its name nor"):
         update_onnx(shaken(model), model, ROWS, into, tmp_path / "new.onnx", batch_sizes=(2,))
     assert os.listdir(tmp_path) == ["old.onnx"]

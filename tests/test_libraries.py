@@ -30,10 +30,8 @@ from fxinvert.sources.libraries import MODELS, library_of
 
 def imported(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
-    for op in (
-        "nms",
-        "qnms",
-    ):  # torchvision's CUDA build is imported beside a CPU torch, if these are declared
+    # torchvision's CUDA build is imported beside a CPU torch, if these are declared
+    for op in ("nms", "qnms"):
         if not hasattr(torch.ops.torchvision, op):
             library.define(  # type: ignore[no-untyped-call]
                 f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"

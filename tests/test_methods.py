@@ -530,7 +530,11 @@ def test_waves_hold_segments_that_do_not_feed_one_another() -> None:
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"only": "3"}, CutError, "no segment '3' to train: there is none; there are 0, 2"),
+        (
+            {"only": "3"},
+            CutError,
+            "no segment '3' to train: the plan has none of this name; those to train are 0, 2",
+        ),
         ({"only": ["0", "0"]}, CutError, "named twice"),
         ({"only": []}, CutError, "only names no segment"),
         ({"only": 5}, CutError, "only=5; a name, or a list of names"),

@@ -30,6 +30,12 @@ def files() -> list[Path]:
     return [Path(name) for name in names if os.path.lexists(ROOT / name)]  # a deletion may be uncommitted
 
 
+def test_the_map_of_the_passes_names_every_file_once() -> None:
+    told = ast.get_docstring(ast.parse((ROOT / "passes" / "__init__.py").read_text())) or ""
+    files = {path.stem for path in (ROOT / "passes").glob("*.py")} - {"__init__"}
+    assert sorted(re.findall(r"`(\w+)`", told)) == sorted(files)
+
+
 def test_every_package_is_listed() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     # os.walk, because Path.rglob follows no links

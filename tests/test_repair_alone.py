@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from cli_folder import invoke, make_folder
 from torch import nn
 
-from fxinvert import Repairs, models, repair_alone
+from fxinvert import DataError, Repairs, TraceError, models, repair_alone
 from fxinvert.training import Metrics
 
 
@@ -43,6 +44,18 @@ def test_values_have_no_classes() -> None:
     found = repair_alone(model, [(x, x.sum(1, keepdim=True))])
     assert all(metrics.accuracy is None for metrics in found.repaired.values())
     assert max(found.gained.values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        (nn.Flatten(), DataError, "no segment with parameters that can be trained"),
+        (None, TraceError, "the model is NoneType; a torch.nn.Module"),
+    ],
+)
+def test_what_cannot_be_repaired_is_refused(model: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        repair_alone(model, (torch.randn(20, 4, 3), torch.randint(2, (20, 4))))
 
 
 def test_it_shows_itself() -> None:

@@ -268,11 +268,8 @@ def read_settings(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the configuration {path} cannot be read: {error}") from error
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # dates and numbers that are none, endless nesting
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # besides what is no YAML: dates and numbers that are none, endless nesting
         raise DataError(f"the configuration {path} is no YAML: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise DataError(f"the configuration {path} holds no settings; `name: value` lines are needed")

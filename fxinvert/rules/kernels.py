@@ -87,9 +87,8 @@ def _compiled(graph: fx.GraphModule) -> Kernel:
 
     # the graph's sizes are symbols already; `torch.compile` would check at every call what cannot change
     sizes = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
-    options = {
-        "config_patches": {"cpp.enable_floating_point_contract_flag": "fast"}
-    }  # a · b + c rounded once
+    # a · b + c rounded once
+    options = {"config_patches": {"cpp.enable_floating_point_contract_flag": "fast"}}
     run: Kernel = standalone_compile(graph, sizes, dynamic_shapes="from_graph", options=options)
     return run
 

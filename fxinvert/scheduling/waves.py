@@ -68,11 +68,12 @@ def waves(plan: Plan, schedule: str, graph: fx.Graph, names: Sequence[str] | str
     return SCHEDULES[schedule](_chosen(plan, names), graph)
 
 
-def _chosen(plan: Plan, names: Sequence[str] | str | None) -> Wave:
-    known = [segment.name for segment in plan.segments]
-    twice = sorted({name for name in known if known.count(name) > 1})
-    if twice:
-        raise CutError(f"the plan has several segments of the name {', '.join(twice)}")
+def trained_segments(plan: Plan) -> Wave:
+    """The segments with something to train.
+
+    Raises:
+        DataError: there are none.
+    """
     trained = tuple(segment for segment in plan.segments if segment.trained)
     if not trained:
         raise DataError(
@@ -80,6 +81,15 @@ def _chosen(plan: Plan, names: Sequence[str] | str | None) -> Wave:
             "what they should have produced (weights that are computed otherwise than by weight_norm, as by "
             "spectral_norm, stay as they are; remove the parametrization to train them)"
         )
+    return trained
+
+
+def _chosen(plan: Plan, names: Sequence[str] | str | None) -> Wave:
+    known = [segment.name for segment in plan.segments]
+    twice = sorted({name for name in known if known.count(name) > 1})
+    if twice:
+        raise CutError(f"the plan has several segments of the name {', '.join(twice)}")
+    trained = trained_segments(plan)
     if names is None:
         return trained
     wanted = names_of("only", names)
@@ -90,8 +100,8 @@ def _chosen(plan: Plan, names: Sequence[str] | str | None) -> Wave:
     possible = [segment.name for segment in trained]
     for name in wanted:
         if name not in possible:
-            why = "it has nothing to train" if name in known else "there is none"
-            raise CutError(f"no segment {name!r} to train: {why}; there are {', '.join(possible)}")
+            why = "it has nothing to train" if name in known else "the plan has none of this name"
+            raise CutError(f"no segment {name!r} to train: {why}; those to train are {', '.join(possible)}")
     return tuple(segment for segment in trained if segment.name in wanted)
 
 
