@@ -51,6 +51,7 @@ from fxinvert.training.metrics import Tally
 from fxinvert.training.named import method_named
 from fxinvert.training.order import most_sweeps, ordered_waves
 from fxinvert.training.recalibrate import Moments
+from fxinvert.training.repeat import FEW
 from fxinvert.training.sizes import Quadratic
 from fxinvert.training.sweeps import Settings, run_sweeps
 from fxinvert.training.wide import WideEquations
@@ -237,9 +238,12 @@ def post_train(
         if journal is not None:
             journal.is_about(identity(context, plan, feeds, (trainer, settings, ordered, targets, threads)))
         if isinstance(trainer, Repeating):
-            settings = replace(settings, folds=trainer.folds_of(feeds["train"].size))
+            samples = feeds["train"].size
+            settings = replace(settings, folds=trainer.folds_of(samples), in_doubt=samples not in FEW)
         total = len(ordered) * sweeps + (len(targets) if len(targets) > 1 else 0)
-        with progress_display(total * (settings.folds + (settings.folds > 1)), progress) as display:
+        if settings.folds > 1 and not settings.in_doubt:
+            total *= 1 + settings.folds
+        with progress_display(total, progress) as display:
             shop = Workshop(crew, shared, feeds, targets[0], display)
             shown = None if watch is None else showing(watch, model)
             best, records = run_sweeps(shop, trainer, ordered, targets, settings, display.advance, shown)

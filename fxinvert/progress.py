@@ -30,7 +30,10 @@ class Display:
     def advance(self, text: str) -> None:
         """A wave is done; the text says how it went."""
         log.info(text)
-        self._progress.update(self._run, advance=1, description=text)
+        run = self._progress.tasks[self._run]
+        # that waves are repeated where there is doubt is not known before
+        total = max(run.total or 0, run.completed + 1)
+        self._progress.update(self._run, total=total, advance=1, description=text)
 
     def begin(self, text: str, total: int | None) -> None:
         """Tasks begin: what they do, and how many they are, if that is known."""

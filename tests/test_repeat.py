@@ -22,7 +22,7 @@ from fxinvert.training.chunks import source_of
 from fxinvert.training.confirm import Differences, Gain
 from fxinvert.training.context import Context
 from fxinvert.training.metrics import Metrics
-from fxinvert.training.repeat import FEW, MEAN, mean, repeated
+from fxinvert.training.repeat import FEW, MEAN, SOME, mean, repeated
 
 QUICK = Auto(closed_form=ClosedForm(), learning_rates=(1e-2,), runs=1, steps=8, optimizer=Optimizer(epochs=1))
 FEW_DATA = data(80)
@@ -142,15 +142,35 @@ def test_what_unseen_samples_lose_by_is_not_confirmed(
 @pytest.mark.parametrize(
     ("samples", "method"), [(80, Auto(closed_form=None, learning_rates=(1e-2,), runs=1, folds=1)), (80, "closed_form"), (400, QUICK)]
 )  # fmt: skip
-def test_nothing_is_repeated_of_many_samples_and_by_others(samples: int, method: Any) -> None:
+def test_nothing_is_repeated_of_more_samples_without_doubt_and_by_others(samples: int, method: Any) -> None:
     assert max(FEW) < 0.75 * 400
     assert not means(train(data(samples), method=method, sweeps=1))
 
 
-def test_what_was_left_out_confirms_what_a_single_held_out_sample_cannot() -> None:
+def test_of_some_more_it_is_repeated_where_there_is_doubt() -> None:
+    training = data(max(SOME))
+    (x, y), *_ = training
+    doubt, none = (
+        train(training, method=QUICK, validation_data=own, sweeps=1) for own in ([(x[:1], y[:1])], training)
+    )
+    assert none.changed
+    assert means(doubt)
+    assert not means(none)
+
+
+def test_of_many_samples_it_is_never_repeated() -> None:
+    x, y = FEW_DATA[0]
+    settings: dict[str, Any] = {"validation_data": [(x[:1], y[:1])], "sweeps": 1}
+    result = train(data(max(SOME) + 1), method=QUICK, **settings)
+    assert not result.changed
+    assert not means(result)
+
+
+@pytest.mark.parametrize("training", [FEW_DATA[1:], data(max(SOME))], ids=["few", "some more"])
+def test_what_was_left_out_confirms_what_a_single_held_out_sample_cannot(training: Any) -> None:
     x, y = FEW_DATA[0]
     alone, together = (
-        train(FEW_DATA[1:], method=method, validation_data=[(x[:1], y[:1])], sweeps=1, confidence=0.9)
+        train(training, method=method, validation_data=[(x[:1], y[:1])], sweeps=1, confidence=0.9)
         for method in (
             Auto(QUICK.closed_form, (1e-2,), 1, steps=8, folds=1, optimizer=QUICK.optimizer),
             QUICK,

@@ -16,14 +16,21 @@ from fxinvert import models
 from fxinvert.output_target import automatic
 from fxinvert.result import Record
 from fxinvert.training import ClosedForm, Method
+from fxinvert.training.repeat import FEW, SOME
 
 #: raised when a method of the package changes, so that it is measured anew
 REVISIONS = {"closed_form": 6, "recursive": 7, "auto": 8}
-#: of what does otherwise in networks with batch norm
-NORMALIZED_REVISIONS = REVISIONS | {"auto": 5}
-#: the same, of what does otherwise with few training samples
-FEW_REVISIONS, NORMALIZED_FEW_REVISIONS = REVISIONS | {"auto": 10}, NORMALIZED_REVISIONS | {"auto": 6}
+#: of what does otherwise with few training samples, with some more, with many: in networks without batch norm, and with
+AUTO_REVISIONS = {False: (10, 11, 8), True: (6, 7, 5)}
 SWEEPS = 3
+
+
+def revision(method: str, samples: int, *, normalized: bool) -> int:
+    """Of a method with so many training samples, in networks with batch norm or without."""
+    if method != "auto":
+        return REVISIONS[method]
+    few, some, many = AUTO_REVISIONS[normalized]
+    return few if samples in FEW else some if samples in SOME else many
 
 
 def sweeping(task: Task, method: Method, sweeps: int = SWEEPS, **settings: Any) -> Iterator[nn.Module]:

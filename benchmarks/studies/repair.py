@@ -13,6 +13,7 @@ from benchmarks.studies.curve import Curve, Timed, follow
 from benchmarks.studies.frame import Run, Study
 from benchmarks.studies.tasks import HELD_OUT, Task, task
 from fxinvert.training import Auto
+from fxinvert.training.repeat import FEW
 
 #: network, repair, samples to repair with, whether it belongs to the quick form
 TASKS = [
@@ -52,12 +53,7 @@ def runs(seeds: int) -> Iterator[Run]:
     for seed in range(seeds):
         for network, repair, samples, quick in TASKS:
             own = "recursive" if network in RESIDUAL else "closed_form"
-            folds = Auto().folds_of(round((1 - HELD_OUT) * samples))
-            few = folds > 1
-            if network in RESIDUAL:
-                revisions = ours.NORMALIZED_FEW_REVISIONS if few else ours.NORMALIZED_REVISIONS
-            else:
-                revisions = ours.FEW_REVISIONS if few else ours.REVISIONS
+            training = round((1 - HELD_OUT) * samples)
             others = ["last_layer", "batch_norm"] if network in RESIDUAL else ["last_layer"]
             least, each = SECONDS[network]
             for method in (own, "auto", repair_page.ADAMW, *others):
@@ -68,13 +64,13 @@ def runs(seeds: int) -> Iterator[Run]:
                     "method": method,
                 }
                 if method in ours.METHODS:
-                    settings["revision"] = revisions[method]
+                    settings["revision"] = ours.revision(method, training, normalized=network in RESIDUAL)
                     if method == "closed_form":
                         settings["last_layer"] = True
                         if repair == "under_trained":
                             settings["by_steps"] = True
                 elif method == repair_page.ADAMW:
-                    times = 1 + folds if few else 1
+                    times = 1 + Auto().folds if training in FEW else 1
                     settings["seconds"] = times * LONGER.get((network, samples), least + each * samples)
                 else:
                     settings["held_out"] = 0.2

@@ -23,7 +23,8 @@ running statistics as they are, which is what the network computes later. Both a
 weights is proposed, too. Nothing is solved in closed form there: what an early layer of a deep network should have computed
 explains little, and a last layer that is solved for few samples fits these alone.
 
-All of this is repeated on parts of few training samples, for the mean of the weights (`fxinvert.training.repeat`).
+All of this is repeated on parts of few training samples, for the mean of the weights, and of some more where held-out samples do
+not confirm the gain (`fxinvert.training.repeat`).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from fxinvert.training.costs import Probe, Stage
 from fxinvert.training.gradient import Optimizer
 from fxinvert.training.joint import Course, course_stage, fit_jointly, parameters_of
 from fxinvert.training.recalibrate import recalibrated, recalibration
-from fxinvert.training.repeat import FEW
+from fxinvert.training.repeat import FEW, SOME
 from fxinvert.training.replay import batch_norms
 from fxinvert.training.work import Back, Proposal, Update, Work
 
@@ -89,8 +90,8 @@ class Auto:
             but more often the next rate is what helps.
         steps: of a run, at least, so that few samples are passed over more often; runs side by side share them.
         average: how much of the moving average of the weights is kept in a step.
-        folds: of few training samples (32 to 256), without each of which all of this is repeated, for the mean of the weights
-            (see `fxinvert.training.repeat`); 1: it is not.
+        folds: of few training samples (32 to 256; up to 512 where held-out samples do not confirm the gain), without each of
+            which all of this is repeated, for the mean of the weights (see `fxinvert.training.repeat`); 1: it is not.
         optimizer: of a run, with its passes over the data.
     """
 
@@ -145,18 +146,17 @@ class Auto:
         yield [[Update(SOLVED, {name: v - work.context.tensors[name].detach() for name, v in other.items()})]]
 
     def folds_of(self, samples: int) -> int:
-        """Of few training samples, without each of which all of this is repeated; 1: it is not."""
-        return self.folds if samples in FEW else 1
+        """Of few training samples, without each of which all of this may be repeated; 1: it never is."""
+        return self.folds if samples in SOME else 1
 
     def stages(self, probe: Probe, segments: Sequence[Segment]) -> Iterator[Stage]:
         """Yields what `train` does in the first sweep, with as many runs as there may be; of few samples, what is repeated, too."""
         yield from self._once(probe, segments)
-        folds = self.folds_of(probe.samples)
-        if folds > 1:
-            rest = probe.of(probe.samples - probe.samples // folds)
+        if self.folds > 1 and probe.samples in FEW:
+            rest = probe.of(probe.samples - probe.samples // self.folds)
             for stage in self._once(rest, segments):
                 tasks = tuple((f"{name}, without a fold", cost) for name, cost in stage.tasks)
-                yield replace(stage, tasks=tasks, times=stage.times * folds)
+                yield replace(stage, tasks=tasks, times=stage.times * self.folds)
 
     def _once(self, probe: Probe, segments: Sequence[Segment]) -> Iterator[Stage]:
         """Yields what `train` does with the samples."""

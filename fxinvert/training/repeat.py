@@ -1,6 +1,7 @@
 """Few samples: sweeps are repeated on parts of them, for the mean of the weights, and for more that confirms a gain.
 
-The fifth of few samples that is kept aside says little, and steps that are chosen by it follow chance. So sweeps are repeated
+The fifth of few samples that is kept aside says little, and steps that are chosen by it follow chance. So of few samples, and
+of some more where those that were kept aside do not confirm what was gained, sweeps are repeated
 from the model as given, each time without one fold of the training samples (Stone, Cross-validatory choice and assessment of
 statistical predictions, JRSS B 36, 1974), while steps are chosen on the same held-out samples. That gives two things:
 
@@ -27,8 +28,10 @@ from fxinvert.training.confirm import Gain, gain
 from fxinvert.training.context import State
 from fxinvert.training.work import Work
 
-#: so many training samples are few, but enough for folds
+#: so many training samples are few, but enough for folds: sweeps are repeated
 FEW = range(32, 257)
+#: of so many they are where held-out samples do not confirm the gain; where there are more, there is little in doubt
+SOME = range(FEW.start, 513)
 #: what the mean is called in results
 MEAN = "mean of all repetitions"
 
@@ -41,7 +44,7 @@ class Repeating(Protocol):
     """A method whose sweeps are repeated where samples are few."""
 
     def folds_of(self, samples: int) -> int:
-        """Of so many training samples, without each of which sweeps are repeated; 1: they are not."""
+        """Of so many training samples, without each of which sweeps may be repeated; 1: they never are."""
         ...
 
 

@@ -38,6 +38,7 @@ class Settings:
         confidence: with which held-out samples must confirm the gain of all sweeps.
         folds: of the training samples, without each of which sweeps are repeated (see `fxinvert.training.repeat`); 1: they
             are not.
+        in_doubt: whether they are only repeated where held-out samples do not confirm the gain.
     """
 
     sweeps: int
@@ -48,6 +49,7 @@ class Settings:
     least_gain: float = 0.0
     confidence: float = 0.95
     folds: int = 1
+    in_doubt: bool = False
 
 
 def run_sweeps(
@@ -113,7 +115,7 @@ def run_sweeps(
         idle = idle + 1 if number > 1 and gained <= settings.least_gain * before else 0
         if idle >= settings.patience or gained == 0:
             break
-    if settings.folds > 1:
+    if settings.folds > 1 and not (settings.in_doubt and best.confirmed(place, settings.confidence)):
         once = replace(settings, folds=1, confidence=ANY)
         records.append(
             _repeat(
