@@ -71,7 +71,9 @@ def runs(seeds: int) -> Iterator[Run]:
                             settings["by_steps"] = True
                 elif method == repair_page.ADAMW:
                     times = 1 + Auto().folds if training in FEW else 1
-                    settings["seconds"] = times * LONGER.get((network, repair, samples), least + each * samples)
+                    settings["seconds"] = times * LONGER.get(
+                        (network, repair, samples), least + each * samples
+                    )
                 else:
                     settings["held_out"] = 0.2
                 yield Run(f"{network}-{repair}-{samples}-{method}", settings, seed, quick)
