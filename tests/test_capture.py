@@ -592,7 +592,7 @@ def test_what_it_calls_may_check_values_too() -> None:
 
     def forward(self: Any, x: Tensor) -> Any:
         place, scale = self.fc(x).chunk(2, 1)
-        return torch.distributions.Normal(place, scale.exp()).log_prob(x[:, :3])  # type: ignore[no-untyped-call]
+        return torch.distributions.Normal(place, scale.exp(), validate_args=True).log_prob(x[:, :3])  # type: ignore[no-untyped-call]
 
     model = Model(forward, fc=nn.Linear(6, 6))
     graph = fxinvert.trace(model, X)
