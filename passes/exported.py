@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.graph import _PyTreeCodeGen
 from torch.fx.node import map_arg
 from torch.fx.proxy import GraphAppendingTracer
@@ -44,7 +45,8 @@ def export_graphs(
     Then the same after torch has functionalized it, which takes as long again: views that are written into are told apart
     there, whichever they are, the casts of `torch.autocast` are ops, `torch.vmap` is written out, and the graph is less
     like what the user wrote. A model that needs these two is given so only. Then both of the model as it runs (`AsRun`),
-    and at once where torch cannot export it else.
+    and at once where torch cannot export it else. What computes on rows that values select comes last, behind the same on
+    all rows (`selected.py`).
 
     Args:
         model: in evaluation mode.
@@ -62,9 +64,17 @@ def export_graphs(
     flat = Flat(model, inputs, choose)
     failed: list[TraceError] = []
     decided: Question | None = None
-    refused = ""
+    refused, late = "", list[fx.GraphModule]()
+
+    def among_all(flat: Flat) -> Iterator[fx.GraphModule]:
+        for graph, selects in _graphs(flat, values, shared):
+            if selects:
+                late.append(graph)
+            else:
+                yield graph
+
     try:
-        yield from _graphs(flat, values, shared)
+        yield from among_all(flat)
     except SubgraphError:  # the same as it runs, after which torch could no longer compile such ops
         raise
     except TraceError as error:
@@ -73,26 +83,30 @@ def export_graphs(
         for as_run in as_it_runs(flat, values):
             decided = decided or (as_run.decided if isinstance(as_run, AsRun) else None)
             try:
-                yield from _graphs(as_run, values, shared)
+                yield from among_all(as_run)
             except TraceError as error:
                 failed.append(error)
     except TraceError as error:
         failed.append(error)
         refused = "" if error is failed[0] else f"; {error}"
+    yield from late
     if failed:
         asked = f"; {decided}" if decided else ""
         raise TraceError(f"{failed[0]}{asked}{refused}") from failed[0]
 
 
-def _graphs(flat: Flat, values: tuple[Tensor, ...], shared: list[bool]) -> Iterator[fx.GraphModule]:
+def _graphs(
+    flat: Flat, values: tuple[Tensor, ...], shared: list[bool]
+) -> Iterator[tuple[fx.GraphModule, bool]]:
+    """The raw graphs, and whether they compute on rows that values select."""
     model, inputs = flat.model, flat.inputs
     with _raising_ours(model):
         program, batch = program_of(flat, values, shared)
 
-        def rebuilt(captured: fx.GraphModule) -> fx.GraphModule:
+        def rebuilt(captured: fx.GraphModule) -> tuple[fx.GraphModule, bool]:
             raw = _Rebuilt(model, captured, inputs, "model", _first).raw()
             check_behind(batch, flat, raw, values, shared)
-            return raw
+            return raw, any(map(_of_selected_rows, captured.graph.nodes))
 
         captured = program.module()
         if not _needs_context(captured):
@@ -124,6 +138,14 @@ def _needs_context(captured: fx.GraphModule) -> bool:
         or (node.target is torch.ops.higher_order.wrap_with_autocast and node.args[2])
         for own in graphs
         for node in own.graph.nodes
+    )
+
+
+def _of_selected_rows(node: fx.Node) -> bool:
+    """Whether a node of an exported graph has numbers in rows of which values tell how many there are."""
+    value = node.meta.get("val")
+    return (
+        isinstance(value, Tensor) and value.is_floating_point() and bool(free_unbacked_symbols(value.shape))
     )
 
 

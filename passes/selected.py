@@ -8,6 +8,8 @@ are added where its rows came from, it may as well be given all rows, if zeros a
         (i,) = torch.where(chosen[e])          =       i = torch.arange(chosen.shape[1])
         y.index_add_(0, i, f(e, x[i]))                 y.index_add_(0, i, torch.where(chosen[e], f(e, x[i]), 0))
 
+The same goes for `y[i] += f(e, x[i])`, and for `y[i] = …`, which adds what is to change.
+
 Rows that a mask takes of every sample may be all of a sample's, if those that it does not take stand in front and what is
 computed reads from the back, as where a sentence is what its last end marker has become:
 
@@ -56,6 +58,8 @@ class AllRows(TorchFunctionMode):
         # which of the places that memory holds were selected; the places are kept, so that no others take their memory
         self.places: dict[int, tuple[Tensor, Tensor]] = {}
         self.rounds: list[Tensor] = []  # whether the rounds that loops are in were selected
+        # rows that were read, at which index, and what was added to them since; they are kept as above
+        self.read: dict[int, tuple[Tensor, Any, Any]] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -70,13 +74,38 @@ class AllRows(TorchFunctionMode):
             return self._added(func, *args, **kwargs)
         if name == "__getitem__" and (mask := _taking(args[1])) is not None:
             return args[0][self._behind(mask)]
+        if name == "__getitem__":
+            return self._read(func, *args)
+        if name == "__setitem__":
+            return self._written(func, *args)
+        if name == "__iadd__" and id(args[0]) in self.read:
+            rows, index, added = self.read[id(args[0])]
+            self.read[id(rows)] = rows, index, args[1] if added is None else added + args[1]
         return func(*args, **kwargs)
 
     def chosen(self, places: Any) -> Tensor | None:
         """Which of some places were selected; None: they are no places of a selection."""
         if not isinstance(places, Tensor):
             return None
-        return self.places.get(places.untyped_storage()._cdata, (None, None))[1]
+        return self.places.get(_memory(places), (None, None))[1]
+
+    def _read(self, func: Any, values: Tensor, index: Any) -> Tensor:
+        rows: Tensor = func(values, index)
+        self.read[id(rows)] = rows, index, None
+        return rows
+
+    def _written(self, func: Any, into: Tensor, index: Any, value: Any) -> None:
+        """Adds to rows what has been added to them since they were read, else what is to change."""
+        places = index if isinstance(index, tuple) else (index,)
+        chosen = self.chosen(places[0])
+        if chosen is None or any(self.chosen(part) is None for part in places):
+            func(into, index, value)
+            return
+        _, known, more = self.read.get(id(value), (value, None, None))
+        own = into[places]
+        more = value - own if more is None or known is not index else torch.as_tensor(more).to(own)
+        more = torch.where(chosen.reshape(-1, *[1] * (own.dim() - 1)), more, own.new_zeros(()))
+        into.index_put_(places, more, accumulate=True)
 
     def _all(self, values: Tensor, apart: bool) -> Any:
         """All places, as one tensor or as one for each axis."""
@@ -95,7 +124,7 @@ class AllRows(TorchFunctionMode):
             *places, chosen = (torch.cat([t, t.new_zeros(1)]) for t in (*places, chosen))
         found = tuple(places) if apart else (torch.stack(places, 1),)
         for tensor in found:
-            self.places[tensor.untyped_storage()._cdata] = tensor, chosen
+            self.places[_memory(tensor)] = tensor, chosen
         return found if apart else found[0]
 
     def _behind(self, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,7 +136,7 @@ class AllRows(TorchFunctionMode):
             order, chosen = (torch.cat([t.new_zeros(rows, 1), t], 1) for t in (order, chosen))
         samples = torch.arange(rows, device=mask.device)[:, None].expand_as(order).reshape(-1)
         order = order.reshape(-1)
-        self.places[order.untyped_storage()._cdata] = order, chosen.reshape(-1)
+        self.places[_memory(order)] = order, chosen.reshape(-1)
         return samples, order
 
     def _looped(self, places: Tensor, chosen: Tensor) -> Iterator[Tensor]:
@@ -130,6 +159,11 @@ class AllRows(TorchFunctionMode):
             others[dim] = -1
             source = torch.where(chosen.reshape(others), source, source.new_zeros(()))
         return func(into, dim, index, source, **kwargs)
+
+
+def _memory(tensor: Tensor) -> int:
+    place: int = tensor.untyped_storage()._cdata
+    return place
 
 
 def _taking(index: Any) -> Tensor | None:
@@ -207,7 +241,7 @@ class _Disturbing(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _taken(self, op: Any, args: tuple[Any, ...]) -> Iterator[tuple[int, Tensor]]:
         """The axes of an op's result that rows from places lie along, and which of them were selected."""
         name = op.overloadpacket.__name__
-        if op.is_view or name in _ADD:
+        if op.is_view or name in _ADD or (name == "index_put_" and args[3:] == (True,)):
             return
         if name == "index_select":
             args = (args[0], [None] * args[1] + [args[2]])

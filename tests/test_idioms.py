@@ -355,7 +355,43 @@ def _by_weight(self: Any, rows: Tensor, weights: Tensor, mask: Tensor) -> Tensor
     return result
 
 
-@pytest.mark.parametrize("forward", [_by_module, _by_weight])
+def _written_back(self: Any, rows: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
+    result = torch.zeros_like(rows)
+    for expert, own in enumerate(self.experts.values()):
+        row, which = torch.where(mask[expert].T)
+        result[row] += weights[row, which, None] * own(rows[row])
+    return result
+
+
+def _written_back_to_positions(self: Any, rows: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
+    x, given = rows[:, None], mask.permute(2, 0, 1)[..., None]
+    result, gates = torch.zeros_like(x), weights[:, None]
+    for expert, own in enumerate(self.experts.values()):
+        sample, which, position = torch.where(given[:, expert])
+        result[sample, position] += gates[sample, position, which, None] * own(x[sample, position])
+    return result[:, 0]
+
+
+def _by_mask(self: Any, rows: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
+    result, gates = torch.ones_like(rows), (weights.T * mask).sum(1)
+    for expert, own in enumerate(self.experts.values()):
+        given = mask[expert].sum(0) > 0
+        if given.any():
+            result[given] += gates[expert][given, None] * own(rows[given])
+    return result
+
+
+def _by_the_first(self: Any, rows: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
+    result = torch.zeros_like(rows)
+    for expert, own in enumerate(self.experts.values()):
+        (row,) = torch.where(mask[expert, 0])
+        result[row] = own(rows[row]) * weights[row, :1]
+    return result
+
+
+@pytest.mark.parametrize(
+    "forward", [_by_module, _by_weight, _written_back, _written_back_to_positions, _by_mask, _by_the_first]
+)
 def test_experts_that_are_given_the_rows_chosen_for_them(forward: Any) -> None:
     torch.manual_seed(0)
     model = Mixture(forward).double()
@@ -375,12 +411,19 @@ def test_experts_that_are_given_the_rows_chosen_for_them(forward: Any) -> None:
     assert {"first", "router", "last"} <= trained
 
 
-def test_experts_that_are_given_the_rows_chosen_for_them_are_exported(tmp_path: Path) -> None:
-    fxinvert.export_onnx(Mixture(_by_weight), torch.randn(2, 1, 3), tmp_path / "model.onnx")
+@pytest.mark.parametrize("forward", [_by_weight, _written_back, _by_mask])
+def test_experts_that_are_given_the_rows_chosen_for_them_are_exported(forward: Any, tmp_path: Path) -> None:
+    fxinvert.export_onnx(Mixture(forward), torch.randn(2, 1, 3), tmp_path / "model.onnx")
 
 
 def _among_rows(self: Any, rows: Tensor, row: Tensor) -> Tensor:
     return torch.zeros_like(rows).index_add(0, row, rows[row].softmax(0))
+
+
+def _among_written(self: Any, rows: Tensor, row: Tensor) -> Tensor:
+    result = torch.zeros_like(rows)
+    result[row] += rows[row].softmax(0)
+    return result
 
 
 def _counts_rounds(self: Any, rows: Tensor, row: Tensor) -> Tensor:
@@ -391,7 +434,7 @@ def _asks_places(self: Any, rows: Tensor, row: Tensor) -> Tensor:
     return rows * row.sum()
 
 
-@pytest.mark.parametrize("step", [_among_rows, _counts_rounds, _asks_places])
+@pytest.mark.parametrize("step", [_among_rows, _among_written, _counts_rounds, _asks_places])
 def test_what_depends_on_other_rows_or_rounds_than_are_selected_is_refused(step: Any) -> None:
     """Even where all are selected on the example, so that nothing tells the two apart there."""
 
