@@ -45,7 +45,11 @@ SECONDS = {
     "resnet20": (20.0, 0.08),
 }
 #: where `auto` takes longer, with one seed at least
-LONGER = {("mnist_cnn", "under_trained", 3000): 18.0, ("resnet20", "jpeg", 500): 180.0}
+LONGER = {
+    ("mnist_cnn", "under_trained", 3000): 18.0,
+    ("resnet20", "jpeg", 500): 180.0,
+    ("resnet20", "four_bit", 500): 180.0,
+}
 
 
 def runs(seeds: int) -> Iterator[Run]:
