@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.graph import _PyTreeCodeGen
 from torch.fx.node import map_arg
 from torch.fx.proxy import GraphAppendingTracer
@@ -143,6 +142,8 @@ def _needs_context(captured: fx.GraphModule) -> bool:
 
 def _of_selected_rows(node: fx.Node) -> bool:
     """Whether a node of an exported graph has numbers in rows of which values tell how many there are."""
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols  # slow to import
+
     value = node.meta.get("val")
     return (
         isinstance(value, Tensor) and value.is_floating_point() and bool(free_unbacked_symbols(value.shape))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -154,12 +155,10 @@ def prove(path: Path, proof: Proof, *, shown: Path | None = None) -> ExportRepor
             )
         found = _compared(case, actual, proof)
         if any(comparison.problem for comparison in found):
-            with FirstOfEqual():
-                first = case_of(proof.model, proof.call, case.sizes, case.inputs)
-                others = _compared(case, [array(tensor) for tensor in first.expected.values()], proof)
-                tied = any(comparison.problem for comparison in others)
-                if tied:
-                    case, found = first, _compared(first, actual, proof)
+            first = _tied(case, proof)
+            tied = first is not None
+            case, found = (first, _compared(first, actual, proof)) if first is not None else (case, found)
+            with FirstOfEqual() if tied else nullcontext():
                 rounded, why = _rounded(case, actual, proof, found)
             why += [TIES] * tied
             if any(comparison.problem for comparison in rounded):
@@ -240,6 +239,21 @@ def array(tensor: Tensor) -> Array:
             "of the model (model.float()) with float32 example inputs."
         ) from error
     return found
+
+
+def _tied(case: Case, proof: Proof) -> Case | None:
+    """The case as the model is that takes the first of equal values; None where ties do not tell it from what is expected."""
+
+    def differs() -> tuple[Case, bool]:
+        found = case_of(proof.model, proof.call, case.sizes, case.inputs)
+        compared = _compared(case, [array(tensor) for tensor in found.expected.values()], proof)
+        return found, any(comparison.problem for comparison in compared)
+
+    if differs()[1]:  # what is expected is not what the model gives
+        return None
+    with FirstOfEqual():
+        first, tied = differs()
+    return first if tied else None
 
 
 def _compared(case: Case, actual: Sequence[Array], proof: Proof) -> list[Comparison]:
