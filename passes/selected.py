@@ -58,7 +58,7 @@ class AllRows(TorchFunctionMode):
         # which of the places that memory holds were selected; the places are kept, so that no others take their memory
         self.places: dict[int, tuple[Tensor, Tensor]] = {}
         self.rounds: list[Tensor] = []  # whether the rounds that loops are in were selected
-        # rows that were read, at which index, and what was added to them since; they are kept as above
+        # rows that were read at places, by which index, and what was added to them since; they are kept as above
         self.read: dict[int, tuple[Tensor, Any, Any]] = {}
 
     def __torch_function__(
@@ -91,21 +91,26 @@ class AllRows(TorchFunctionMode):
 
     def _read(self, func: Any, values: Tensor, index: Any) -> Tensor:
         rows: Tensor = func(values, index)
-        self.read[id(rows)] = rows, index, None
+        if self._selected(index) is not None:
+            self.read[id(rows)] = rows, index, None
         return rows
 
     def _written(self, func: Any, into: Tensor, index: Any, value: Any) -> None:
         """Adds to rows what has been added to them since they were read, else what is to change."""
-        places = index if isinstance(index, tuple) else (index,)
-        chosen = self.chosen(places[0])
-        if chosen is None or any(self.chosen(part) is None for part in places):
+        chosen = self._selected(index)
+        if chosen is None:
             func(into, index, value)
             return
         _, known, more = self.read.get(id(value), (value, None, None))
-        own = into[places]
+        own = into[index]
         more = value - own if more is None or known is not index else torch.as_tensor(more).to(own)
         more = torch.where(chosen.reshape(-1, *[1] * (own.dim() - 1)), more, own.new_zeros(()))
-        into.index_put_(places, more, accumulate=True)
+        into.index_put_(index if isinstance(index, tuple) else (index,), more, accumulate=True)
+
+    def _selected(self, index: Any) -> Tensor | None:
+        """Which of the rows at an index of places alone were selected; None: it has other parts."""
+        chosen = [self.chosen(part) for part in (index if isinstance(index, tuple) else (index,))]
+        return chosen[0] if chosen and all(part is not None for part in chosen) else None
 
     def _all(self, values: Tensor, apart: bool) -> Any:
         """All places, as one tensor or as one for each axis."""

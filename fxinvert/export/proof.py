@@ -156,15 +156,14 @@ def prove(path: Path, proof: Proof, *, shown: Path | None = None) -> ExportRepor
         found = _compared(case, actual, proof)
         if any(comparison.problem for comparison in found):
             first = _tied(case, proof)
-            tied = first is not None
-            case, found = (first, _compared(first, actual, proof)) if first is not None else (case, found)
-            with FirstOfEqual() if tied else nullcontext():
+            if first is not None:
+                case, found = first, _compared(first, actual, proof)
+                ties.append(str(case))
+            with nullcontext() if first is None else FirstOfEqual():
                 rounded, why = _rounded(case, actual, proof, found)
-            why += [TIES] * tied
+            why += [TIES] * (first is not None)
             if any(comparison.problem for comparison in rounded):
                 raise ExportMismatchError(_mismatch(path, shown, case, names, rounded, proof, why))
-            if tied:
-                ties.append(str(case))
             for name, comparison in zip(names, found, strict=True):
                 if comparison.problem:
                     beyond.setdefault(name, []).append(str(case))
