@@ -55,6 +55,7 @@ from fxinvert.training.repeat import FEW
 from fxinvert.training.sizes import Quadratic
 from fxinvert.training.sweeps import Settings, run_sweeps
 from fxinvert.training.wide import WideEquations
+from fxinvert.training.work import Following
 from fxinvert.untrained import untrained
 from fxinvert.workshop import Workshop
 
@@ -259,7 +260,7 @@ def post_train(
         plan=plan,
         output_target=shop.output_target.name,
         changed=changed(model, updated),
-        notes=(*notes, *untrained(plan, context.graph)),
+        notes=(*notes, *untrained(plan, context.graph, isinstance(trainer, Following))),
         seconds=time.perf_counter() - began,
     )
 

@@ -126,7 +126,7 @@ def repair_alone(
             rules=rules,
             progress=False,
         )
-        for segment in trained_segments(plan)
+        for segment in trained_segments(plan, METHOD.follows_gradients)
     }
     baseline = next(iter(results.values())).baseline
     return Repairs(baseline, {name: result.final for name, result in results.items()})

@@ -12,14 +12,15 @@ import math
 from collections.abc import Sequence
 from numbers import Integral
 
-from torch import fx, nn
+from torch import fx
 
 from fxinvert.errors import CutError, NoRuleError
 from fxinvert.passes.activity import followed, follows
 from fxinvert.passes.capture import attribute, describe
-from fxinvert.passes.flow import Flow, has_target
+from fxinvert.passes.computed import weights_of
+from fxinvert.passes.flow import Flow
+from fxinvert.passes.owned import followed_in, trained_in
 from fxinvert.passes.plan import Plan, Segment, Shape
-from fxinvert.passes.synthesize import is_weight_norm, parameters_of, trainable_of
 from fxinvert.passes.trace import is_normalized
 from fxinvert.rules import RuleSet
 from fxinvert.rules.registry import in_force
@@ -53,36 +54,14 @@ def partition(
         raise CutError("give the number of segments or the cuts, not both")
     rules = in_force(rules)
     flow = _flow(graph)
-    trained = _trained(flow, rules)
+    trained = trained_in(flow, rules)
+    owned = trained | followed_in(flow, rules, trained)
     if cuts is not None:
         chosen = _named_cuts(flow, names_of("cuts", cuts), rules)
-        _check_ties(_pieces(flow, chosen), trained)
+        _check_ties(_pieces(flow, chosen), owned)
     else:
-        chosen = _merged(_units(flow, trained), segments)
-    return Plan(tuple(_segment(piece, entry, trained) for entry, piece in _pieces(flow, chosen)))
-
-
-def trained_parameters(node: fx.Node, rules: RuleSet) -> tuple[str, ...]:
-    """The names of the parameters of an op that closed-form training can change; empty if it cannot or must not."""
-    trainable = trainable_of(node, rules)
-    if trainable is None:
-        return ()
-    table = trainable.diagonal
-    if not table and any(
-        n.op != "get_attr" and not n.meta["active"] and "tensor_meta" in n.meta and not is_weight_norm(n)
-        for n in node.all_input_nodes
-    ):
-        return ()  # a computed weight (spectral_norm, a cast) is no parameter
-    owner = node.graph.owning_module
-    assert owner is not None, "a graph outside of its module"
-    names = [n for n in parameters_of(node).values() if isinstance(attribute(owner, n), nn.Parameter)]
-    reads = [n for n in node.graph.find_nodes(op="get_attr") if str(n.target) in names] if table else []
-    if any(user is not node for n in reads for user in n.users):
-        return ()  # a table that another op reads too, as the output layer may, is trained with that
-    # frozen parameters stay; a model that is frozen throughout was only loaded for inference
-    some_open = any(p.requires_grad for p in owner.parameters())
-    frozen = some_open and not all(attribute(owner, n).requires_grad for n in names)
-    return () if frozen else tuple(names)
+        chosen = _merged(_units(flow, owned), segments)
+    return Plan(tuple(_segment(piece, entry, trained, owned) for entry, piece in _pieces(flow, chosen)))
 
 
 def _flow(graph: fx.GraphModule) -> Flow:
@@ -92,17 +71,12 @@ def _flow(graph: fx.GraphModule) -> Flow:
         raise CutError(f"{error}; there is nothing to partition") from error
 
 
-def _trained(flow: Flow, rules: RuleSet) -> dict[fx.Node, tuple[str, ...]]:
-    found = {n: trained_parameters(n, rules) for n in flow.nodes if "op" in n.meta and has_target(n)}
-    return {node: names for node, names in found.items() if names}
-
-
-def _units(flow: Flow, trained: dict[fx.Node, tuple[str, ...]]) -> list[tuple[fx.Node, int]]:
+def _units(flow: Flow, owned: dict[fx.Node, tuple[str, ...]]) -> list[tuple[fx.Node, int]]:
     """The smallest segments: (exit, cost) of each; every one trains something and shares no parameter with another."""
     units: list[tuple[fx.Node, int]] = []
     owners: dict[str, int] = {}
     for _, piece in _pieces(flow, [node for node in flow.line[:-1] if node not in flow.sources]):
-        names = [name for node in piece for name in trained.get(node, ())]
+        names = [name for node in piece for name in owned.get(node, ())]
         cost = sum(map(_cost, piece))
         joined = min([owners[name] for name in names if name in owners], default=len(units))
         if not names and units:  # ops without parameters go with the op before them
@@ -236,10 +210,15 @@ def _pieces(flow: Flow, cuts: Sequence[fx.Node]) -> list[tuple[str, list[fx.Node
     return pieces
 
 
-def _segment(piece: list[fx.Node], entry: str, trained: dict[fx.Node, tuple[str, ...]]) -> Segment:
+def _segment(
+    piece: list[fx.Node],
+    entry: str,
+    trained: dict[fx.Node, tuple[str, ...]],
+    owned: dict[fx.Node, tuple[str, ...]],
+) -> Segment:
     sources = dict.fromkeys(n for node in piece for n in followed(node) if not followed(n))
-    ops = [node for node in (*sources, *piece) if node in trained]
-    parameters = dict.fromkeys(name for node in ops for name in trained[node])
+    ops = [node for node in (*sources, *piece) if node in owned]
+    parameters = dict.fromkeys(name for node in ops for name in owned[node])
     owner = piece[0].graph.owning_module
     assert owner is not None, "a graph outside of its module"
     return Segment(
@@ -247,7 +226,7 @@ def _segment(piece: list[fx.Node], entry: str, trained: dict[fx.Node, tuple[str,
         entry=entry,
         exit=piece[-1].meta["path"],
         nodes=tuple(node.meta["path"] for node in piece),
-        trained=tuple(node.meta["path"] for node in ops),
+        trained=tuple(node.meta["path"] for node in ops if node in trained),
         parameters=tuple(parameters),
         parameter_count=sum(attribute(owner, name).numel() for name in parameters),
         in_shape=_shape(next(n for n in piece[0].all_input_nodes if n.meta["active"]))[1:],
@@ -260,7 +239,7 @@ def _segment(piece: list[fx.Node], entry: str, trained: dict[fx.Node, tuple[str,
 def _cost(node: fx.Node) -> int:
     """Multiply-adds per sample: every output entry costs the weights of one output channel, or one operation."""
     outputs = math.prod(_shape(node)[1:])
-    weights = [n for n in node.all_input_nodes if n.op == "get_attr" and len(_shape(n)) > 1]
+    weights = [n for n in weights_of(node).values() if len(_shape(n)) > 1]
     return outputs * max([math.prod(_shape(w)[1:]) for w in weights], default=1)
 
 

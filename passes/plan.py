@@ -21,11 +21,12 @@ class Segment:
     """A piece of the graph between two cuts, the unit of training.
 
     Attributes:
-        name: the path of its first trained op, or of its exit if nothing in it is trained.
+        name: the path of its first op with parameters of the segment, or of its exit if it has none.
         entry, exit: the paths of the values at its two cuts.
         nodes: the paths of its ops, in order.
         trained: the paths of the ops whose parameters can be trained in closed form.
-        parameters: the names of those parameters.
+        parameters: the names of those parameters, and of those that only methods that follow gradients can train, because
+            what is computed from them is the weight of an op, but not affine in them.
         parameter_count: how many numbers they hold.
         in_shape, out_shape: of entry and exit, without the batch.
         cost: multiply-adds of a forward pass per sample, estimated.

@@ -14,15 +14,17 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
 from fxinvert.linalg import SolveSettings
 from fxinvert.passes.capture import attribute, describe
+from fxinvert.passes.computed import made_of, named_arguments, weights_of
 from fxinvert.passes.copies import padded_arguments
 from fxinvert.passes.flow import Flow, Stretch, has_target
 from fxinvert.passes.interpreted import Interpreted
-from fxinvert.passes.inverse_op import InverseOp, call_arguments, opened
+from fxinvert.passes.inverse_op import InverseOp
 from fxinvert.passes.leaves import printable
 from fxinvert.passes.region import Region, held, owner_of
 from fxinvert.rules import RuleSet, Trainable
@@ -33,8 +35,6 @@ from fxinvert.rules.rule import Kind
 
 #: the inverse graph's first input
 OUTPUT_TARGET = "output_target"
-#: makes a weight of its direction and length
-WEIGHT_NORM = "_weight_norm"
 #: in the inverse graph's `meta`: the names of the forward nodes whose value an input is, and whose target a call finds
 ANCHOR_OF, TARGET_OF = "anchor_of", "target_of"
 
@@ -199,12 +199,6 @@ class _Synthesis:
         return self.graph.create_node("call_function", operator.getitem, (node, index), name=name)
 
 
-def _named(node: fx.Node) -> dict[str, Any]:
-    """What a call passes, by argument name, as an op of rules names it: items of a list of values each by a name of its own."""
-    arguments = call_arguments(node.target, node.args, node.kwargs)
-    return opened(arguments, lambda value: isinstance(value, fx.Node))
-
-
 def trainable_of(node: fx.Node, rules: RuleSet) -> Trainable | None:
     """How an op depends on its parameters, if it can be trained in closed form."""
     trainable = rules.trainable(node.meta.get("op", ""))
@@ -213,39 +207,35 @@ def trainable_of(node: fx.Node, rules: RuleSet) -> Trainable | None:
     owner = node.graph.owning_module
     assert owner is not None, "a graph outside of its module"
 
-    def seen(value: Any) -> Any:
+    weights = weights_of(node)
+
+    def seen(name: str, value: Any) -> Any:
         if not isinstance(value, fx.Node):
             return value
         if value.op == "get_attr":
             return attribute(owner, str(value.target))
-        return getattr(value.meta.get("tensor_meta"), "shape", None)
+        shape = getattr(value.meta.get("tensor_meta"), "shape", None)
+        return torch.empty(shape, device="meta") if name in weights and shape is not None else shape
 
-    return trainable.of_call({name: seen(value) for name, value in _named(node).items()})
+    return trainable.of_call({name: seen(name, value) for name, value in named_arguments(node).items()})
 
 
 def parameters_of(node: fx.Node) -> dict[str, str]:
     """The names of the parameters and buffers that an op reads, by argument name; of a whole module, by its own names.
 
-    Of a weight behind a weight norm they are those of its direction and length, `weight.v` and `weight.g`.
+    Of a computed weight they are those that it follows from, `weight.0`, `weight.1`, …
     """
     owner = node.graph.owning_module
     if node.op == "call_module" and owner is not None:
         named = owner.get_submodule(str(node.target)).named_parameters()
         return {name: f"{node.target}.{name}" for name, _ in named}
     read: dict[str, str] = {}
-    for name, value in _named(node).items():
-        if isinstance(value, fx.Node) and is_weight_norm(value):
-            parts = zip("vg", value.all_input_nodes, strict=True)
-            read |= {f"{name}.{part}": str(n.target) for part, n in parts}
-        elif isinstance(value, fx.Node) and value.op == "get_attr":
+    for name, value in weights_of(node).items():
+        if value.op == "get_attr":
             read[name] = str(value.target)
+        else:
+            read |= {f"{name}.{i}": str(n.target) for i, n in enumerate(made_of(value))}
     return read
-
-
-def is_weight_norm(node: fx.Node) -> bool:
-    """Whether a value is a weight that is made of its direction v and length g, two parameters."""
-    inputs = node.all_input_nodes
-    return node.meta.get("op") == WEIGHT_NORM and [n.op for n in inputs] == ["get_attr"] * 2
 
 
 def share(root: nn.Module, other: nn.Module, target: str) -> None:

@@ -24,7 +24,7 @@ from fxinvert.linalg import SolveSettings, each
 from fxinvert.linalg.each import EachFunction, decomposed, solve_batched, solve_each
 from fxinvert.passes.flow import Flow
 from fxinvert.passes.inverse_op import InverseOp
-from fxinvert.passes.partition import trained_parameters
+from fxinvert.passes.owned import trained_parameters
 from fxinvert.testing import check_rule
 
 F64, F32 = torch.float64, torch.float32

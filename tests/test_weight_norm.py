@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import fxinvert
-from fxinvert.training.weight_norm import _split
+from fxinvert.training.weight_norm import split
 
 F64 = torch.float64
 
@@ -20,7 +20,7 @@ def test_the_changes_give_the_weight_and_keep_to_its_line(dim: int, step: float)
     v, change = torch.randn(2, 4, 3, dtype=F64)
     g = torch.randn_like(torch.norm_except_dim(v, 2, dim))
     wanted = torch._weight_norm(v, g, dim) + step * change
-    dv, dg = _split(v, g, change, dim)
+    dv, dg = split(v, g, change, dim)
     found = torch._weight_norm(v + step * dv, g + step * dg, dim)
     if step == 1:
         torch.testing.assert_close(found, wanted)
@@ -32,7 +32,7 @@ def test_a_weight_of_no_length_takes_the_direction_of_its_change() -> None:
     torch.manual_seed(0)
     v, change, g = torch.randn(3, 4, dtype=F64), torch.randn(3, 4, dtype=F64), torch.tensor([[0.0], [2], [0]])
     change[2] = 0
-    dv, dg = _split(v, g.double(), change, 0)
+    dv, dg = split(v, g.double(), change, 0)
     torch.testing.assert_close(
         torch._weight_norm(v + dv, g + dg, 0), torch._weight_norm(v, g.double(), 0) + change
     )

@@ -51,7 +51,14 @@ SCHEDULES: dict[str, Callable[[Wave, fx.Graph], list[Wave]]] = {
 }
 
 
-def waves(plan: Plan, schedule: str, graph: fx.Graph, names: Sequence[str] | str | None = None) -> list[Wave]:
+def waves(
+    plan: Plan,
+    schedule: str,
+    graph: fx.Graph,
+    names: Sequence[str] | str | None = None,
+    *,
+    by_gradients: bool = False,
+) -> list[Wave]:
     """The waves of one sweep: segments with something to train, grouped and ordered by the schedule.
 
     Args:
@@ -59,37 +66,42 @@ def waves(plan: Plan, schedule: str, graph: fx.Graph, names: Sequence[str] | str
         schedule: "sequential", "parallel", "waves" or "single".
         graph: what the plan was made for.
         names: of the segments to train; None: all.
+        by_gradients: whether the method follows gradients, so that it trains what cannot be solved for, too.
 
     Raises:
         DataError: there is no such schedule, or the plan has nothing to train.
         CutError: a segment is named that there is not, or that there is twice.
     """
     check_choice("schedule", schedule, (*SCHEDULES, "auto"))
-    return SCHEDULES[schedule](_chosen(plan, names), graph)
+    return SCHEDULES[schedule](_chosen(plan, names, by_gradients), graph)
 
 
-def trained_segments(plan: Plan) -> Wave:
-    """The segments with something to train.
+def trained_segments(plan: Plan, by_gradients: bool = False) -> Wave:
+    """The segments with something to train, or to solve for.
 
     Raises:
         DataError: there are none.
     """
-    trained = tuple(segment for segment in plan.segments if segment.trained)
-    if not trained:
-        raise DataError(
-            "the plan has no segment with parameters that can be trained: no rule tells how those of its ops follow from "
-            "what they should have produced (weights that are computed otherwise than by weight_norm, as by "
-            "spectral_norm, stay as they are; remove the parametrization to train them)"
-        )
-    return trained
+    followed = tuple(segment for segment in plan.segments if segment.parameters)
+    trained = followed if by_gradients else tuple(segment for segment in followed if segment.trained)
+    if trained:
+        return trained
+    why = "no segment with parameters that can be trained"
+    if not followed:
+        raise DataError(f"the plan has {why}: none of its ops depends on any that is not frozen")
+    raise DataError(
+        f"the plan has {why} in closed form: no rule tells how those of {followed[0].name!r} follow from what it should have "
+        "produced (weights that are computed from parameters otherwise than affinely or by weight_norm, as by spectral_norm or "
+        "orthogonal, stay as they are; methods 'auto', 'gradient' and 'joint' train what they are computed from)"
+    )
 
 
-def _chosen(plan: Plan, names: Sequence[str] | str | None) -> Wave:
+def _chosen(plan: Plan, names: Sequence[str] | str | None, by_gradients: bool) -> Wave:
     known = [segment.name for segment in plan.segments]
     twice = sorted({name for name in known if known.count(name) > 1})
     if twice:
         raise CutError(f"the plan has several segments of the name {', '.join(twice)}")
-    trained = trained_segments(plan)
+    trained = trained_segments(plan, by_gradients)
     if names is None:
         return trained
     wanted = names_of("only", names)

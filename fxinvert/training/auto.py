@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -106,6 +106,7 @@ class Auto:
     optimizer: Optimizer = field(default_factory=lambda: Optimizer(epochs=4))
     name: str = "auto"
     schedule: str = "parallel"
+    follows_gradients: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_counts(runs=self.runs, steps=self.steps, folds=self.folds)

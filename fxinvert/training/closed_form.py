@@ -24,11 +24,11 @@ from fxinvert.passes.plan import Segment
 from fxinvert.passes.synthesize import parameters_of
 from fxinvert.settings import check_choice, check_counts, check_numbers
 from fxinvert.training.blocks import Equations
+from fxinvert.training.computed import changes_of
 from fxinvert.training.context import Context
 from fxinvert.training.costs import Cost, Probe, Stage, size_of
 from fxinvert.training.last_layer import MOST, asks_for_classes, descend, last_layer
 from fxinvert.training.op_sums import Sums, add, in_passes, sums, use_of
-from fxinvert.training.weight_norm import changes_of
 from fxinvert.training.work import Back, Proposal, Update, Work
 
 #: shares of the damping that are tried with every update
@@ -155,6 +155,8 @@ class ClosedForm:
         for path in (path for segment in segments for path in segment.trained):
             owners.setdefault(_owner(context.nodes[path]), []).append(path)
         groups = list(owners.values())
+        if not groups:
+            return []
         return groups if self.ops == "in_turn" else [[path for group in groups for path in group]]
 
     def _arguments(
@@ -224,7 +226,8 @@ def _solve(inverse: InverseGraph, node: fx.Node, known: Equations, damping: floa
     if not known.is_finite:
         raise SolveError(f"the statistics of {path!r} are not finite: its inputs or targets overflow")
     solved = known.solve(damping)
-    return Update(path, changes_of(inverse, node, solved.change), solved.explained, solved.damping)
+    own = changes_of(inverse, node, solved.change, partial(known.measure, solved.damping))
+    return Update(path, own.changes, own.kept * solved.explained, solved.damping)
 
 
 def _whole(samples: int, chunk: int) -> int:

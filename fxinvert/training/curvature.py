@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.func import vmap
 
 from fxinvert.heads import Heads
@@ -23,10 +23,12 @@ from fxinvert.inversion.inverse_graph import InverseGraph
 from fxinvert.inversion.replay import Values
 from fxinvert.linalg.memory import full_precision
 from fxinvert.output_target import output_target
-from fxinvert.passes.capture import attribute, evaluating
+from fxinvert.passes.capture import evaluating
+from fxinvert.passes.computed import is_open
 from fxinvert.passes.synthesize import parameters_of
 from fxinvert.rules import Op, Trainable
 from fxinvert.training.batch import Batch, tensors_of
+from fxinvert.training.computed import pulled
 from fxinvert.training.context import Context
 from fxinvert.training.fingerprint import bits_hash, mixed
 from fxinvert.training.jacobian_rows import JacobianRows
@@ -34,7 +36,6 @@ from fxinvert.training.loss_metric import Answers, answers, directions
 from fxinvert.training.metrics import sample_losses
 from fxinvert.training.replay import leaves_of
 from fxinvert.training.variants import runner_with
-from fxinvert.training.weight_norm import pulled
 
 #: of a hash, that tell whether a sample is drawn
 _BITS = 32
@@ -106,7 +107,7 @@ def joined(parts: Sequence[Curvature]) -> Curvature:
 def changed_by(context: Context, paths: Sequence[str]) -> list[str]:
     """The names of the parameters of some ops, in their order."""
     read = (name for path in paths for name in parameters_of(context.nodes[path]).values())
-    return [name for name in dict.fromkeys(read) if isinstance(context.tensors.get(name), nn.Parameter)]
+    return [n for n in dict.fromkeys(read) if n in context.tensors and is_open(context.graph, n)]
 
 
 def _drawn(hashes: Tensor, share: float) -> Tensor:
@@ -173,16 +174,14 @@ def _rows(
             trainable = inverse.trainable(node)
             own = tuple(names[argument] for argument in ("weight", "bias") if argument in names)
             alone = not shared & set(own) and not context.masks.keys() & set(own)
+            alone &= set(own) == {*names.values()} == {n for n in own if is_open(context.graph, n)}
             if alone and "weight" in names and node.meta["op"] == "linear" and op.output.dim() == 2:
                 features = trainable.features(op)[0].repeat_interleave(len(felt), 0)
                 rows.factors[own] = torch.stack(felt, 1).flatten(0, 1), features
                 continue
             matrix = _summed(op, trainable, felt, context.budget.block)
             slopes = vmap(partial(trainable.changes, op.parameters))(matrix)
-            read = {argument: attribute(context.graph, name) for argument, name in names.items()}
-            changed = pulled(node, read, slopes)
-            changed = {names[argument]: value for argument, value in changed.items()}
-            for name, value in context.mask(changed).items():
+            for name, value in context.mask(pulled(context.graph, node, slopes)).items():
                 rows.whole[name] = rows.whole[name] + value if name in rows.whole else value
     return rows
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import signature
 from itertools import chain, islice
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, fx
@@ -95,6 +95,7 @@ class Gradient:
     satisfied_weight: float = 0.1
     name: str = "gradient"
     schedule: str = "sequential"
+    follows_gradients: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_choice("loss", self.loss, ("mse", "weighted"))

@@ -11,7 +11,7 @@ import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,6 +22,7 @@ from fxinvert.errors import DataError
 from fxinvert.heads import Heads
 from fxinvert.output_target import OutputTarget
 from fxinvert.passes.capture import attribute, evaluating
+from fxinvert.passes.computed import steps_to
 from fxinvert.passes.plan import Segment
 from fxinvert.settings import check_numbers
 from fxinvert.training.batch import Batch
@@ -52,6 +53,7 @@ class Joint:
     )
     name: str = "joint"
     schedule: str = "sequential"
+    follows_gradients: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_numbers("a weight of at least 0", lambda a: a >= 0, alpha=self.alpha)
@@ -249,12 +251,13 @@ def parameters_before(context: Context, cut: fx.Node) -> list[str]:
 
 
 def parameters_of(context: Context, paths: Iterable[str]) -> list[str]:
-    """The names of the parameters that some ops read and that are not frozen.
+    """The names of the parameters that some ops read, or are given what is computed from them, and that are not frozen.
 
     A model that is frozen throughout was only loaded for inference: all of its parameters count.
     """
     nodes = [context.nodes[path] for path in paths]
-    reads = {n for node in nodes for n in (node, *node.all_input_nodes) if n.op == "get_attr"}
+    given = steps_to([*nodes, *(n for node in nodes for n in node.all_input_nodes)])
+    reads = [n for n in given if n.op == "get_attr"]
     read = {id(attribute(context.graph, str(n.target))) for n in reads}
     some_open = any(p.requires_grad for p in context.graph.parameters())
     return [

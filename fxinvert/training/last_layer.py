@@ -26,11 +26,11 @@ from fxinvert.linalg.vectors import per_sample
 from fxinvert.output_target import one_hot, output_target
 from fxinvert.passes.capture import evaluating
 from fxinvert.passes.plan import Segment
-from fxinvert.passes.synthesize import is_weight_norm, parameters_of
+from fxinvert.passes.synthesize import parameters_of
 from fxinvert.rules import Op, Trainable
 from fxinvert.training.batch import Batch
+from fxinvert.training.computed import changes_of
 from fxinvert.training.context import Context
-from fxinvert.training.weight_norm import changes_of
 
 #: dampings ρ, one after the other, and the fits with each
 DAMPINGS = ((1e-1, 4), (1e-2, 8), (1e-3, 8), (1e-4, 8))
@@ -47,7 +47,7 @@ def last_layer(context: Context, segments: Sequence[Segment]) -> str | None:
     graph = context.graph.graph
     (node,) = graph.output_node().all_input_nodes[:1]
     names = set(parameters_of(node).values())
-    users = [n for n in graph.nodes if names & set(parameters_of(n).values()) and not is_weight_norm(n)]
+    users = [n for n in graph.nodes if names & set(parameters_of(n).values()) and n.meta["fed"]]
     path = node.meta["path"]
     trained = any(path in segment.trained for segment in segments)
     return path if trained and len(users) == 1 and not Heads.of(context.graph).heads else None
@@ -100,7 +100,9 @@ def descend(
         a, z, p, w = map(torch.cat, (features, logits, wanted, weights))
         if not truths and not torch.equal(p.sum(1), (w > 0).to(p.dtype)):
             return []
-        return [changes_of(inverse, node, change[None]) for change in path_of(a, z, p, w[:, None], truths)]
+        return [
+            changes_of(inverse, node, change[None]).changes for change in path_of(a, z, p, w[:, None], truths)
+        ]
 
 
 def path_of(features: Tensor, logits: Tensor, wanted: Tensor, weights: Tensor, truths: bool) -> list[Tensor]:

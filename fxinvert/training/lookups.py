@@ -10,6 +10,7 @@ A row that never occurs has nothing to say, and stays; so does the row of the pa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -82,3 +83,8 @@ class LookupEquations:
             explained=explained / self.error if self.error > 0 else 0.0,
             dead=int(dead.sum()),
         )
+
+    def measure(self, damping: float) -> Callable[[Tensor], Tensor]:
+        """X `(1, m, n)` → X R with R Rᵀ = G + λI, see `NormalEquations.measure`."""
+        root = (self.diagonal + damping * self.diagonal.mean()).sqrt()
+        return lambda change: change * root

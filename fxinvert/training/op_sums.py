@@ -13,6 +13,7 @@ from fxinvert.inversion.inverse_graph import InverseGraph
 from fxinvert.inversion.replay import Values
 from fxinvert.output_target import OutputTarget
 from fxinvert.passes.capture import evaluating
+from fxinvert.passes.computed import expression, weights_of
 from fxinvert.passes.synthesize import parameters_of
 from fxinvert.rules import ByPosition, Op, Trainable
 from fxinvert.training.batch import Batch
@@ -213,5 +214,7 @@ def sample_weights(outputs: Tensor, targets: Tensor, satisfied: float) -> Tensor
 
 def use_of(node: fx.Node) -> str:
     """What an op does with which parameters: in a x and a y it is the same, in a x + b or aᵀx another."""
-    read = ", ".join(f"{argument}={name}" for argument, name in parameters_of(node).items())
+    whole = node.op == "call_module"
+    own = parameters_of(node) if whole else {name: expression(v) for name, v in weights_of(node).items()}
+    read = ", ".join(f"{argument}={told}" for argument, told in own.items())
     return f"{node.meta['op']}({read})"

@@ -13,7 +13,7 @@ from fxinvert.passes.plan import Plan
 from fxinvert.scheduling import waves
 from fxinvert.training.context import Context
 from fxinvert.training.sweeps import Wave
-from fxinvert.training.work import Method
+from fxinvert.training.work import Following, Method
 
 AUTO = "auto"
 #: at most
@@ -31,7 +31,7 @@ def ordered_waves(
     own = method.schedule if schedule == AUTO else schedule
     if own == AUTO:
         own = "parallel" if context.branches else "sequential"
-    return waves(plan, own, context.graph.graph, only)
+    return waves(plan, own, context.graph.graph, only, by_gradients=isinstance(method, Following))
 
 
 def most_sweeps(schedule: str, method: Method, context: Context) -> int:

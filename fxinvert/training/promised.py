@@ -8,9 +8,9 @@ from torch import Tensor
 from fxinvert.errors import RuleError
 from fxinvert.inversion.inverse_graph import InverseGraph
 from fxinvert.passes.capture import attribute
-from fxinvert.passes.partition import trained_parameters
+from fxinvert.passes.owned import trained_parameters
 from fxinvert.rules import RuleSet
-from fxinvert.training.weight_norm import changes_of
+from fxinvert.training.computed import changes_of
 
 
 @torch.no_grad()
@@ -33,7 +33,7 @@ def check_parameters(inverse: InverseGraph, x: Tensor, rules: RuleSet, tolerance
     features, rows = trainable.features(op), trainable.outputs(op, op.output)
     draw = torch.Generator().manual_seed(len(x))
     change = torch.randn(len(rows), rows.shape[2], features.shape[2], generator=draw).to(rows)
-    changes = changes_of(inverse, node, change)
+    changes = changes_of(inverse, node, change).changes
     before = {name: attribute(graph, name).clone() for name in changes}
     try:
         for name, value in changes.items():

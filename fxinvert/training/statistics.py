@@ -9,7 +9,7 @@ G and C are plain sums: they stream in fixed memory, and add up across batches, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -119,6 +119,13 @@ class NormalEquations:
             explained=explained / self.error if self.error > 0 else 0.0,
             dead=int(dead.sum()),
         )
+
+    def measure(self, damping: float) -> Callable[[Tensor], Tensor]:
+        """X `(groups, m, n)` → X R with R Rᵀ = G + λI, for relative damping as it was used: what a change of Θ does to the outputs."""
+        mean = self.gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+        eye = torch.eye(self.gram.shape[2], dtype=self.gram.dtype, device=self.gram.device)
+        root = torch.linalg.cholesky(self.gram + damping * torch.where(mean > 0, mean, 1) * eye)
+        return lambda change: change @ root
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ What is kept depends on the order of sums only, which is that of chunks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -125,9 +125,7 @@ class WideEquations:
 
     def solve(self, damping: float) -> Solved:
         """ΔΘ with relative damping ρ = `damping`, at least 1e-6."""
-        used, n = max(damping, LEAST), self.factor.shape[2]
-        ridge = used * self.squares / n + self.missing
-        ridge = torch.where(ridge > 0, ridge, 1.0)[:, None, None]
+        used, ridge = max(damping, LEAST), self._ridge(damping)
         kernel = self.factor @ self.factor.mT
         damped = kernel + ridge * torch.eye(kernel.shape[1], dtype=kernel.dtype, device=kernel.device)
         root = torch.linalg.cholesky(damped)
@@ -147,6 +145,16 @@ class WideEquations:
             explained=explained / self.error if self.error > 0 else 0.0,
             dead=int((self.factor == 0).all(1).sum()),
         )
+
+    def measure(self, damping: float) -> Callable[[Tensor], Tensor]:
+        """X `(groups, m, n)` → X R with R Rᵀ = G + λI, see `NormalEquations.measure`."""
+        root = self._ridge(damping).sqrt()
+        return lambda change: torch.cat([change @ self.factor.mT, change * root], -1)
+
+    def _ridge(self, damping: float) -> Tensor:
+        """λ of every group."""
+        ridge = max(damping, LEAST) * self.squares / self.factor.shape[2] + self.missing
+        return torch.where(ridge > 0, ridge, 1.0)[:, None, None]
 
 
 def _reduced(factor: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -136,3 +136,11 @@ class Method(Protocol):
             DataError: these segments cannot be trained so.
         """
         ...
+
+
+@runtime_checkable
+class Following(Protocol):
+    """A method that follows gradients: it trains what cannot be solved for, too."""
+
+    @property
+    def follows_gradients(self) -> bool: ...
