@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class Experts(nn.Module):
 def test_grouped_products_of_experts_are_exported(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Experts(grouped_mm()).eval()
-    assert len(translations()) == 11
+    assert len(translations()) == 29
     report = fxinvert.export_onnx(model, torch.randn(6, 6), tmp_path / "model.onnx", batch_sizes=(1, 3))
     assert report.max_abs < 1e-4
 
@@ -199,3 +200,59 @@ def test_complex_values_that_are_written_into_others_are_inverted() -> None:
     inverse = fxinvert.invert(model, x, output_target="regression")
     rec = inverse(x, model(x + 0.1 * torch.randn_like(x)).detach())
     assert bool((rec.consistency("x") < 0.05).all())
+
+
+class Ordered(nn.Module):
+    """What is found by order, compared, or has no op in ONNX, of values, some of them equal, along several axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("bounds", torch.tensor([-1.0, 0.0, 0.5, 2.0]))
+
+    def forward(self, x: Tensor) -> Any:
+        pairs, bounds = x.view(-1, 2, 4), self.get_buffer("bounds")
+        where = [
+            x.median(1, keepdim=True)[1],
+            pairs.kthvalue(3, 2)[1],
+            pairs.cummax(2)[1].flatten(1),
+            x.round().cummin(1)[1],
+            torch.sort(x.round(), dim=1, descending=True, stable=True)[1],
+            torch.bucketize(x, bounds),
+            torch.searchsorted(bounds, x, right=True),
+            torch.searchsorted(x.sort(1)[0], x.round()),
+        ]
+        values = [
+            x.median(1, keepdim=True)[0],
+            pairs.kthvalue(2, 1)[0],
+            pairs.cummax(1)[0].flatten(1),
+            x.cummin(1)[0],
+            x.cumprod(1),
+            torch.cdist(pairs, pairs + 1, p=1).flatten(1),
+            torch.cdist(pairs, pairs + 1, p=3).flatten(1),
+            torch.hypot(x, x + 1),
+            torch.copysign(x, -x.round()),
+            torch.fmax(x, x.round() / x.round()),
+            torch.fmin(x.round() / x.round(), x),
+        ]
+        return torch.cat(where, 1), torch.cat(values, 1)
+
+
+def test_what_is_found_by_order_is_exported(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 8).clamp(-0.9, 0.9) * 2
+    report = fxinvert.export_onnx(Ordered().eval(), x, tmp_path / "model.onnx", batch_sizes=(1, 3))
+    assert report.max_abs < 1e-5
+
+
+def test_special_functions_are_exported_where_they_are_infinite_too(tmp_path: Path) -> None:
+    class Special(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return torch.stack([x.lgamma(), x.digamma(), x.erfinv(), torch.special.ndtri(x)])[:, 0]
+
+    lines = [torch.linspace(-1.3, 1.3, 53), torch.linspace(-7.1, 50, 53)]
+    places = torch.tensor([0.0, 1, -1, -2, 2, 1e-20, 1e-5, 0.999999, 1e5, 1e12, 1e30, torch.inf])
+    x = torch.cat([*lines, places])[None]
+    path = tmp_path / "model.onnx"
+    fxinvert.export_onnx(Special(), x, path, batch_sizes=(1,), atol=1e-6, rtol=2e-6)
+    (found,) = onnxruntime.InferenceSession(path).run(None, {"x": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), Special()(x), rtol=2e-6, atol=1e-6, equal_nan=True)

@@ -8,17 +8,35 @@ from typing import Any
 
 import torch
 
-from fxinvert.export import complex_values
+from fxinvert.export import complex_values, order_statistics, special_functions
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
     """By op, of the libraries that are loaded: torch's `custom_translation_table`; complex values have `registered`."""
     known: dict[str, Callable[..., Any]] = {
+        "aten::_cdist_forward": order_statistics.distances,
         "aten::_is_all_true": _is_all_true,
         "aten::amax": partial(_reduced, "ReduceMax"),
         "aten::amin": partial(_reduced, "ReduceMin"),
+        "aten::bucketize.Tensor": order_statistics.buckets,
+        "aten::copysign.Tensor": order_statistics.with_sign,
+        "aten::cummax": order_statistics.running_maximum,
+        "aten::cummin": order_statistics.running_minimum,
+        "aten::cumprod": order_statistics.running_product,
+        "aten::digamma": special_functions.digamma,
+        "aten::erfinv": special_functions.erfinv,
+        "aten::fmax": order_statistics.larger,
+        "aten::fmin": order_statistics.smaller,
+        "aten::hypot": order_statistics.hypotenuse,
+        "aten::kthvalue": order_statistics.kth_value,
+        "aten::lgamma": special_functions.lgamma,
+        "aten::median": order_statistics.median_of_all,
+        "aten::median.dim": order_statistics.median,
         "aten::rrelu_with_noise_functional": _rrelu,
         "aten::rsub.Scalar": _rsub,
+        "aten::searchsorted.Tensor": order_statistics.places,
+        "aten::sort.stable": order_statistics.sorted_stably,
+        "aten::special_ndtri": special_functions.ndtri,
         "aten::squeeze": _squeeze_all,
         "aten::squeeze.dim": _squeeze,
         "aten::topk": _topk,
