@@ -38,6 +38,7 @@ def trained_parameters(node: fx.Node, rules: RuleSet) -> tuple[str, ...]:
 
 
 def trained_in(flow: Flow, rules: RuleSet) -> Owned:
+    """By op, the parameters that closed-form training can change."""
     found = {n: trained_parameters(n, rules) for n in flow.nodes if "op" in n.meta and has_target(n)}
     return {node: names for node, names in found.items() if names}
 
@@ -50,8 +51,9 @@ def followed_in(flow: Flow, rules: RuleSet, trained: Owned) -> Owned:
 
     def computes(node: fx.Node) -> bool:
         trainable = rules.trainable(node.meta["op"])
-        given = steps_to(node.all_input_nodes)
-        return trainable is not None and not trainable.diagonal and any(n.op != "get_attr" for n in given)
+        if trainable is None or trainable.diagonal:
+            return False
+        return any(n.op != "get_attr" for n in steps_to(node.all_input_nodes))
 
     ops = [n for n in flow.nodes if "op" in n.meta and n not in trained and has_target(n)]
     found = {n: behind(n) for n in ops if computes(n)}
