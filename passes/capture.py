@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.utils import rnn
 
 from fxinvert.errors import TraceError
-from fxinvert.passes.batched import Batched
 from fxinvert.passes.inputs import Inputs
 from fxinvert.passes.interpreted import Interpreted
-from fxinvert.passes.packed import packing_followed
-from fxinvert.passes.strided import Windowed
+from fxinvert.passes.lengths import lengths_followed
 from fxinvert.rules import RuleSet
 
 #: packages whose functions are ops
@@ -83,39 +80,6 @@ def _tables(model: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """The tables that hold what modules consist of, and the entries that each has now."""
     own = [vars(module) for module in model.modules()]
     return [(t, dict(t)) for t in (*own, *(v for saved in own for v in saved.values() if type(v) is dict))]
-
-
-@contextmanager
-def lengths_followed(model: nn.Module) -> Iterator[None]:
-    """Runs the body with lengths in the modules' code that vary, of batches and of packed sequences; views by strides as
-    windows, and what such lengths are cut into as equal parts.
-
-    Python wants a number of `len(x)`, which would be the example's; here it gives a size, as `x.shape[0]` does.
-    """
-    found = {
-        id(scope): scope
-        for kind in {type(module): None for module in model.modules()}
-        for base in kind.__mro__
-        if "forward" in vars(base)
-        and not base.__module__.startswith("torch.")
-        and (scope := getattr(inspect.unwrap(vars(base)["forward"]), "__globals__", None)) is not None
-    }
-    scopes = list(found.values())
-    measured = [scope for scope in scopes if "len" not in scope]
-    for scope in measured:
-        scope["len"] = _length
-    try:
-        with packing_followed(scopes), Windowed(), Batched():
-            yield
-    finally:
-        for scope in measured:
-            del scope["len"]
-
-
-def _length(value: Any) -> Any:
-    if isinstance(value, fx.Proxy):
-        return value.tracer.create_proxy("call_function", len, (value,), {})
-    return value.shape[0] if isinstance(value, Tensor) and value.dim() else len(value)
 
 
 class _Tracer(fx.Tracer):

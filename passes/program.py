@@ -17,10 +17,11 @@ from torch.export import Dim, ExportedProgram, export
 from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
 
 from fxinvert.errors import TraceError
-from fxinvert.passes.capture import CaptureError, lengths_followed
+from fxinvert.passes.capture import CaptureError
 from fxinvert.passes.checks import KEEP_FIRST, WITH_BATCH_SIZE
 from fxinvert.passes.fixed import places_noted
 from fxinvert.passes.inputs import Flat
+from fxinvert.passes.lengths import lengths_followed
 from fxinvert.passes.runs import difference, run
 from fxinvert.quiet import quiet
 

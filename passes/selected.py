@@ -23,6 +23,7 @@ of them.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ from fxinvert.errors import TraceError
 from fxinvert.passes.as_run import AsRun
 from fxinvert.passes.capture import called_at
 from fxinvert.passes.inputs import Flat
+from fxinvert.passes.lengths import whole_sizes
 from fxinvert.passes.runs import difference, run
 
 #: functions that give the places of what is not zero
@@ -180,7 +182,8 @@ def _taking(index: Any) -> Tensor | None:
 
 
 def as_it_runs(flat: Flat, values: tuple[Tensor, ...]) -> Iterator[Flat]:
-    """A model captured as it runs; then, where it computes on rows that values select, with all rows instead: as it runs, and as is.
+    """A model captured as it runs; then, where it computes on rows that values select, with all rows instead: as it runs, and as
+    is; at last as it runs, with sizes that stay sizes where code makes numbers of them.
 
     Args:
         flat: the model.
@@ -196,6 +199,7 @@ def as_it_runs(flat: Flat, values: tuple[Tensor, ...]) -> Iterator[Flat]:
         with_all = Flat(flat.model, flat.inputs, flat.choose, AllRows)
         yield AsRun(with_all, values)
         yield with_all
+    yield AsRun(Flat(flat.model, flat.inputs, flat.choose, partial(whole_sizes, flat.model)), values)
 
 
 def check_rows(flat: Flat, values: tuple[Tensor, ...]) -> None:

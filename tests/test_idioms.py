@@ -68,6 +68,42 @@ def test_a_batch_size_that_is_read_by_len(traceable: bool) -> None:
     assert "len" not in globals()
 
 
+def _plain(windows: Tensor, height: int, width: int) -> int:
+    return int(windows.shape[0]) // (height * width // 4)
+
+
+def _divided(windows: Tensor, height: int, width: int) -> int:
+    size = 2
+    return int(windows.shape[0] / (height * width / size / size))
+
+
+class Windows(nn.Module):
+    """Windows of 2 by 2 of images, whose number of samples is found again from how many windows there are."""
+
+    def __init__(self, batch: Any) -> None:
+        super().__init__()
+        self.part, self.last, self.batch = nn.Linear(3, 4), nn.Linear(4, 2), batch
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, height, width, channels = x.shape
+        assert isinstance(channels, int)
+        assert type(channels) == int
+        x = x.view(-1, height // 2, 2, width // 2, 2, channels).transpose(2, 3)
+        windows = self.part(x.reshape(-1, 4, channels))
+        batch = self.batch(windows, height, width)
+        x = windows.view(batch, height // 2, width // 2, 2, 2, -1).transpose(2, 3)
+        rows: Tensor = self.last(x.reshape(batch, height, width, -1)).amax((1, 2))
+        return rows
+
+
+@pytest.mark.parametrize("batch", [_plain, _divided])
+def test_a_batch_size_that_code_makes_a_whole_number_of(batch: Any, tmp_path: Path) -> None:
+    model, x = Windows(batch), torch.randn(2, 4, 6, 3)
+    follows(model, x, torch.randn(5, 4, 6, 3))
+    fxinvert.export_onnx(model, x, tmp_path / "model.onnx")
+    assert "int" not in globals()
+
+
 def test_buffers_that_forward_replaces_are_read_as_they_were() -> None:
     class Counting(nn.Module):
         mean: Tensor

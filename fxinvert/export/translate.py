@@ -23,8 +23,8 @@ from fxinvert.export.inputs import Case, like
 from fxinvert.export.projected import ProjectedSteps
 from fxinvert.export.quantized import FakeQuantized
 from fxinvert.export.translations import translations
-from fxinvert.passes.capture import lengths_followed
 from fxinvert.passes.inputs import Flat
+from fxinvert.passes.lengths import lengths_followed
 from fxinvert.passes.selected import as_it_runs
 from fxinvert.quiet import quiet
 
