@@ -23,8 +23,8 @@ running statistics as they are, which is what the network computes later. Both a
 weights is proposed, too. Nothing is solved in closed form there: what an early layer of a deep network should have computed
 explains little, and a last layer that is solved for few samples fits these alone.
 
-All of this is repeated on parts of few training samples, for the mean of the weights, and of some more where held-out samples do
-not confirm the gain (`fxinvert.training.repeat`).
+All of this is repeated on parts of few training samples, for the mean of the weights, and of some more where held-out samples
+leave doubt of the gain (`fxinvert.training.repeat`).
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ class Auto:
             but more often the next rate is what helps.
         steps: of a run, at least, so that few samples are passed over more often; runs side by side share them.
         average: how much of the moving average of the weights is kept in a step.
-        folds: of few training samples (32 to 256; up to 512 where held-out samples do not confirm the gain), without each of
-            which all of this is repeated, for the mean of the weights (see `fxinvert.training.repeat`); 1: it is not.
+        folds: of few training samples (32 to 256; up to 1,024 where held-out samples leave doubt of the gain), without each
+            of which all of this is repeated, for the mean of the weights (see `fxinvert.training.repeat`); 1: it is not.
         optimizer: of a run, with its passes over the data.
     """
 

@@ -46,7 +46,7 @@ class Best:
             place.use(self._begun)
             self.gain = place.gain(self.state)
             place.use(now)
-        if self.unseen is not None and self.unseen.loss.total < 0 and confidence > ANY:
+        if self.unseen is not None and self.unseen.lost and confidence > ANY:
             return False
         return self.gain.confirmed(confidence) or self.gain.confirmed(confidence, self.unseen)
 

@@ -45,6 +45,8 @@ from fxinvert.training.outputs import OutputsOver, outputs_over
 PRIOR = 6
 #: the confidence that any gain has
 ANY = 0.5
+#: samples, beyond which answers count that were lost where nothing was chosen
+MANY = 256
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,14 @@ class Gain:
         if not self.right.squares:
             return loss
         return f"{loss}, right answers rose by {self.right.total:g} ± {math.sqrt(self.right.squares):.1f}"
+
+    @property
+    def lost(self) -> bool:
+        """Whether samples that nothing was chosen by have lost: in their loss or, if they are many, in right answers.
+
+        Of few samples a few answers say less: on the way to learning a missing class, others are lost before it is gained.
+        """
+        return self.loss.total < 0 or (self.right.total < 0 and self.loss.samples > MANY)
 
     def confirmed(self, confidence: float, other: Gain | None = None) -> bool:
         """Whether samples that nobody has looked at gain, too: the loss has fallen, and answers have not become worse.

@@ -1,8 +1,7 @@
 """Few samples: sweeps are repeated on parts of them, for the mean of the weights, and for more that confirms a gain.
 
 The fifth of few samples that is kept aside says little, and steps that are chosen by it follow chance. So of few samples, and
-of some more where those that were kept aside do not confirm what was gained, sweeps are repeated
-from the model as given, each time without one fold of the training samples (Stone, Cross-validatory choice and assessment of
+of some more where those that were kept aside leave any doubt of what was gained, sweeps are repeated from the model as given, each time without one fold of the training samples (Stone, Cross-validatory choice and assessment of
 statistical predictions, JRSS B 36, 1974), while steps are chosen on the same held-out samples. That gives two things:
 
     the mean of the weights that all of these end with, which varies less than those of one: bagging (Breiman, Machine Learning
@@ -11,7 +10,7 @@ statistical predictions, JRSS B 36, 1974), while steps are chosen on the same he
     what the samples of each fold gain from weights that were found without them, and that nothing was chosen by.
 
 The second helps to confirm a gain where held-out samples are too few to, and where these samples lose, there is none: to the
-twenty that chose them, steps can look like a gain that they are not. It is measured half the way to those weights: what differs
+twenty, or two hundred, that chose them among many, steps can look like a gain that they are not. It is measured half the way to those weights: what differs
 between them from fold to fold has a quarter of its variance there, as it has in the mean of four, and what they have in common
 half of its effect, so that no more is confirmed than the mean gains.
 """
@@ -24,14 +23,16 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 
 from fxinvert.training.batch import Batch
-from fxinvert.training.confirm import Gain, gain
+from fxinvert.training.confirm import MANY, Gain, gain
 from fxinvert.training.context import State
 from fxinvert.training.work import Work
 
 #: so many training samples are few, but enough for folds: sweeps are repeated
-FEW = range(32, 257)
-#: of so many they are where held-out samples do not confirm the gain; where there are more, there is little in doubt
-SOME = range(FEW.start, 513)
+FEW = range(32, MANY + 1)
+#: of so many they are where held-out samples leave doubt of the gain; where there are more, there is little
+SOME = range(FEW.start, 1025)
+#: the confidence that leaves none: these samples have chosen among many steps, which is not accounted for
+CERTAIN = 0.999
 #: what the mean is called in results
 MEAN = "mean of all repetitions"
 

@@ -17,7 +17,7 @@ from fxinvert.training.judge import Candidate, Judged, Share, judge
 from fxinvert.training.metrics import Metrics
 from fxinvert.training.place import Place
 from fxinvert.training.recalibrate import recalibrated
-from fxinvert.training.repeat import MEAN, mean, repeated
+from fxinvert.training.repeat import CERTAIN, MEAN, mean, repeated
 from fxinvert.training.work import Back, Method, Proposal, moved
 
 Wave = tuple[Segment, ...]
@@ -38,7 +38,7 @@ class Settings:
         confidence: with which held-out samples must confirm the gain of all sweeps.
         folds: of the training samples, without each of which sweeps are repeated (see `fxinvert.training.repeat`); 1: they
             are not.
-        in_doubt: whether they are only repeated where held-out samples do not confirm the gain.
+        in_doubt: whether they are only repeated where held-out samples leave doubt of the gain.
     """
 
     sweeps: int
@@ -115,7 +115,7 @@ def run_sweeps(
         idle = idle + 1 if number > 1 and gained <= settings.least_gain * before else 0
         if idle >= settings.patience or gained == 0:
             break
-    if settings.folds > 1 and not (settings.in_doubt and best.confirmed(place, settings.confidence)):
+    if settings.folds > 1 and not (settings.in_doubt and best.confirmed(place, CERTAIN)):
         once = replace(settings, folds=1, confidence=ANY)
         records.append(
             _repeat(
