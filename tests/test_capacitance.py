@@ -153,19 +153,23 @@ def test_where_a_capacitance_matrix_loses_too_much_blocks_are_taken(monkeypatch:
     assert relative(factor.solve(r, 0.0).correction.double(), exact) < 1e-5
 
 
-@pytest.mark.parametrize("frequency", [(0, 0), (3, 0), (3, 2), (5, 6), (2, 6)])
-@pytest.mark.parametrize("outputs", [3, 4])
-def test_what_the_torus_annuls_and_the_map_does_not_costs_no_digits(
-    outputs: int, frequency: tuple[int, int]
-) -> None:
-    """In a channel of the smaller side the kernel annuls one frequency of a torus of 10 × 12."""
+def annulling(outputs: int, frequency: tuple[int, int]) -> Convolution:
+    """In a channel of the smaller side its kernel annuls one frequency of a torus of 10 × 12."""
     torch.manual_seed(0)
     weight, taps = torch.randn(outputs, 3, 3, 3, dtype=F64), torch.arange(3, dtype=F64)
     own = weight[0] if outputs == 3 else weight[:, 0]
     turns = math.tau * (frequency[0] / 10 * taps[:, None] + frequency[1] / 12 * taps)
     waves = torch.stack([turns.cos(), turns.sin()]).flatten(1)
     own -= (own.flatten(1) @ torch.linalg.pinv(waves) @ waves).reshape(own.shape)
-    a = Convolution(weight, (3, 9, 11), (1, 1), (1, 1), (1, 1), 1)
+    return Convolution(weight, (3, 9, 11), (1, 1), (1, 1), (1, 1), 1)
+
+
+@pytest.mark.parametrize("frequency", [(0, 0), (3, 0), (3, 2), (5, 6), (2, 6)])
+@pytest.mark.parametrize("outputs", [3, 4])
+def test_what_the_torus_annuls_and_the_map_does_not_costs_no_digits(
+    outputs: int, frequency: tuple[int, int]
+) -> None:
+    a = annulling(outputs, frequency)
     exact, inverse = SpectralFactor(a), Capacitance(a, outputs=outputs == 3, shift=0.0)
     assert exact.condition is not None
     value, dense = torch.randn(4, 3, 9, 11, dtype=F64), a.dense()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_capacitance
 import test_compiled_rules
 import test_elementwise_rules
 import test_equilibrated
@@ -30,6 +31,7 @@ from torch.utils import _pytree as pytree
 import fxinvert
 import fxinvert.models as zoo
 from fxinvert.linalg import Convolution, SolveSettings, SpectralFactor, factorize
+from fxinvert.linalg.capacitance import Capacitance
 from fxinvert.linalg.choice import choose
 from fxinvert.rules import Status
 from fxinvert.testing import check_rule
@@ -160,6 +162,15 @@ def test_ill_conditioned_convolutions(method: Any, c_out: int, padding: int, dty
     assert_close(
         factor.solve(r.to(DEVICE), 0.0).correction, expected.to(dtype), 1e-8 if dtype == F64 else 1e-5
     )
+
+
+@pytest.mark.parametrize("outputs", [3, 4])
+def test_a_torus_that_is_raised(outputs: int) -> None:
+    a = test_capacitance.annulling(outputs, (3, 2))
+    value = torch.randn(4, *a.in_shape, dtype=F64)
+    expected = Capacitance(a, outputs=outputs == 3, shift=0.0).solve(value)
+    there = Convolution(a.weight.to(DEVICE), a.in_shape, (1, 1), (1, 1), (1, 1), 1)
+    assert_close(Capacitance(there, outputs=outputs == 3, shift=0.0).solve(value.to(DEVICE)), expected, 1e-8)
 
 
 # --- whole networks -----------------------------------------------------------------------------------------
