@@ -47,8 +47,14 @@ SECONDS = {
 #: where `auto` takes longer, with one seed at least
 LONGER = {
     ("mnist_cnn", "under_trained", 3000): 18.0,
-    ("resnet20", "jpeg", 500): 180.0,
-    ("resnet20", "four_bit", 500): 180.0,
+    **{("digits_cnn", repair, 1000): 9.0 for repair in ("four_bit", "noise", "pruned")},
+    **{("mnist_cnn", repair, 1000): 16.0 for repair in ("four_bit", "label_noise", "missing_class")},
+    **{
+        ("cifar_cnn", repair, 1000): 25.0
+        for repair in ("four_bit", "label_noise", "missing_class", "under_trained")
+    },
+    **{("resnet20", repair, 500): 180.0 for repair in ("four_bit", "jpeg")},
+    ("resnet20", "missing_class", 500): 220.0,
 }
 
 
