@@ -13,7 +13,7 @@ The files, in the order in which a model goes through them:
 * annotate it with what follows the input: `activity`, `entries`
 * check that it computes what the model does: `checks`, `runs`, `causes`, `sizes`
 * synthesize the inverse: `flow`, `region`, `copies`, `synthesize`, `inverse_op`
-* split it into segments: `partition`, `plan`
+* split it into segments: `partition`, `plan`, by the parameters that are trained, `owned`, and what is `computed` from them
 * run graphs: `interpreted`, `folded`
 * small tools: `leaves`
 """

@@ -151,12 +151,15 @@ class Auto:
         return self.folds if samples in SOME else 1
 
     def stages(self, probe: Probe, segments: Sequence[Segment]) -> Iterator[Stage]:
-        """Yields what `train` does in the first sweep, with as many runs as there may be; of few samples, what is repeated, too."""
+        """Yields what `train` does in the first sweep, with as many runs as there may be, and what is or may be repeated of few
+        samples or some more.
+        """
         yield from self._once(probe, segments)
-        if self.folds > 1 and probe.samples in FEW:
+        if self.folds_of(probe.samples) > 1:
+            without = "without a fold" if probe.samples in FEW else "without a fold, if in doubt"
             rest = probe.of(probe.samples - probe.samples // self.folds)
             for stage in self._once(rest, segments):
-                tasks = tuple((f"{name}, without a fold", cost) for name, cost in stage.tasks)
+                tasks = tuple((f"{name}, {without}", cost) for name, cost in stage.tasks)
                 yield replace(stage, tasks=tasks, times=stage.times * self.folds)
 
     def _once(self, probe: Probe, segments: Sequence[Segment]) -> Iterator[Stage]:
