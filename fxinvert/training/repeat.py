@@ -1,8 +1,9 @@
 """Few samples: sweeps are repeated on parts of them, for the mean of the weights, and for more that confirms a gain.
 
 The fifth of few samples that is kept aside says little, and steps that are chosen by it follow chance. So of few samples, and
-of some more where those that were kept aside leave any doubt of what was gained, sweeps are repeated from the model as given, each time without one fold of the training samples (Stone, Cross-validatory choice and assessment of
-statistical predictions, JRSS B 36, 1974), while steps are chosen on the same held-out samples. That gives two things:
+of some more where those that were kept aside leave any doubt of what was gained, sweeps are repeated from the model as given,
+each time without one fold of the training samples (Stone, Cross-validatory choice and assessment of statistical predictions,
+JRSS B 36, 1974), while steps are chosen on the same held-out samples. That gives two things:
 
     the mean of the weights that all of these end with, which varies less than those of one: bagging (Breiman, Machine Learning
         24, 1996), of weights, since all begin with the same model (Wortsman et al., Model soups, ICML 2022); it is judged
@@ -10,9 +11,9 @@ statistical predictions, JRSS B 36, 1974), while steps are chosen on the same he
     what the samples of each fold gain from weights that were found without them, and that nothing was chosen by.
 
 The second helps to confirm a gain where held-out samples are too few to, and where these samples lose, there is none: to the
-twenty, or two hundred, that chose them among many, steps can look like a gain that they are not. It is measured half the way to those weights: what differs
-between them from fold to fold has a quarter of its variance there, as it has in the mean of four, and what they have in common
-half of its effect, so that no more is confirmed than the mean gains.
+twenty, or two hundred, that chose them among many, steps can look like a gain that they are not. It is measured half the way
+to those weights: what differs between them from fold to fold has a quarter of its variance there, as it has in the mean of
+four, and what they have in common half of its effect, so that no more is confirmed than the mean gains.
 """
 
 from __future__ import annotations
