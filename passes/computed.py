@@ -28,9 +28,12 @@ def named_arguments(node: fx.Node) -> dict[str, Any]:
 
 
 def weights_of(node: fx.Node) -> dict[str, fx.Node]:
-    """What an op is given that follows from parameters and buffers alone, by argument name."""
+    """The tensors that an op is given which follow from parameters and buffers alone, by argument name."""
     named = named_arguments(node).items() if node.op in ("call_function", "call_method") else ()
-    return {name: value for name, value in named if isinstance(value, fx.Node) and made_of(value)}
+    values = {
+        name: value for name, value in named if isinstance(value, fx.Node) and "tensor_meta" in value.meta
+    }
+    return {name: value for name, value in values.items() if made_of(value)}
 
 
 def made_of(value: fx.Node) -> list[fx.Node]:

@@ -252,3 +252,20 @@ def test_what_has_nothing_to_solve_for_follows_gradients() -> None:
         fxinvert.DataError, match="no segment with parameters that can be trained in closed form"
     ):
         fxinvert.post_train(Scaled(), data(), method="closed_form", progress=False)
+
+
+def test_what_a_parameter_tells_besides_its_numbers_is_no_weight() -> None:
+    class Typed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.outer = nn.Linear(5, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden: Tensor = self.outer(self.inner(x.to(self.inner.weight.dtype)).to(x.dtype))
+            return 2 * hidden
+
+    plan = fxinvert.partition(fxinvert.trace(Typed(), torch.randn(4, 5)))
+    assert [segment.parameters for segment in plan.segments] == [
+        ("inner.weight", "inner.bias"),
+        ("outer.weight", "outer.bias"),
+    ]
