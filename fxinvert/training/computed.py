@@ -27,7 +27,6 @@ from fxinvert.passes.capture import attribute
 from fxinvert.passes.computed import evaluated, is_open, is_weight_norm, weights_of
 from fxinvert.passes.inverse_op import call_arguments
 from fxinvert.passes.synthesize import parameters_of
-from fxinvert.rules import Trainable
 from fxinvert.training.weight_norm import split
 
 #: products with M and Mᵀ, at most
@@ -66,13 +65,13 @@ def changes_of(
         held = {argument: attribute(graph, name) for argument, name in own.items()}
         return Pulled({own[a]: value for a, value in trainable.changes(held, change).items()})
     weights = weights_of(node)
-    values = evaluated(graph, weights, {})
-    found = trainable.changes(values, change)
+    by_weight = partial(trainable.changes, evaluated(graph, weights, {}))
+    found = by_weight(change)
     names = [n for n in dict.fromkeys(parameters_of(node).values()) if is_open(graph, n)]
     if all(_is_free(weights[argument], names) for argument in found):
         return Pulled({n: v for a, c in found.items() for n, v in _split(weights[a], c).items()})
     measured = (lambda own: own) if measure is None else measure()
-    return _nearest(graph, trainable, weights, names, change, measured)
+    return _nearest(graph, by_weight, weights, names, change, measured)
 
 
 def pulled(graph: fx.GraphModule, node: fx.Node, slopes: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -113,7 +112,7 @@ def _split(weight: fx.Node, change: Tensor) -> dict[str, Tensor]:
 
 def _nearest(
     graph: fx.GraphModule,
-    trainable: Trainable,
+    by_weight: Callable[[Tensor], dict[str, Tensor]],
     weights: Mapping[str, fx.Node],
     names: list[str],
     change: Tensor,
@@ -122,9 +121,8 @@ def _nearest(
     """What comes closest to a change of weights that not all of these can follow."""
     leaves = {name: attribute(graph, name).detach() for name in names}
     dtype = functools.reduce(torch.promote_types, (v.dtype for v in leaves.values()), torch.float32)
-    # `changes` moves numbers, and its transpose moves them back
-    values = evaluated(graph, weights, {})
-    moved, back, *_ = torch.func.vjp(partial(trainable.changes, values), torch.zeros_like(change))
+    # it moves numbers, and its transpose moves them back
+    moved, back, *_ = torch.func.vjp(by_weight, torch.zeros_like(change))
 
     def parts(flat: Tensor) -> dict[str, Tensor]:
         own = torch.split(flat, [leaf.numel() for leaf in leaves.values()])

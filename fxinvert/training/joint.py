@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -22,7 +22,7 @@ from fxinvert.errors import DataError
 from fxinvert.heads import Heads
 from fxinvert.output_target import OutputTarget
 from fxinvert.passes.capture import attribute, evaluating
-from fxinvert.passes.computed import steps_to
+from fxinvert.passes.computed import is_open, steps_to
 from fxinvert.passes.plan import Segment
 from fxinvert.settings import check_numbers
 from fxinvert.training.batch import Batch
@@ -251,17 +251,10 @@ def parameters_before(context: Context, cut: fx.Node) -> list[str]:
 
 
 def parameters_of(context: Context, paths: Iterable[str]) -> list[str]:
-    """The names of the parameters that some ops read, or are given what is computed from them, and that are not frozen.
-
-    A model that is frozen throughout was only loaded for inference: all of its parameters count.
-    """
+    """The names of the parameters that some ops read, or are given what is computed from them, and that are not frozen."""
     nodes = [context.nodes[path] for path in paths]
     given = steps_to([*nodes, *(n for node in nodes for n in node.all_input_nodes)])
     reads = [n for n in given if n.op == "get_attr"]
     read = {id(attribute(context.graph, str(n.target))) for n in reads}
-    some_open = any(p.requires_grad for p in context.graph.parameters())
-    return [
-        name
-        for name, value in context.tensors.items()
-        if isinstance(value, nn.Parameter) and id(value) in read and (value.requires_grad or not some_open)
-    ]
+    found = [name for name, value in context.tensors.items() if id(value) in read]
+    return [name for name in found if is_open(context.graph, name)]
