@@ -174,6 +174,13 @@ def test_what_held_out_samples_confirm_may_be_in_doubt() -> None:
     assert means(train(data(max(SOME)), method=QUICK, **settings))
 
 
+def test_where_any_gain_does_there_is_no_doubt() -> None:
+    settings: dict[str, Any] = {"validation_data": FEW_DATA[1:2], "sweeps": 1, "method": QUICK}
+    found = train(data(max(SOME)), confidence=0.5, **settings)
+    assert found.changed
+    assert not means(found)
+
+
 def test_of_many_samples_it_is_never_repeated() -> None:
     x, y = FEW_DATA[0]
     settings: dict[str, Any] = {"validation_data": [(x[:1], y[:1])], "sweeps": 1}

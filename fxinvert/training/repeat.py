@@ -32,7 +32,7 @@ from fxinvert.training.work import Work
 FEW = range(32, MANY + 1)
 #: of so many they are where held-out samples leave doubt of the gain; where there are more, there is little
 SOME = range(FEW.start, 1025)
-#: the confidence that leaves none: these samples have chosen among many steps, which is not accounted for
+#: the least confidence that leaves none, unless any gain does: these samples have chosen among many steps, which is not accounted for
 CERTAIN = 0.999
 #: what the mean is called in results
 MEAN = "mean of all repetitions"

@@ -115,7 +115,9 @@ def run_sweeps(
         idle = idle + 1 if number > 1 and gained <= settings.least_gain * before else 0
         if idle >= settings.patience or gained == 0:
             break
-    if settings.folds > 1 and not (settings.in_doubt and best.confirmed(place, CERTAIN)):
+    # where any gain does, there is no doubt of one
+    certain = ANY if settings.confidence == ANY else max(settings.confidence, CERTAIN)
+    if settings.folds > 1 and not (settings.in_doubt and best.confirmed(place, certain)):
         once = replace(settings, folds=1, confidence=ANY)
         records.append(
             _repeat(
