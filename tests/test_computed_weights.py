@@ -80,7 +80,7 @@ def test_the_change_is_the_least_squares_one(name: str) -> None:
     features = x if jacobian.shape[1] == 5 else torch.cat([x, torch.ones(40, 1, dtype=F64)], 1)
     known = NormalEquations.of(features[None], errors[None], torch.ones(40, dtype=F64))
     solved = known.solve(1e-2)
-    found = changes_of(inverse, node, solved.change, partial(known.measure, solved.damping))
+    found = changes_of(inverse, node, solved.change, partial(known.metric, solved.damping))
     # the same, dense: errors of all rows and outputs, and the damping of what changes in the weights
     root = (1e-2 * known.gram[0].diagonal().mean()).sqrt()
     seen = torch.cat(
@@ -90,17 +90,8 @@ def test_the_change_is_the_least_squares_one(name: str) -> None:
     dense = torch.linalg.pinv(seen) @ wanted
     got = torch.cat([found.changes[f"p.{i}"].flatten() for i in range(len(model.p))])
     torch.testing.assert_close(got, dense, rtol=1e-4, atol=1e-6)
-    left = [
-        float(
-            (
-                torch.cat([solved.change[0] - jacobian @ d])
-                @ known.measure(1e-2)(torch.eye(len(features[0]), dtype=F64)[None])[0]
-            )
-            .square()
-            .sum()
-        )
-        for d in (got, 0 * got)
-    ]
+    missed = [solved.change[0] - jacobian @ d for d in (got, 0 * got)]
+    left = [float((own * known.metric(1e-2).times(own[None])[0]).sum()) for own in missed]
     assert found.kept == pytest.approx(1 - left[0] / left[1], abs=1e-6)
 
 

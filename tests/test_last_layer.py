@@ -70,6 +70,16 @@ def test_every_fit_is_a_least_squares_fit_that_cannot_raise_the_loss(truths: boo
     assert losses == sorted(losses, reverse=True)
 
 
+@pytest.mark.parametrize("truths", [False, True])
+def test_fewer_rows_than_features_are_no_other_problem(truths: bool) -> None:
+    """Rows of no weight make them more."""
+    given = problem(truths, rows=4)
+    nothing = problem(truths, rows=5) | {"weights": torch.zeros(5, 1, dtype=torch.float64)}
+    more = {name: torch.cat([given[name], nothing[name]]) for name in given if name != "truths"}
+    for few, many in zip(path_of(**given), path_of(**more, truths=truths), strict=True):
+        torch.testing.assert_close(few, many, rtol=1e-9, atol=1e-9)
+
+
 class Net(nn.Module):
     def __init__(self, head: nn.Module, body: nn.Module) -> None:
         super().__init__()

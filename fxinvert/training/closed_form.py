@@ -226,7 +226,7 @@ def _solve(inverse: InverseGraph, node: fx.Node, known: Equations, damping: floa
     if not known.is_finite:
         raise SolveError(f"the statistics of {path!r} are not finite: its inputs or targets overflow")
     solved = known.solve(damping)
-    own = changes_of(inverse, node, solved.change, partial(known.measure, solved.damping))
+    own = changes_of(inverse, node, solved.change, partial(known.metric, solved.damping))
     return Update(path, own.changes, own.kept * solved.explained, solved.damping)
 
 

@@ -3,11 +3,12 @@
 An op y = Θ ã is affine in its weights Θ, and these may follow from parameters p, as a mask times a weight does, or a part of a
 vector. Of the change ΔΘ that was solved for, p takes what comes closest in what it does to the outputs:
 
-    Δp = argmin ‖(M Δp − ΔΘ) R‖²,    M = ∂Θ/∂p,    R Rᵀ = G + λI,
+    Δp = argmin ⟨(M Δp − ΔΘ) S, M Δp − ΔΘ⟩,    M = ∂Θ/∂p,    S = G + λI,
 
-of all that do the one of least norm, by conjugate gradients. As ΔΘ = C (G + λI)⁻¹, that is the least-squares solution among the
-weights that p can give, with the same damping, where Θ is affine in p; where it is affine in each of several parameters by
-itself, as in a product of two, it is so to first order.
+of all that do the one of least norm, by conjugate gradients on MᵀSM, preconditioned by MᵀS⁻¹M: if M moves numbers to other places,
+and all of an output's weights may move, that is the inverse, and what may not move costs a few iterations. As ΔΘ = C S⁻¹, Δp is the
+least-squares solution among the weights that p can give, with the same damping, where Θ is affine in p; where it is affine in
+each of several parameters by itself, as in a product of two, it is so to first order.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ import torch
 from torch import Tensor, fx
 
 from fxinvert.inversion.inverse_graph import InverseGraph
-from fxinvert.linalg import IterativeFactor
 from fxinvert.linalg.jacobian import Jacobian
 from fxinvert.passes.capture import attribute
 from fxinvert.passes.computed import evaluated, is_open, is_weight_norm, weights_of
 from fxinvert.passes.inverse_op import call_arguments
 from fxinvert.passes.synthesize import parameters_of
+from fxinvert.training.statistics import Metric
 from fxinvert.training.weight_norm import split
 
-#: products with M and Mᵀ, at most
-ITERATIONS = 100
-#: ΔΘ `(groups, m, n)` → ΔΘ R
-Measure = Callable[[Tensor], Tensor]
+#: of conjugate gradients, at most, and the residual that is as good as none, relative to the first
+ITERATIONS, ENOUGH = 100, 1e-6
+#: what no sums tell: all numbers count alike
+ALIKE = Metric(lambda x: x, lambda x: x)
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Pulled:
 
 
 def changes_of(
-    inverse: InverseGraph, node: fx.Node, change: Tensor, measure: Callable[[], Measure] | None = None
+    inverse: InverseGraph, node: fx.Node, change: Tensor, metric: Callable[[], Metric] = lambda: ALIKE
 ) -> Pulled:
     """ΔΘ `(groups, outputs, inputs [+ 1])` of an affine op as changes of its parameters.
 
@@ -57,7 +58,7 @@ def changes_of(
         inverse: of the graph.
         node: the op.
         change: ΔΘ.
-        measure: makes what tells how far a change is from another where weights are computed; None: all numbers count alike.
+        metric: makes what tells how far a change is from another where weights are computed.
     """
     graph, trainable = inverse.graph, inverse.trainable(node)
     if node.op == "call_module":
@@ -70,8 +71,7 @@ def changes_of(
     names = [n for n in dict.fromkeys(parameters_of(node).values()) if is_open(graph, n)]
     if all(_is_free(weights[argument], names) for argument in found):
         return Pulled({n: v for a, c in found.items() for n, v in _split(weights[a], c).items()})
-    measured = (lambda own: own) if measure is None else measure()
-    return _nearest(graph, by_weight, weights, names, change, measured)
+    return _nearest(graph, by_weight, weights, names, change, metric())
 
 
 def pulled(graph: fx.GraphModule, node: fx.Node, slopes: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -116,7 +116,7 @@ def _nearest(
     weights: Mapping[str, fx.Node],
     names: list[str],
     change: Tensor,
-    measured: Measure,
+    metric: Metric,
 ) -> Pulled:
     """What comes closest to a change of weights that not all of these can follow."""
     leaves = {name: attribute(graph, name).detach() for name in names}
@@ -128,14 +128,44 @@ def _nearest(
         own = torch.split(flat, [leaf.numel() for leaf in leaves.values()])
         return {n: part.reshape(leaf.shape) for (n, leaf), part in zip(leaves.items(), own, strict=True)}
 
-    def effect(flat: Tensor) -> Tensor:
+    def matrix(flat: Tensor) -> Tensor:
         given = {name: own.to(leaves[name].dtype) for name, own in parts(flat[0]).items()}
         made = evaluated(graph, weights, given)
-        (matrix,) = back({argument: made[argument].to(change.dtype) for argument in moved})
-        return measured(matrix).flatten()[None].to(dtype)
+        (found,) = back({argument: made[argument].to(change.dtype) for argument in moved})
+        return found[None].to(dtype)
 
-    operator = Jacobian(effect, torch.cat([leaf.flatten().to(dtype) for leaf in leaves.values()])[None])
-    wanted = measured(change).flatten()[None].to(dtype)
-    found = IterativeFactor(operator, ITERATIONS).solve(wanted, 0.0).correction
-    missed = (operator.apply(found) - wanted).double().square().sum() / wanted.double().square().sum()
-    return Pulled(parts(found[0].double()), float(1 - missed.nan_to_num(0.0)))
+    jacobian = Jacobian(matrix, torch.cat([leaf.flatten().to(dtype) for leaf in leaves.values()])[None])
+
+    def made(flat: Tensor) -> Tensor:
+        return jacobian.apply(flat[None].to(dtype))[0].to(change.dtype)
+
+    def pulled_back(own: Tensor) -> Tensor:
+        return jacobian.adjoint(own[None].to(dtype))[0].to(change.dtype)
+
+    found = _conjugate_gradients(
+        lambda flat: pulled_back(metric.times(made(flat))),
+        lambda flat: pulled_back(metric.divided(made(flat))),
+        pulled_back(metric.times(change)),
+    )
+    left, whole = (float((own * metric.times(own)).sum()) for own in (made(found) - change, change))
+    return Pulled(parts(found), 1 - left / whole if whole > 0 else 1.0)
+
+
+def _conjugate_gradients(
+    apply: Callable[[Tensor], Tensor], precondition: Callable[[Tensor], Tensor], r: Tensor
+) -> Tensor:
+    """x with A x = r, of a positive semidefinite A whose range r lies in (Saad, Iterative methods for sparse linear systems, §9.2)."""
+    x, p, before, first = torch.zeros_like(r), torch.zeros_like(r), 1.0, 0.0
+    for _ in range(ITERATIONS):
+        z = precondition(r)
+        size = float(r @ z)
+        first = first or size
+        if not size > ENOUGH**2 * first:
+            break
+        p = z + size / before * p
+        q = apply(p)
+        bent = float(p @ q)
+        if not bent > 0:
+            break
+        x, r, before = x + size / bent * p, r - size / bent * q, size
+    return x

@@ -6,9 +6,9 @@ For logits z = Θ ã, wanted probabilities p and weights w, what is minimized ov
 
 The Hessian of the cross-entropy in the logits is at most ½ I (Böhning 1992; ¼ I for truth values), so that the least-squares
 fit to the output target `cross_entropy`, Δ + 2 (C − ½λ Δ)(G + λ I)⁻¹ with C = Σ w (p − softmax z) ãᵀ, cannot raise it. Only C is
-summed anew for the next one: G is factorized once. Nesterov's momentum makes the fits fewer, begun anew where it points
-uphill (O'Donoghue & Candès 2015). Damping falls step by step, each from where the one before ended (Friedman, Hastie & Tibshirani
-2010), and held-out data choose among them.
+summed anew for the next one: G is factorized once, or the products of the rows among each other where these are fewer than
+features. Nesterov's momentum makes the fits fewer, begun anew where it points uphill (O'Donoghue & Candès 2015). Damping falls
+step by step, each from where the one before ended (Friedman, Hastie & Tibshirani 2010), and held-out data choose among them.
 """
 
 from __future__ import annotations
@@ -118,8 +118,9 @@ def path_of(features: Tensor, logits: Tensor, wanted: Tensor, weights: Tensor, t
     Raises:
         SolveError: they overflow.
     """
-    gram = features.mT.double() @ (weights * features).double()
-    level = gram.diagonal().mean()
+    rows = weights.double().sqrt() * features.double()
+    gram = rows @ rows.mT if len(rows) < rows.shape[1] else rows.mT @ rows
+    level = float(gram.diagonal().sum()) / rows.shape[1]
     if not bool(torch.isfinite(gram).all() & torch.isfinite(logits).all()):
         raise SolveError("the features or outputs of the last layer are not finite")
     if level <= 0:
@@ -129,14 +130,14 @@ def path_of(features: Tensor, logits: Tensor, wanted: Tensor, weights: Tensor, t
     logits, wanted, weights = (value.mT.contiguous() for value in (logits, wanted, weights))
     change, found = torch.zeros_like(logits[:, :1]) @ torch.zeros_like(features[:1]), list[Tensor]()
     for damping, fits in DAMPINGS:
-        ridge = damping * float(level)
+        ridge = damping * level
         damped = gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         factor = torch.linalg.cholesky(damped)
         ahead, momentum = change, 1.0
         for _ in range(fits):
             missing = weights * (wanted - probabilities(torch.addmm(logits, ahead, features.mT)))
             descent = missing @ features - bound * ridge * ahead
-            step = torch.cholesky_solve(descent.mT.double(), factor).mT
+            step = _solved(descent.double(), rows, factor, ridge)
             following = ahead + step.to(ahead.dtype) / bound
             if float((descent * (following - change)).sum()) < 0:
                 momentum = 1.0
@@ -145,6 +146,13 @@ def path_of(features: Tensor, logits: Tensor, wanted: Tensor, weights: Tensor, t
             change, momentum = following, grown
         found.append(change.double())
     return found
+
+
+def _solved(value: Tensor, rows: Tensor, factor: Tensor, ridge: float) -> Tensor:
+    """V (RᵀR + λI)⁻¹ from the Cholesky factor of that, or, of fewer rows than features, of RRᵀ + λI (Woodbury)."""
+    if len(factor) == rows.shape[1]:
+        return torch.cholesky_solve(value.mT, factor).mT
+    return (value - torch.cholesky_solve(rows @ value.mT, factor).mT @ rows) / ridge
 
 
 def _softmax(logits: Tensor) -> Tensor:

@@ -10,14 +10,13 @@ A row that never occurs has nothing to say, and stays; so does the row of the pa
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from fxinvert.training.statistics import Solved
+from fxinvert.training.statistics import Metric, Solved
 
 
 @dataclass
@@ -84,7 +83,7 @@ class LookupEquations:
             dead=int(dead.sum()),
         )
 
-    def measure(self, damping: float) -> Callable[[Tensor], Tensor]:
-        """X `(1, m, n)` → X R with R Rᵀ = G + λI, see `NormalEquations.measure`."""
-        root = (self.diagonal + damping * self.diagonal.mean()).sqrt()
-        return lambda change: change * root
+    def metric(self, damping: float) -> Metric:
+        """Of G + λI."""
+        damped = self.diagonal + damping * self.diagonal.mean()
+        return Metric(lambda x: x * damped, lambda x: x / torch.where(damped > 0, damped, 1))

@@ -120,12 +120,26 @@ class NormalEquations:
             dead=int(dead.sum()),
         )
 
-    def measure(self, damping: float) -> Callable[[Tensor], Tensor]:
-        """X `(groups, m, n)` → X R with R Rᵀ = G + λI, for relative damping as it was used: what a change of Θ does to the outputs."""
+    def metric(self, damping: float) -> Metric:
+        """Of G + λI, for relative damping as it was used."""
         mean = self.gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
         eye = torch.eye(self.gram.shape[2], dtype=self.gram.dtype, device=self.gram.device)
-        root = torch.linalg.cholesky(self.gram + damping * torch.where(mean > 0, mean, 1) * eye)
-        return lambda change: change @ root
+        damped = self.gram + damping * torch.where(mean > 0, mean, 1) * eye
+        root = torch.linalg.cholesky(damped)
+        return Metric(lambda x: x @ damped, lambda x: torch.cholesky_solve(x.mT, root).mT)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a change X `(groups, m, n)` of Θ does to the outputs: ⟨X S, X⟩ for S = G + λI.
+
+    Attributes:
+        times: X → X S.
+        divided: X → X S⁻¹.
+    """
+
+    times: Callable[[Tensor], Tensor]
+    divided: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ What is kept depends on the order of sums only, which is that of chunks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fxinvert.errors import REPORT
 from fxinvert.training.budget import MOST
-from fxinvert.training.statistics import Solved
+from fxinvert.training.statistics import Metric, Solved
 
 #: the least relative damping: the formula divides by it
 LEAST = 1e-6
@@ -126,13 +126,12 @@ class WideEquations:
     def solve(self, damping: float) -> Solved:
         """ΔΘ with relative damping ρ = `damping`, at least 1e-6."""
         used, ridge = max(damping, LEAST), self._ridge(damping)
-        kernel = self.factor @ self.factor.mT
-        damped = kernel + ridge * torch.eye(kernel.shape[1], dtype=kernel.dtype, device=kernel.device)
-        root = torch.linalg.cholesky(damped)
+        root = self._root(damping)
         # explained are 2⟨ΔΘ, C⟩ − ‖ΔΘ Bᵀ‖²
         if self.errors is not None:
             shares = torch.cholesky_solve(self.errors, root)
             change = shares.mT @ self.factor
+            kernel = self.factor @ self.factor.mT
             explained = float(((kernel @ shares) * (self.errors + ridge * shares)).sum())
         else:
             cross = self.cross
@@ -146,10 +145,22 @@ class WideEquations:
             dead=int((self.factor == 0).all(1).sum()),
         )
 
-    def measure(self, damping: float) -> Callable[[Tensor], Tensor]:
-        """X `(groups, m, n)` → X R with R Rᵀ = G + λI, see `NormalEquations.measure`."""
-        root = self._ridge(damping).sqrt()
-        return lambda change: torch.cat([change @ self.factor.mT, change * root], -1)
+    def metric(self, damping: float) -> Metric:
+        """Of G + λI."""
+        ridge, root = self._ridge(damping), self._root(damping)
+
+        def divided(x: Tensor) -> Tensor:
+            return (x - torch.cholesky_solve(self.factor @ x.mT, root).mT @ self.factor) / ridge
+
+        return Metric(lambda x: x @ self.factor.mT @ self.factor + x * ridge, divided)
+
+    def _root(self, damping: float) -> Tensor:
+        """The Cholesky factor of BBᵀ + λI."""
+        kernel = self.factor @ self.factor.mT
+        return torch.linalg.cholesky(
+            kernel
+            + self._ridge(damping) * torch.eye(kernel.shape[1], dtype=kernel.dtype, device=kernel.device)
+        )
 
     def _ridge(self, damping: float) -> Tensor:
         """λ of every group."""

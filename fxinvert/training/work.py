@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from fxinvert.output_target import OutputTarget
@@ -106,8 +107,9 @@ def moved(state: Mapping[str, Tensor], proposal: Proposal, sizes: Sizes) -> Stat
     for update, size in zip(proposal, sizes, strict=True):
         for name, change in update.changes.items() if size else ():
             # the sum is made in the solution's float64, so that rounding happens once
-            before = total[name] if name in total else state[name].double()
-            total[name] = before + size * change.double()
+            if name not in total:
+                total[name] = state[name].to(torch.float64, copy=True)
+            total[name].add_(change, alpha=size)
     return {name: value.to(state[name].dtype) for name, value in total.items()}
 
 
