@@ -131,8 +131,8 @@ def _nearest(
     def matrix(flat: Tensor) -> Tensor:
         given = {name: own.to(leaves[name].dtype) for name, own in parts(flat[0]).items()}
         made = evaluated(graph, weights, given)
-        (found,) = back({argument: made[argument].to(change.dtype) for argument in moved})
-        return found[None].to(dtype)
+        found: tuple[Tensor] = back({argument: made[argument].to(change.dtype) for argument in moved})
+        return found[0][None].to(dtype)
 
     jacobian = Jacobian(matrix, torch.cat([leaf.flatten().to(dtype) for leaf in leaves.values()])[None])
 

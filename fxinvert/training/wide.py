@@ -157,10 +157,9 @@ class WideEquations:
     def _root(self, damping: float) -> Tensor:
         """The Cholesky factor of BBᵀ + λI."""
         kernel = self.factor @ self.factor.mT
-        return torch.linalg.cholesky(
-            kernel
-            + self._ridge(damping) * torch.eye(kernel.shape[1], dtype=kernel.dtype, device=kernel.device)
-        )
+        eye = torch.eye(kernel.shape[1], dtype=kernel.dtype, device=kernel.device)
+        root: Tensor = torch.linalg.cholesky(kernel + self._ridge(damping) * eye)
+        return root
 
     def _ridge(self, damping: float) -> Tensor:
         """λ of every group."""
