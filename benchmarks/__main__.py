@@ -27,7 +27,7 @@ from rich.table import Table
 
 from benchmarks import document
 from benchmarks.studies import STUDIES
-from benchmarks.studies.frame import perform, table
+from benchmarks.studies.frame import is_missing, perform, table
 from benchmarks.suites import SUITES, measured
 from fxinvert.errors import FxInvertError
 
@@ -78,6 +78,10 @@ def study(
     failed: list[str] = []
     for name in _known(names, STUDIES):
         lines = [run for run in table(STUDIES[name], seeds, quick) if re.search(only, run.name)]
+        for library in sorted({run.needs for run in STUDIES[name].runs(1) if is_missing(run.needs)}):
+            console.print(
+                f"{name}: runs that need {library} were left out: it is not installed", style="yellow"
+            )
         for run, outcome in perform(STUDIES[name], _folder(quick), lines, workers, fresh=quick):
             if isinstance(outcome, FxInvertError):
                 failed.append(f"{name} {run.file}: {outcome}")

@@ -19,9 +19,9 @@ from torch import nn
 import benchmarks
 from benchmarks import document
 from benchmarks.__main__ import RESULTS
-from benchmarks.studies import STUDIES, baselines
+from benchmarks.studies import STUDIES, baselines, public, public_page
 from benchmarks.studies.curve import best, follow
-from benchmarks.studies.frame import Outcomes, Run, Study, outcomes, perform, table
+from benchmarks.studies.frame import Outcome, Outcomes, Run, Study, outcomes, perform, table
 from benchmarks.studies.statistics import Interval, wilson
 from benchmarks.suites import FOLDER, SUITES
 from fxinvert import models
@@ -95,6 +95,47 @@ def test_a_failing_run_does_not_stop_the_others(tmp_path: Path) -> None:
     found = [outcome for _, outcome in perform(failing, tmp_path, table(failing, 1, quick=False))]
     assert isinstance(found[0], FxInvertError)
     assert [outcome.run for outcome in outcomes(failing, tmp_path)] == ["twice"]
+
+
+def test_runs_that_need_what_is_missing_are_left_out() -> None:
+    needing = replace(TOY, runs=lambda seeds: [Run("other", {}, needs="no_such_library"), *lines(seeds)])
+    assert table(needing, 1, quick=False) == table(TOY, 1, quick=False)
+
+
+@pytest.mark.parametrize("shortcut", [False, True])
+def test_the_road_of_a_public_model(shortcut: bool) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.first(x).tanh()
+            found: torch.Tensor = self.last(x + y if shortcut else y)
+            return found
+
+    torch.manual_seed(0)
+    passed: list[str] = []
+    found = public.road(Net().eval(), torch.randn(2, 6), torch.randn(12, 6), passed.append)
+    assert tuple(passed) == public_page.STAGES
+    assert found["trained"] == 2
+    assert found["finite"]
+
+
+def test_the_page_tells_how_far_public_models_went() -> None:
+    def outcome(model: str, **result: Any) -> Outcome:
+        return Outcome(model, {"library": "lib", "model": model}, 0, "", 0.0, {}, result)
+
+    stages = dict.fromkeys(public_page.STAGES, 1.0)
+    text = public_page.section(
+        [
+            outcome("whole", outcome="done", stages=stages, segments=2, trained=3),
+            outcome("half", outcome="refused", stages={"trace": 1.0}, message="TraceError: a | b"),
+        ]
+    )
+    assert "| `lib` | 2 | 1 | 1 | 0 | 0 |" in text
+    assert r"| `half` | refused | partition | `TraceError: a \| b` |" in text
+    assert "| `whole` | 2 | 3 |" in text
 
 
 def test_the_page_follows_from_the_files() -> None:

@@ -6,6 +6,7 @@ was measured with other settings is.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import time
@@ -38,12 +39,14 @@ class Run:
         settings: everything that decides the result, JSON-ready.
         seed: of the run.
         quick: whether it belongs to the quick form.
+        needs: the library without which it is left out, besides those that all runs need.
     """
 
     name: str
     settings: Mapping[str, Any]
     seed: int = 0
     quick: bool = False
+    needs: str = ""
 
     @property
     def file(self) -> str:
@@ -100,9 +103,14 @@ class Study:
 
 
 def table(study: Study, seeds: int, quick: bool) -> list[Run]:
-    """The runs of a study: those of the first seed first."""
+    """The runs of a study that can be done here: those of the first seed first."""
     runs = sorted(study.runs(1 if quick else seeds), key=lambda run: run.seed)
-    return [run for run in runs if run.quick or not quick]
+    return [run for run in runs if (run.quick or not quick) and not is_missing(run.needs)]
+
+
+def is_missing(library: str) -> bool:
+    """Whether a library is not installed."""
+    return library != "" and importlib.util.find_spec(library) is None
 
 
 def perform(

@@ -8,7 +8,6 @@ any of them. Those of a library that is not installed are left out.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import resource
 import tempfile
 import time
@@ -25,13 +24,12 @@ import fxinvert
 from benchmarks.studies import public_page
 from benchmarks.studies.frame import Run, Study
 from benchmarks.studies.public_models import IMAGES, TRANSFORMERS, built
+from benchmarks.studies.public_page import BYTES, SECONDS
 from fxinvert.errors import DataError, FxInvertError
 from fxinvert.inversion import output_given
 from fxinvert.inversion.inverse_graph import Reconstructed
 from fxinvert.passes.flow import Flow
 
-#: processor seconds after which a model is given up, and bytes of memory it may take
-SECONDS, BYTES = 400, 12 << 30
 #: samples that are inverted, and that are trained on
 SHOWN, TRAINED = 2, 12
 #: how far the last feature is moved for a target that the model can nearly reach, of its spread
@@ -39,11 +37,10 @@ NUDGE = 0.01
 
 
 def runs(seeds: int) -> Iterator[Run]:
-    """Every model of the libraries that are installed; there is one seed."""
+    """Every model; there is one seed."""
     for library, names in [*IMAGES.items(), ("transformers", TRANSFORMERS)]:
-        if importlib.util.find_spec(library) is not None:
-            for name in names:
-                yield Run(f"{library}-{name}", {"library": library, "model": name})
+        for name in names:
+            yield Run(f"{library}-{name}", {"library": library, "model": name}, needs=library)
 
 
 def measure(run: Run) -> dict[str, Any]:
@@ -76,7 +73,7 @@ def _tell(to: Connection, settings: Mapping[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
     declared = _operators()
-    model, inputs = built(settings["library"], settings["model"], (SHOWN, TRAINED))
+    model, (shown, more) = built(settings["library"], settings["model"], (SHOWN, TRAINED))
     del declared
     began = time.process_time()
     to.send(("build", began))
@@ -88,12 +85,12 @@ def _tell(to: Connection, settings: Mapping[str, Any]) -> None:
         began = now
 
     try:
-        to.send({"outcome": "done", **road(model, *inputs, passed)})
+        to.send({"outcome": "done", **road(model, shown, more, passed)})
     except FxInvertError as error:
         to.send({"outcome": "refused", "message": f"{type(error).__name__}: {error}"})
     except MemoryError:
         return
-    except Exception as error:  # what no user should ever see, and what is looked for here
+    except Exception as error:  # noqa: BLE001 what no user should ever see, and what is looked for here
         to.send({"outcome": "failed", "message": f"{type(error).__name__}: {error}"})
 
 
@@ -108,7 +105,7 @@ def _operators() -> torch.library.Library:
     return library
 
 
-def road(model: nn.Module, inputs: Any, more: Any, passed: Callable[[str], None]) -> dict[str, Any]:
+def road(model: nn.Module, inputs: Any, more: Any, passed: Callable[[str], object]) -> dict[str, Any]:
     """All steps; `passed` is told of each that was gone."""
     graph = fxinvert.trace(model, inputs)
     passed("trace")
@@ -119,7 +116,7 @@ def road(model: nn.Module, inputs: Any, more: Any, passed: Callable[[str], None]
     how: Reconstructed = "linearized" if flow.branches else "nodewise"
     inverse = fxinvert.invert(graph, output_target="regression", reconstruction=how)
     values = inverse.forward(inputs)
-    output, last = values[inverse.output_node], flow.line[-2]
+    last = flow.line[-2]
     torch.manual_seed(1)
     moved = values[last] + NUDGE * values[last].std() * torch.randn_like(values[last])
     target = output_given(graph, values, last, moved).detach()

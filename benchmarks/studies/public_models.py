@@ -103,15 +103,15 @@ def built(library: str, name: str, samples: tuple[int, ...]) -> tuple[nn.Module,
     model: nn.Module
     if library == "timm":
         model = importlib.import_module("timm").create_model(name, num_classes=CLASSES)
-        frames, own = (), model.default_cfg["input_size"][-1]
     else:
         options = {"weights_backbone": None} if name in SEGMENTATION else {}
         models = importlib.import_module("torchvision.models")
         model = models.get_model(name, weights=None, num_classes=CLASSES, **options)
-        frames, own = (FRAMES,) if name in VIDEO else (), max(SIZES)
     model.eval()
-    size = next((size for size in SIZES if _takes(model, (3, *frames, size, size))), own)
-    return model, [torch.randn(count, 3, *frames, size, size) for count in samples]
+    shapes: list[tuple[int, ...]] = [(3, *([FRAMES] if name in VIDEO else []), size, size) for size in SIZES]
+    own = tuple(getattr(model, "default_cfg", {}).get("input_size", shapes[-1]))
+    shape = next((shape for shape in shapes if _takes(model, shape)), own)
+    return model, [torch.randn(count, *shape) for count in samples]
 
 
 def _takes(model: nn.Module, shape: tuple[int, ...]) -> bool:

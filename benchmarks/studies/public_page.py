@@ -8,25 +8,34 @@ from collections.abc import Iterator
 from benchmarks.studies.frame import Outcome, Outcomes, by
 from benchmarks.studies.pages import table_of
 
+#: processor seconds after which a model is given up, and bytes of memory it may take
+SECONDS, BYTES = 400, 12 << 30
+#: in their order
 STAGES = ("trace", "partition", "invert", "sweep", "export")
-TEXT = """\
+TEXT = f"""\
 ## Public models
 
 Models of other libraries with random weights, one of every family and the smallest of it: captured, partitioned,
 inverted for two samples (node by node if it is a chain, linearized if it branches), trained for one sweep in closed form on twelve,
 exported and proven. Nothing is set for any of them. *done*: all of that; *refused*: with an error that names the node or line
-and the reason; *failed*: with any other error; *gave up*: after {seconds} s of processor time, or {gib} GiB. Seconds are processor time;
+and the reason; *failed*: with any other error; *gave up*: after {SECONDS} s of processor time, or {BYTES >> 30} GiB. Seconds are processor time;
 *trained*: ops whose weights are solved for.
 """
 
 
 def section(outcomes: Outcomes) -> str:
     """The whole of it."""
-    counts = [(library, Counter(o.result["outcome"] for o in found)) for (library,), found in by(outcomes, "library").items()]
+    counts = [
+        (library, Counter(o.result["outcome"] for o in found))
+        for (library,), found in by(outcomes, "library").items()
+    ]
     heads = ("done", "refused", "failed", "gave up")
     summary = table_of(
         ["library", "models", *heads],
-        [(f"`{library}`", str(found.total()), *(str(found[head]) for head in heads)) for library, found in counts],
+        [
+            (f"`{library}`", str(found.total()), *(str(found[head]) for head in heads))
+            for library, found in counts
+        ],
     )
     missed = [
         (f"`{o.settings['model']}`", o.result["outcome"], _next(o), f"`{_line(o.result['message'])}`")
@@ -36,7 +45,9 @@ def section(outcomes: Outcomes) -> str:
     parts = [TEXT, summary]
     if missed:
         parts.append(table_of(["not done", "", "at", "message"], missed))
-    return "\n".join([*parts, table_of(["model", "segments", "trained", *STAGES, "s in all"], _rows(outcomes))])
+    return "\n".join(
+        [*parts, table_of(["model", "segments", "trained", *STAGES, "s in all"], _rows(outcomes))]
+    )
 
 
 def _rows(outcomes: Outcomes) -> Iterator[list[str]]:
