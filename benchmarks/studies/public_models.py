@@ -46,6 +46,10 @@ IMAGES: dict[str, tuple[str, ...]] = {
         """.split()
     ),
 }
+#: those of which there are only large ones: so many layers of them will do
+SHALLOW = ("beit_base_patch16_224", "deepseek_vit_412m", "gemma4_vit_167m", "naflexvit_base_patch16_parfac_gap",
+           "qwen3_vit_88m", "samvit_base_patch16_224")  # fmt: skip
+LAYERS = 3
 SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "fcn_resnet50", "lraspp_mobilenet_v3_large")
 VIDEO, FRAMES = ("mc3_18", "mvit_v1_b", "r2plus1d_18", "r3d_18", "s3d", "swin3d_t"), 16
 
@@ -102,7 +106,8 @@ def built(library: str, name: str, samples: tuple[int, ...]) -> tuple[nn.Module,
         return _configured(name, samples)
     model: nn.Module
     if library == "timm":
-        model = importlib.import_module("timm").create_model(name, num_classes=CLASSES)
+        options: dict[str, Any] = {"depth": LAYERS} if name in SHALLOW else {}
+        model = importlib.import_module("timm").create_model(name, num_classes=CLASSES, **options)
     else:
         options = {"weights_backbone": None} if name in SEGMENTATION else {}
         models = importlib.import_module("torchvision.models")
