@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from fxinvert.passes.capture import attribute
+from fxinvert.passes.computed import is_open
 from fxinvert.passes.plan import Plan
 from fxinvert.passes.synthesize import parameters_of
 
@@ -27,12 +28,7 @@ def untrained(plan: Plan, graph: fx.GraphModule, by_gradients: bool) -> list[str
     owned = [name for segment in plan.segments for name in segment.parameters]
     trained = {id(attribute(graph, name)) for name in owned if by_gradients or name in read}
     named = dict(graph.named_parameters())
-    some_open = any(value.requires_grad for value in named.values())
-    kept = [
-        name
-        for name, value in named.items()
-        if id(value) not in trained and (value.requires_grad or not some_open)
-    ]
+    kept = [name for name, value in named.items() if id(value) not in trained and is_open(graph, name)]
     if not kept:
         return []
     more = f" and {len(kept) - _LISTED} more" if len(kept) > _LISTED else ""

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
+from fxinvert.errors import DataError
 from fxinvert.export.rounding import FACTOR, Rounding
 
 Array = npt.NDArray[Any]
@@ -91,3 +93,19 @@ def compare(
             f"{int(wrong.sum())} of {wrong.size} elements differ."
         )
     return Comparison(float(distance[finite].max()), float(np.abs(wanted[finite]).max()), worst, problem)
+
+
+def array(tensor: Tensor) -> Array:
+    """A tensor as numpy has it.
+
+    Raises:
+        DataError: numpy, and so onnxruntime, has no such type.
+    """
+    try:
+        found: Array = tensor.contiguous().numpy()
+    except (TypeError, RuntimeError) as error:
+        raise DataError(
+            f"{tensor.dtype} tensors cannot be compared with onnxruntime on the CPU ({error}). Export a float32 copy "
+            "of the model (model.float()) with float32 example inputs."
+        ) from error
+    return found

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from fxinvert.errors import DataError, ExportMismatchError
 from fxinvert.export.called import Axes, Call
-from fxinvert.export.compare import Array, Comparison, compare
+from fxinvert.export.compare import Array, Comparison, array, compare
 from fxinvert.export.files import fixed_batch, named
 from fxinvert.export.inputs import Case, case_of, cases_at, check_settings, frozen_copy, rng_kept
 from fxinvert.export.parting import first_difference
@@ -222,22 +222,6 @@ def is_half(loaded: Any) -> bool:
     import onnx
 
     return any(value.data_type == onnx.TensorProto.FLOAT16 for value in loaded.graph.initializer)
-
-
-def array(tensor: Tensor) -> Array:
-    """A tensor as numpy has it.
-
-    Raises:
-        DataError: numpy, and so onnxruntime, has no such type.
-    """
-    try:
-        found: Array = tensor.contiguous().numpy()
-    except (TypeError, RuntimeError) as error:
-        raise DataError(
-            f"{tensor.dtype} tensors cannot be compared with onnxruntime on the CPU ({error}). Export a float32 copy "
-            "of the model (model.float()) with float32 example inputs."
-        ) from error
-    return found
 
 
 def _tied(case: Case, proof: Proof) -> Case | None:
