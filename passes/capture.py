@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -130,7 +131,7 @@ def _users_stack() -> str | None:
         name = frame.f_code.co_filename
         if frame.f_code is symbolic_graph.__code__:
             break
-        if not name.startswith(_FOREIGN):
+        if _is_users(name):
             found.append(traceback.FrameSummary(name, line, frame.f_code.co_name))
     return "".join(traceback.StackSummary.from_list(found[::-1]).format()).strip() or None
 
@@ -247,8 +248,16 @@ def called_at() -> str | None:
     return _source_line(_users_stack())
 
 
+_PACKAGE = Path(inspect.getfile(TraceError)).parent
 #: frames in these places are not the user's; the last two are code that torch.fx and Python's own eval have made
-_FOREIGN = (*(str(Path(f).parent) for f in (torch.__file__, __file__, Path(__file__).resolve())), "<eval_with_key>", "<string>")  # fmt: skip
+_FOREIGN = (*map(str, (Path(torch.__file__).parent, _PACKAGE, Path(__file__).resolve().parent)), "<eval_with_key>", "<string>")  # fmt: skip
+#: but for the models, which are written as users write theirs
+_MODELS = str(_PACKAGE / "models")
+
+
+def _is_users(file: str) -> bool:
+    """Whether code that lies there is the user's."""
+    return file.startswith(_MODELS) or not file.startswith(_FOREIGN)
 
 
 def raised_at(error: BaseException) -> str:
@@ -260,5 +269,5 @@ def raised_at(error: BaseException) -> str:
 def _source_line(stack: str | None) -> str | None:
     """The innermost line of a stack that is neither torch's nor ours."""
     places = [line.strip() for line in (stack or "").splitlines() if line.strip().startswith('File "')]
-    own = [place for place in places if not place.removeprefix('File "').startswith(_FOREIGN)]
+    own = [place for place in places if _is_users(place.removeprefix('File "'))]
     return own[-1] if own else None

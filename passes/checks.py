@@ -129,11 +129,25 @@ def randomness(model: Flat, inputs: tuple[Tensor, ...], expected: Tensor) -> str
     again = run(model, inputs)
     if again.shape != expected.shape or torch.allclose(again, expected, equal_nan=True):
         return None
+    if written := _written(model, inputs):
+        more = f" and {len(written) - 1} more" if len(written) > 1 else ""
+        return (
+            f"the model changes from run to run in evaluation mode: forward() writes to its buffer {written[0]!r}{more}; switch that "
+            "off (observers of quantization by model.apply(torch.ao.quantization.disable_observer))"
+        )
     draw, spared = first_draw(model, inputs)
     return (
         f"the model is random: two runs in evaluation mode give different outputs; {draw} draws (a functional dropout "
         f"without training=self.training does that, or noise that forward() draws: make it an input{spared})"
     )
+
+
+def _written(model: Flat, inputs: tuple[Tensor, ...]) -> list[str]:
+    """The buffers that a run changes."""
+    before = {name: buffer.clone() for name, buffer in model.model.named_buffers()}
+    run(model, inputs)
+    now = dict(model.model.named_buffers())
+    return [name for name, value in before.items() if not torch.equal(value, now[name])]
 
 
 def mixture(

@@ -19,6 +19,10 @@ from fxinvert.passes.inverse_op import call_arguments, opened
 
 #: makes a weight of its direction and length
 WEIGHT_NORM = "_weight_norm"
+#: ops that round to a grid, and whose derivative is that of what they round: "straight through" (Bengio et al., arXiv 1308.3432)
+ROUNDING = frozenset(
+    ["fake_quantize_per_channel_affine", "fake_quantize_per_tensor_affine", "fused_moving_avg_obs_fake_quant"]
+)
 
 
 def named_arguments(node: fx.Node) -> dict[str, Any]:
@@ -79,7 +83,11 @@ def expression(value: fx.Node) -> str:
 
 
 def evaluated(
-    graph: fx.GraphModule, values: Mapping[str, fx.Node], given: Mapping[str, Tensor]
+    graph: fx.GraphModule,
+    values: Mapping[str, fx.Node],
+    given: Mapping[str, Tensor],
+    *,
+    rounded: bool = True,
 ) -> dict[str, Tensor]:
     """What parameters and buffers make of some values, by the names of these.
 
@@ -87,11 +95,14 @@ def evaluated(
         graph: whose parameters they are.
         values: see `weights_of`.
         given: parameters by name, as they are to be instead.
+        rounded: whether what is rounded to a grid is; else it stays as it is.
     """
     runner = Runner(graph, garbage_collect_values=False)
     for step in steps_to(values.values()):
         if step.op == "get_attr" and str(step.target) in given:
             runner.env[step] = given[str(step.target)]
+        elif not rounded and step.meta.get("op") in ROUNDING:
+            runner.env[step] = runner.env[step.all_input_nodes[0]]
         elif step.meta.get("op") == WEIGHT_NORM:  # of torch's own no batch of derivatives is taken at once
             runner.env[step] = _normed(
                 **call_arguments(step.target, *runner.fetch_args_kwargs_from_env(step))
@@ -126,7 +137,7 @@ def is_open(graph: nn.Module, name: str) -> bool:
 def is_affine(value: fx.Node, names: Iterable[str]) -> bool:
     """Whether a computed value is affine in each of some parameters by itself, and can be differentiated in it.
 
-    A random change d tells: f(p + 2d) − f(p) is 2 (f(p + d) − f(p)), up to rounding.
+    A random change d tells: f(p + 2d) − f(p) is 2 (f(p + d) − f(p)), up to rounding, that to a grid included.
 
     Args:
         value: computed from parameters alone.
@@ -138,7 +149,7 @@ def is_affine(value: fx.Node, names: Iterable[str]) -> bool:
     read = {str(n.target) for n in made_of(value)}
 
     def at(name: str, place: Tensor) -> Tensor:
-        return evaluated(graph, {"": value}, {name: place})[""]
+        return evaluated(graph, {"": value}, {name: place}, rounded=False)[""]
 
     for name in (name for name in names if name in read):
         own = attribute(graph, name).detach()

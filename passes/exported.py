@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from fxinvert.errors import TraceError
 from fxinvert.passes.as_run import AsRun
 from fxinvert.passes.capture import attribute, describe, raised_at
+from fxinvert.passes.fakes import with_fakes
 from fxinvert.passes.inputs import Flat, Inputs
 from fxinvert.passes.leaves import mapped
 from fxinvert.passes.program import check_behind, program_of
@@ -99,7 +100,7 @@ def _graphs(
 ) -> Iterator[tuple[fx.GraphModule, bool]]:
     """The raw graphs, and whether they compute on rows that values select."""
     model, inputs = flat.model, flat.inputs
-    with _raising_ours(model):
+    with _raising_ours(model), with_fakes():
         program, batch = program_of(flat, values, shared)
 
         def rebuilt(captured: fx.GraphModule) -> tuple[fx.GraphModule, bool]:

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class FakeQuantized(TorchFunctionMode):
-    """While it is on, `fake_quantize_per_tensor_affine` and `fake_quantize_per_channel_affine` are written out."""
+    """While it is on, calls that quantize are written out; those that would observe values, too, observe none."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -21,6 +21,8 @@ class FakeQuantized(TorchFunctionMode):
             return _quantized(*args, **(kwargs or {}))
         if name == "fake_quantize_per_channel_affine":
             return _by_channel(*args, **(kwargs or {}))
+        if name == "fused_moving_avg_obs_fake_quant":
+            return _observed(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -37,3 +39,26 @@ def _by_channel(
     shape = [1] * input.dim()
     shape[axis] = -1
     return _quantized(input, scale.reshape(shape), zero_point.reshape(shape), quant_min, quant_max)
+
+
+def _observed(
+    input: Tensor,
+    observer_on: Tensor,
+    fake_quant_on: Tensor,
+    running_min: Tensor,
+    running_max: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    averaging_const: float,
+    quant_min: int,
+    quant_max: int,
+    ch_axis: int,
+    per_row_fake_quant: bool = False,
+    symmetric_quant: bool = False,
+) -> Tensor:
+    """What is quantized where that is switched on; observers are off where a model is in use."""
+    if per_row_fake_quant:
+        quantized = _by_channel(input, scale, zero_point, ch_axis, quant_min, quant_max)
+    else:
+        quantized = _quantized(input, scale, zero_point, quant_min, quant_max)
+    return torch.where(fake_quant_on == 1, quantized, input)
