@@ -9,7 +9,7 @@ from benchmarks.studies.frame import Outcome, Outcomes, by
 from benchmarks.studies.pages import table_of
 
 #: processor seconds after which a model is given up, and bytes of memory it may take
-SECONDS, BYTES = 400, 12 << 30
+SECONDS, BYTES = 900, 20 << 30
 #: in their order
 STAGES = ("trace", "partition", "invert", "sweep", "export")
 TEXT = f"""\
