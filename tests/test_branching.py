@@ -190,13 +190,14 @@ def test_what_does_not_lead_to_the_output_keeps_its_anchor(dtype: torch.dtype) -
         assert torch.equal(target[chosen != i], anchor[chosen != i])
 
 
-def test_linearized_targets_are_the_same_a_few_samples_at_a_time() -> None:
-    """However few fit into memory."""
+@pytest.mark.parametrize("few", [2**19, 2**12])
+def test_linearized_targets_are_the_same_a_few_samples_or_values_at_a_time(few: int) -> None:
+    """However few fit into memory: samples, or values of a single one."""
     model, x = models.load("digits_resnet"), models.data_of("digits_resnet").test.inputs[0][:5]
     graph = fxinvert.trace(model, x)
     labels = torch.arange(5)
     whole, parts = (
-        fxinvert.invert(graph, reconstruction="linearized", memory_limit=limit)(x, labels) for limit in (2**30, 2**19)
+        fxinvert.invert(graph, reconstruction="linearized", memory_limit=limit)(x, labels) for limit in (2**30, few)
     )  # fmt: skip
     for name in whole.names:
         torch.testing.assert_close(parts.targets[name], whole.targets[name], rtol=1e-3, atol=1e-4)

@@ -7,13 +7,13 @@ Between a value v and the output, the model is taken by its derivative J at the 
 the nearest v whose output, to first order, is the target t (the one equation, for the region from v to the output). Where
 an output has few numbers, J has few rows: one backward pass for each gives the rows of *every* value's J, and all
 targets cost as much as a few forward passes, however the graph branches; samples are taken so many at a time that their
-rows fit into memory. Other outputs take a few steps of conjugate gradients for every value.
+rows fit into memory, and of a single sample values. Other outputs take a few steps of conjugate gradients for every value.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -45,7 +45,7 @@ def linearized_targets(
         nodes: whose targets are asked for, `(B, …)` each.
         target: of the output, `(B, …)`.
         condition_limit: κ.
-        memory_limit: bytes that the rows of the samples that are worked on together may take.
+        memory_limit: bytes that rows that are worked on together may take.
     """
     flow = Flow(graph)
     missing = by_sample(flow.exit, target - values[flow.exit])
@@ -56,7 +56,10 @@ def linearized_targets(
         corrections = _from_rows(graph, flow, values, wanted, missing, condition_limit, memory_limit)
     else:
         corrections = _by_products(graph, flow, values, wanted, missing)
-    found = {n: values[n] + own.reshape(values[n].shape) for n, own in zip(wanted, corrections, strict=True)}
+    # in their own place: all of them can be much
+    found = {
+        n: own.reshape(values[n].shape).add_(values[n]) for n, own in zip(wanted, corrections, strict=True)
+    }
     return found | {flow.exit: target}
 
 
@@ -69,29 +72,45 @@ def _from_rows(
     condition_limit: float,
     memory_limit: int,
 ) -> list[Tensor]:
-    """One backward pass per number of the output, for all nodes together; corrections `(B, n)`."""
+    """One backward pass per number of the output, for as many nodes together as fit into memory; corrections `(B, n)`."""
+    samples, rows = missing.shape
 
     def corrections(values: Mapping[fx.Node, Any], missing: Tensor) -> list[Tensor]:
+        found = list[Tensor]()
         with torch.enable_grad(), differentiable():
             points, output = _tracked(graph, flow, values, nodes, Evaluator.run_node)
-            rows = [
-                torch.autograd.grad(column.sum(), points, retain_graph=True, materialize_grads=True)
-                for column in output.unbind(1)
-            ]
-        jacobians = (torch.stack(gradients, 1) for gradients in zip(*rows, strict=True))
-        return [_correction(jacobian, missing, condition_limit) for jacobian in jacobians]
+            for some in _fitting(points, memory_limit // rows):
+                passes = [
+                    torch.autograd.grad(column.sum(), some, retain_graph=True, materialize_grads=True)
+                    for column in output.unbind(1)
+                ]
+                jacobians = (torch.stack(gradients, 1) for gradients in zip(*passes, strict=True))
+                found += [_correction(jacobian, missing, condition_limit) for jacobian in jacobians]
+        return found
 
-    samples, rows = missing.shape
     size = rows * sum(values[node].nbytes for node in nodes)
     parts = min(max(math.ceil(size / memory_limit), 1), samples)
     if parts == 1:
         return corrections(values, missing)
-    found = []
+    found = [torch.empty_like(by_sample(node, values[node])) for node in nodes]
     for part in torch.arange(samples, device=missing.device).chunk(parts):
         with torch.no_grad():
             own = forward_values(graph, placeholders_of(graph, values, part))
-        found.append(corrections(own, missing[part]))
-    return [torch.cat(own) for own in zip(*found, strict=True)]
+        for whole, correction in zip(found, corrections(own, missing[part]), strict=True):
+            whole[part] = correction
+    return found
+
+
+def _fitting(values: Sequence[Tensor], limit: int) -> Iterator[list[Tensor]]:
+    """The values in their order, as many at a time as take no more than so many bytes, one at least."""
+    some, size = list[Tensor](), 0
+    for value in values:
+        if some and size + value.nbytes > limit:
+            yield some
+            some, size = [], 0
+        some.append(value)
+        size += value.nbytes
+    yield some
 
 
 def _by_products(
