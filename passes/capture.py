@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import traceback
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,10 +78,14 @@ def unchanged(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
 
 
+#: what modules keep entries in, their hooks in the second
+_TABLES = (dict, OrderedDict)
+
+
 def _tables(model: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """The tables that hold what modules consist of, and the entries that each has now."""
     own = [vars(module) for module in model.modules()]
-    return [(t, dict(t)) for t in (*own, *(v for saved in own for v in saved.values() if type(v) is dict))]
+    return [(t, dict(t)) for t in (*own, *(v for saved in own for v in saved.values() if type(v) in _TABLES))]
 
 
 class _Tracer(fx.Tracer):

@@ -54,6 +54,35 @@ def inverted(graph: fx.GraphModule, *inputs: Tensor) -> fxinvert.Reconstruction:
 # --- two ways, one graph ------------------------------------------------------------------------------------
 
 
+def test_hooks_that_a_first_run_registers_are_registered_once() -> None:
+    """As those by which transformers' models collect what their layers give."""
+
+    class Collecting(nn.Module):
+        hooked = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+            self.last = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not self.hooked:
+                for layer in self.layers:
+                    layer.register_forward_hook(lambda module, args, output: self.found.append(output))
+                self.hooked = True
+            self.found: list[Tensor] = []
+            for layer in self.layers:
+                x = layer(x).tanh()
+            result: Tensor = self.last(torch.cat(self.found, 1))
+            return result
+
+    model, x = Collecting(), torch.randn(5, 4)
+    graph = fxinvert.trace(model, x)
+    assert not any(layer._forward_hooks for layer in model.layers)
+    torch.testing.assert_close(graph(x), model(x))
+    torch.testing.assert_close(fxinvert.trace(model, x)(x), model(x))
+
+
 def test_what_cannot_be_followed_is_exported_and_the_reason_recorded() -> None:
     model = exported()
     graph = fxinvert.trace(model, X)
