@@ -87,7 +87,7 @@ TRANSFORMERS: dict[str, tuple[str, str, Mapping[str, Any], int]] = {
     "xlnet": ("XLNet", "ForSequenceClassification", {"vocab_size": 64, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64}, 0),
     "beit": ("Beit", "ForImageClassification", PIXELS, 32),
     "convnext": ("ConvNext", "ForImageClassification", STAGES, 64),
-    "deit": ("Deit", "ForImageClassification", PIXELS, 32),
+    "deit": ("DeiT", "ForImageClassification", PIXELS, 32),
     "dinov2": ("Dinov2", "ForImageClassification", PIXELS, 32),
     "mobilevit": ("MobileViT", "ForImageClassification", {"num_labels": CLASSES, "image_size": 64, "hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 16, 16, 24, 32, 64]}, 64),
     "resnet": ("ResNet", "ForImageClassification", {**STAGES, "embedding_size": 8, "layer_type": "basic"}, 64),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from benchmarks.studies.frame import Outcome, Outcomes, by
 from benchmarks.studies.pages import table_of
+from benchmarks.studies.public_models import IMAGES, TRANSFORMERS
 
 #: processor seconds after which a model is given up, and bytes of memory it may take
 SECONDS, BYTES = 900, 20 << 30
@@ -37,12 +38,21 @@ def section(outcomes: Outcomes) -> str:
             for library, found in counts
         ],
     )
+    done = {(o.settings["library"], o.settings["model"]) for o in outcomes}
+    listed = [
+        (library, name)
+        for library, names in (*IMAGES.items(), ("transformers", TRANSFORMERS))
+        for name in names
+    ]
+    left = [f"`{name}`" for library, name in listed if (library, name) not in done]
     missed = [
         (f"`{o.settings['model']}`", o.result["outcome"], _next(o), f"`{_line(o.result['message'])}`")
         for o in outcomes
         if o.result["outcome"] != "done"
     ]
     parts = [TEXT, summary]
+    if left:
+        parts.append(f"Not measured yet: {', '.join(left)}.\n")
     if missed:
         parts.append(table_of(["not done", "", "at", "message"], missed))
     return "\n".join(
