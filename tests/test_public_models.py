@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import fxinvert
+from benchmarks.studies.public import operators
 from fxinvert.errors import TraceError
 from fxinvert.inversion import output_given
 from fxinvert.passes.flow import Flow
@@ -69,13 +70,7 @@ IMAGE_MODELS = [
 
 @pytest.fixture(scope="module", autouse=True)
 def _torchvision() -> Any:
-    """torchvision's CUDA build is imported beside a CPU torch, if two of its operators are declared before."""
-    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
-    for op in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, op):
-            library.define(  # type: ignore[no-untyped-call]
-                f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            )
+    library = operators()
     yield
     del library
 

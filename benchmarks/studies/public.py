@@ -72,7 +72,7 @@ def _tell(to: Connection, settings: Mapping[str, Any]) -> None:
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
-    declared = _operators()
+    declared = operators()
     model, (shown, more) = built(settings["library"], settings["model"], (SHOWN, TRAINED))
     del declared
     began = time.process_time()
@@ -94,7 +94,7 @@ def _tell(to: Connection, settings: Mapping[str, Any]) -> None:
         to.send({"outcome": "failed", "message": f"{type(error).__name__}: {error}"})
 
 
-def _operators() -> torch.library.Library:
+def operators() -> torch.library.Library:
     """torchvision's CUDA build is imported beside a CPU torch, if two of its operators are declared before."""
     library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for op in ("nms", "qnms"):

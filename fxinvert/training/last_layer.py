@@ -31,6 +31,7 @@ from fxinvert.rules import Op, Trainable
 from fxinvert.training.batch import Batch
 from fxinvert.training.computed import changes_of
 from fxinvert.training.context import Context
+from fxinvert.training.wide import divided
 
 #: dampings ρ, one after the other, and the fits with each
 DAMPINGS = ((1e-1, 4), (1e-2, 8), (1e-3, 8), (1e-4, 8))
@@ -149,10 +150,10 @@ def path_of(features: Tensor, logits: Tensor, wanted: Tensor, weights: Tensor, t
 
 
 def _solved(value: Tensor, rows: Tensor, factor: Tensor, ridge: float) -> Tensor:
-    """V (RᵀR + λI)⁻¹ from the Cholesky factor of that, or, of fewer rows than features, of RRᵀ + λI (Woodbury)."""
+    """V (RᵀR + λI)⁻¹ from the Cholesky factor of that, or, of fewer rows than features, of RRᵀ + λI."""
     if len(factor) == rows.shape[1]:
         return torch.cholesky_solve(value.mT, factor).mT
-    return (value - torch.cholesky_solve(rows @ value.mT, factor).mT @ rows) / ridge
+    return divided(value, rows, factor, ridge)
 
 
 def _softmax(logits: Tensor) -> Tensor:

@@ -126,17 +126,15 @@ class WideEquations:
     def solve(self, damping: float) -> Solved:
         """ΔΘ with relative damping ρ = `damping`, at least 1e-6."""
         used, ridge = max(damping, LEAST), self._ridge(damping)
-        root = self._root(damping)
+        kernel, root = self._factorized(damping)
         # explained are 2⟨ΔΘ, C⟩ − ‖ΔΘ Bᵀ‖²
         if self.errors is not None:
             shares = torch.cholesky_solve(self.errors, root)
             change = shares.mT @ self.factor
-            kernel = self.factor @ self.factor.mT
             explained = float(((kernel @ shares) * (self.errors + ridge * shares)).sum())
         else:
             cross = self.cross
-            seen = torch.cholesky_solve(self.factor @ cross.mT, root).mT
-            change = (cross - seen @ self.factor) / ridge
+            change = divided(cross, self.factor, root, ridge)
             explained = float((change * (cross + change * ridge)).sum())  # ΔΘ BᵀB is C − λ ΔΘ
         return Solved(
             change=change,
@@ -147,24 +145,28 @@ class WideEquations:
 
     def metric(self, damping: float) -> Metric:
         """Of G + λI."""
-        ridge, root = self._ridge(damping), self._root(damping)
+        ridge, (_, root) = self._ridge(damping), self._factorized(damping)
+        return Metric(
+            lambda x: x @ self.factor.mT @ self.factor + x * ridge,
+            lambda x: divided(x, self.factor, root, ridge),
+        )
 
-        def divided(x: Tensor) -> Tensor:
-            return (x - torch.cholesky_solve(self.factor @ x.mT, root).mT @ self.factor) / ridge
-
-        return Metric(lambda x: x @ self.factor.mT @ self.factor + x * ridge, divided)
-
-    def _root(self, damping: float) -> Tensor:
-        """The Cholesky factor of BBᵀ + λI."""
+    def _factorized(self, damping: float) -> tuple[Tensor, Tensor]:
+        """BBᵀ, and the Cholesky factor of BBᵀ + λI."""
         kernel = self.factor @ self.factor.mT
         eye = torch.eye(kernel.shape[1], dtype=kernel.dtype, device=kernel.device)
-        root: Tensor = torch.linalg.cholesky(kernel + self._ridge(damping) * eye)
-        return root
+        return kernel, torch.linalg.cholesky(kernel + self._ridge(damping) * eye)
 
     def _ridge(self, damping: float) -> Tensor:
         """λ of every group."""
         ridge = max(damping, LEAST) * self.squares / self.factor.shape[2] + self.missing
         return torch.where(ridge > 0, ridge, 1.0)[:, None, None]
+
+
+def divided(value: Tensor, rows: Tensor, root: Tensor, ridge: Tensor | float) -> Tensor:
+    """V (RᵀR + λI)⁻¹ from the Cholesky factor of RRᵀ + λI (Woodbury)."""
+    found: Tensor = (value - torch.cholesky_solve(rows @ value.mT, root).mT @ rows) / ridge
+    return found
 
 
 def _reduced(factor: Tensor, count: int) -> tuple[Tensor, Tensor]:
