@@ -28,6 +28,7 @@ from fxinvert.export import ExportReport, OutputDifference, export_onnx, onnx_fi
 from fxinvert.export.called import Call
 from fxinvert.export.compare import compare
 from fxinvert.export.inputs import like
+from fxinvert.export.rounding import Rounding
 
 
 def conv_net() -> nn.Sequential:
@@ -533,6 +534,14 @@ def test_what_rounding_hides_is_not_proven(
         hidden.second.weight.copy_(hidden.first.weight + 1e-3 * torch.randn(16, 1024))
     with pytest.raises(ExportMismatchError, match="model's own rounding"):
         export_onnx(hidden, x, tmp_path / "net.onnx")
+
+
+def test_rounding_explains_no_more_than_a_hundredth_of_an_output() -> None:
+    """Of each element by itself: one that rounds by more neither passes with it, nor keeps others from passing."""
+    exact = np.full((1, 4), 100.0)
+    rounding = Rounding(exact, np.array([[1e-3, 1e-3, 5.0, 5.0]]))
+    explained = rounding.explains(exact + np.array([[8e-3, 9e-3, 0.99, 1.01]]))
+    assert explained.tolist() == [[True, False, True, False]]
 
 
 def test_what_stands_in_the_way_of_a_model_as_it_runs_is_told(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from fxinvert.errors import DataError
-from fxinvert.export.rounding import FACTOR, Rounding
+from fxinvert.export.rounding import FACTOR, HIDDEN, Rounding
 
 Array = npt.NDArray[Any]
 
@@ -77,7 +77,10 @@ def compare(
         if rounding is not None:
             # what is expected may come from elsewhere than the model, as of an inverse
             wrong &= ~(rounding.explains(given) & rounding.explains(wanted))
-            stated += f", and more than {FACTOR:g} times the model's own rounding from what float64 gives"
+            stated += (
+                f", and more than {FACTOR:g} times the model's own rounding, or {HIDDEN:.0%} of the output's size, "
+                "from what float64 gives"
+            )
     else:
         stated = f"({expected.dtype} must be equal)"
         tolerance = np.zeros(wanted.shape)

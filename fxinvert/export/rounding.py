@@ -32,7 +32,7 @@ NEAR = 2.0**-12
 """How far weights and inputs are moved, towards 0 and relative to them: thousands of roundings of float32."""
 
 HIDDEN = 1e-2
-"""What may be rounding of an output, relative to its root mean square; what is beyond could hide anything."""
+"""What may be rounding of an element, relative to its output's root mean square; what is beyond could hide anything."""
 
 WIDER = {torch.float16: torch.float64, torch.bfloat16: torch.float64, torch.float32: torch.float64,
          torch.complex32: torch.complex128, torch.complex64: torch.complex128}  # fmt: skip
@@ -54,10 +54,9 @@ class Rounding:
         """Which elements of other values are as near to float64 as rounding lets them be."""
         finite = np.isfinite(self.exact)
         scale = np.sqrt(np.square(self.exact[finite]).mean()) if finite.any() else 0.0
-        allowed = FACTOR * self.error
+        allowed = np.minimum(FACTOR * self.error, HIDDEN * scale)
         with np.errstate(invalid="ignore"):
-            near = np.abs(values - self.exact) <= allowed
-        return np.asarray(near & (allowed.max(initial=0.0) <= HIDDEN * scale))
+            return np.asarray(np.abs(values - self.exact) <= allowed)
 
 
 def rounding_of(model: nn.Module, call: Call, values: Sequence[Tensor]) -> list[Rounding]:
