@@ -168,7 +168,7 @@ def post_train(
         output: which output is supervised, by index or key, if there are several; or a tuple of those that are, whose
             labels come as a mapping by name, or in that order.
         reconstruction: how targets are found, see `fxinvert.invert`: `"nodewise"`, `"linearized"`; `"auto"`: node by
-            node on chains, linearized where the graph branches.
+            node on chains, linearized where the graph branches or a chain's op takes and gives more than 8,192 numbers.
         rules: the rules in force.
         progress: whether to show progress; None: on a terminal.
         watch: is called after every step with its record and the model as it would be returned if nothing followed, a copy

@@ -11,6 +11,7 @@ know.
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -63,15 +64,24 @@ def synthesize(graph: fx.GraphModule, rules: RuleSet, settings: SolveSettings) -
     return printable(Interpreted(inverse.root, inverse.graph, "Inverse"))
 
 
-def solved_ops(graph: fx.GraphModule, rules: RuleSet) -> int:
-    """How many ops with a matrix or kernel of their own a graph has that are inverted by a linear solve."""
+def solved_systems(graph: fx.GraphModule, rules: RuleSet) -> list[int]:
+    """The numbers on the smaller side of the linear system of every op with a matrix or kernel of its own that is solved."""
 
-    def solved(node: fx.Node) -> bool:
+    def shape(node: fx.Node) -> tuple[int, ...]:
+        return tuple(node.meta["tensor_meta"].shape)
+
+    def side(node: fx.Node) -> int:
         rule = rules.lookup(node.meta["op"])
-        weights = [n.meta["tensor_meta"].shape for n in node.all_input_nodes if n.op == "get_attr"]
-        return rule is not None and rule.kind is Kind.AFFINE and max(map(len, weights), default=0) > 1
+        weight = max((shape(n) for n in node.all_input_nodes if n.op == "get_attr"), key=len, default=())
+        if rule is None or rule.kind is not Kind.AFFINE or len(weight) < 2:
+            return 0
+        if "conv" not in rule.key or set(weight[2:]) == {1}:  # every position is a system of its own
+            return min(weight[:2])
+        taken = next(n for n in node.all_input_nodes if n.meta["active"])
+        return min(math.prod(shape(n)[1:]) for n in (taken, node))
 
-    return sum(solved(stretch.exit) for stretch in Flow(graph).stretches if not stretch.is_region)
+    stretches = (stretch for stretch in Flow(graph).stretches if not stretch.is_region)
+    return [found for found in (side(stretch.exit) for stretch in stretches) if found]
 
 
 def inverse_op(node: fx.Node, source: fx.Node, rules: RuleSet, settings: SolveSettings) -> InverseOp:

@@ -27,7 +27,7 @@ from benchmarks.studies.public_models import IMAGES, TRANSFORMERS, built
 from benchmarks.studies.public_page import BYTES, SECONDS
 from fxinvert.errors import DataError, FxInvertError
 from fxinvert.inversion import output_given
-from fxinvert.inversion.inverse_graph import Reconstructed
+from fxinvert.inversion.choice import reconstruction_for
 from fxinvert.passes.flow import Flow
 
 #: samples that are inverted, and that are trained on
@@ -112,11 +112,9 @@ def road(model: nn.Module, inputs: Any, more: Any, passed: Callable[[str], objec
     plan = fxinvert.partition(graph)
     trained = sum(len(segment.trained) for segment in plan.segments)
     passed("partition")
-    flow = Flow(graph)
-    how: Reconstructed = "linearized" if flow.branches else "nodewise"
-    inverse = fxinvert.invert(graph, output_target="regression", reconstruction=how)
+    inverse = fxinvert.invert(graph, output_target="regression", reconstruction=reconstruction_for(graph))
     values = inverse.forward(inputs)
-    last = flow.line[-2]
+    last = Flow(graph).line[-2]
     torch.manual_seed(1)
     moved = values[last] + NUDGE * values[last].std() * torch.randn_like(values[last])
     target = output_given(graph, values, last, moved).detach()

@@ -51,6 +51,8 @@ SHALLOW = ("beit_base_patch16_224", "deepseek_vit_412m", "gemma4_vit_167m", "naf
            "qwen3_vit_88m", "samvit_base_patch16_224")  # fmt: skip
 LAYERS = 3
 SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "fcn_resnet50", "lraspp_mobilenet_v3_large")
+#: those that take one image size only, and are told which when they are built
+RESIZED: dict[str, dict[str, Any]] = {"mvit_v1_b": {"spatial_size": (64, 64)}}
 VIDEO, FRAMES = ("mc3_18", "mvit_v1_b", "r2plus1d_18", "r3d_18", "s3d", "swin3d_t"), 16
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -109,7 +111,7 @@ def built(library: str, name: str, samples: tuple[int, ...]) -> tuple[nn.Module,
         options: dict[str, Any] = {"depth": LAYERS} if name in SHALLOW else {}
         model = importlib.import_module("timm").create_model(name, num_classes=CLASSES, **options)
     else:
-        options = {"weights_backbone": None} if name in SEGMENTATION else {}
+        options = {"weights_backbone": None} if name in SEGMENTATION else RESIZED.get(name, {})
         models = importlib.import_module("torchvision.models")
         model = models.get_model(name, weights=None, num_classes=CLASSES, **options)
     model.eval()

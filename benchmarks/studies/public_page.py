@@ -17,7 +17,7 @@ TEXT = f"""\
 ## Public models
 
 Models of other libraries with random weights, one of every family and the smallest of it: captured, partitioned,
-inverted for two samples (node by node if it is a chain, linearized if it branches), trained for one sweep in closed form on twelve,
+inverted for two samples (linearized where it branches or is large, else node by node), trained for one sweep in closed form on twelve,
 exported and proven. Nothing is set for any of them. *done*: all of that; *refused*: with an error that names the node or line
 and the reason; *failed*: with any other error; *gave up*: after {SECONDS} s of processor time, or {BYTES >> 30} GiB. Seconds are processor time;
 *trained*: ops whose weights are solved for.

@@ -14,6 +14,7 @@ from fxinvert.errors import CutError
 from fxinvert.explanation.attention import attention_weights, attentions
 from fxinvert.explanation.result import Attention, Cut, Explanation, Value
 from fxinvert.heads import Heads
+from fxinvert.inversion.choice import reconstruction_for
 from fxinvert.inversion.inverse_graph import InverseGraph, Reconstructed
 from fxinvert.inversion.invert import invert
 from fxinvert.inversion.replay import output_given
@@ -33,7 +34,7 @@ from fxinvert.rules import RuleSet
 from fxinvert.rules.certificate import row_norms
 from fxinvert.training.batch import labels_by_sample
 
-#: Gauss–Newton steps on every target where graphs branch and targets are linearized; of outputs of many numbers, whose
+#: Gauss–Newton steps on every target where targets are linearized; of outputs of many numbers, whose
 #: steps cost conjugate gradients. More change shares by no more than 0.02
 REFINE, REFINE_WIDE = 2, 1
 #: ops after which a value is shown as it was before
@@ -63,8 +64,8 @@ def explain(
         plan: whose cuts are explained, from `fxinvert.partition`; by default one segment per trainable op.
         output_target: what the output should have been; `"auto"`: `"margin"` for classes, `"regression"` for values.
         output: which output is supervised, by index or key, or a tuple of those that are.
-        reconstruction: how targets are found, see `fxinvert.invert`; `"auto"`: node by node on chains, linearized and
-            refined where the graph branches.
+        reconstruction: how targets are found, see `fxinvert.invert`; `"auto"`: as in post-training, and
+            refined where it is linearized.
         rules: the rules in force.
 
     Returns:
@@ -82,12 +83,14 @@ def explain(
     graph = by_sample(graph, _twice(inputs), rules)
     labels = labels_by_sample(labels, next(iter(tree_leaves(inputs)), None))
     plan = plan or partition(graph, rules=rules)
-    linearized = reconstruction == "linearized" or (reconstruction == "auto" and Flow(graph).branches)
+    if reconstruction == "auto":
+        reconstruction = reconstruction_for(graph, rules)
+    linearized = reconstruction == "linearized"
     inverse = invert(
         graph,
         output_target=_target_for(labels) if output_target == "auto" else output_target,
         rules=rules,
-        reconstruction="linearized" if linearized else "nodewise",
+        reconstruction=reconstruction,
         refine=(REFINE if _size(graph) <= ROWS else REFINE_WIDE) if linearized else 0,
     )
     with torch.no_grad(), evaluating(graph):

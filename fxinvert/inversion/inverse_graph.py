@@ -37,7 +37,7 @@ from fxinvert.passes.synthesize import (
     TARGET_OF,
     arguments_of,
     inverse_op,
-    solved_ops,
+    solved_systems,
     source_op,
     synthesize,
     trainable_of,
@@ -74,7 +74,7 @@ class InverseGraph:
         self.graph, self.refine, self._source = graph, refine, Source(source, graph)
         self.output_target = Heads.of(graph).target(output_target)
         self.reconstruction: Reconstructed = reconstruction
-        settings = replace(settings, sharing=max(1, solved_ops(graph, rules)))
+        settings = replace(settings, sharing=max(1, len(solved_systems(graph, rules))))
         self._inverse = synthesize(graph, rules, settings)
         self._inverses: dict[str, str] = {
             n.meta[TARGET_OF]: str(n.target) for n in self._inverse.graph.find_nodes(op="call_module")

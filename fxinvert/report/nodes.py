@@ -9,6 +9,7 @@ from torch import fx
 
 from fxinvert.errors import FxInvertError
 from fxinvert.inversion import InverseGraph, Reconstruction, invert
+from fxinvert.inversion.choice import reconstruction_for
 from fxinvert.output_target import OutputTargetFunction
 from fxinvert.passes.flow import Flow, Stretch
 from fxinvert.passes.inverse_op import InverseOp
@@ -17,11 +18,11 @@ from fxinvert.rules.certificate import relative
 from fxinvert.rules.families import summary
 from fxinvert.training.batch import Batch
 
-#: samples that nodes are certified on, and fewer where graphs branch
-SAMPLES, BRANCHING_SAMPLES = 32, 8
-#: Gauss–Newton steps where graphs branch
+#: samples that nodes are certified on, and fewer where targets are linearized
+SAMPLES, LINEARIZED_SAMPLES = 32, 8
+#: Gauss–Newton steps where targets are linearized
 REFINE = 5
-#: numbers in the output, per sample, up to which targets of graphs that branch are found for a report
+#: numbers in the output, per sample, up to which targets are linearized for a report
 OUTPUTS = 256
 #: of a node that has no certificate
 NONE = "no target"
@@ -43,28 +44,27 @@ def graph_facts(
     index = {node: i for i, node in enumerate(shown)}
     problem, inverse, rec = "", None, None
     stretches: dict[fx.Node, Stretch] = {}
-    branches = False
+    linearized = False
     try:
         flow = Flow(graph)
-        stretches, branches = {stretch.entry: stretch for stretch in flow.stretches}, flow.branches
+        stretches = {stretch.entry: stretch for stretch in flow.stretches}
+        how = reconstruction_for(graph)
+        linearized = how == "linearized"
         inverse = invert(
-            graph,
-            output_target=output_target,
-            reconstruction="linearized" if branches else "nodewise",
-            refine=REFINE if branches else 0,
+            graph, output_target=output_target, reconstruction=how, refine=REFINE if linearized else 0
         )
         size = max(int(torch.tensor(flow.exit.meta["tensor_meta"].shape[1:]).prod()), 1)
-        if branches and size > OUTPUTS:
+        if linearized and size > OUTPUTS:
             problem = (
-                f"targets were not found: the graph branches and its output has {size} numbers per sample"
+                f"targets were not found: they are linearized, and the output has {size} numbers per sample"
             )
         else:
-            rec = inverse(*batch.map(lambda value: value[: BRANCHING_SAMPLES if branches else SAMPLES]))
+            rec = inverse(*batch.map(lambda value: value[: LINEARIZED_SAMPLES if linearized else SAMPLES]))
     except FxInvertError as error:
         problem = str(error)
     rules = _rules(inverse) if inverse else {}
     return {
-        "how": "linearized, refined" if branches else "node by node",
+        "how": "linearized, refined" if linearized else "node by node",
         "samples": len(rec.output_target) if rec else 0,
         "problem": problem,
         "nodes": [_node(node, stretches.get(node), rules, rec) for node in shown],

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 import fxinvert
 from fxinvert.errors import FxInvertError
 from fxinvert.explanation import Explanation, explain
+from fxinvert.inversion.choice import reconstruction_for
 from fxinvert.passes import trace
 from fxinvert.passes.flow import Flow
 from fxinvert.passes.outputs import Key
@@ -28,8 +29,8 @@ from fxinvert.training.batch import Batch, tensors_of
 #: samples that got better, and worse, that are shown
 EXAMPLES = 8
 #: samples that are explained with a picture, and those that mean corrections are taken over
-PICTURES, EXPLAINED, BRANCHING_EXPLAINED = 3, 64, 16
-#: numbers in the output, per sample, up to which graphs that branch are explained
+PICTURES, EXPLAINED, LINEARIZED_EXPLAINED = 3, 64, 16
+#: numbers in the output, per sample, up to which linearized targets are explained
 EXPLAINED_OUTPUTS = 4096
 
 
@@ -249,12 +250,14 @@ def _explained(
         return explain(graph, batch.inputs, batch.labels, plan=subject.plan)
 
     try:
-        flow = Flow(graph)
-        size = int(torch.tensor(flow.exit.meta["tensor_meta"].shape[1:]).prod())
-        if flow.branches and size > EXPLAINED_OUTPUTS:
-            return {"problem": f"not explained: the graph branches, its output has {size} numbers per sample"}
+        linearized = reconstruction_for(graph) == "linearized"
+        size = int(torch.tensor(Flow(graph).exit.meta["tensor_meta"].shape[1:]).prod())
+        if linearized and size > EXPLAINED_OUTPUTS:
+            return {
+                "problem": f"not explained: targets are linearized, the output has {size} numbers per sample"
+            }
         shown = found(pick(subject.data, worst))
-        means = found(first(subject.data, BRANCHING_EXPLAINED if flow.branches else EXPLAINED))
+        means = found(first(subject.data, LINEARIZED_EXPLAINED if linearized else EXPLAINED))
     except FxInvertError as error:
         return {"problem": str(error)}
     for place, number in enumerate(worst):

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from fxinvert.content import content_of
 from fxinvert.errors import DataError
 from fxinvert.heads import Heads
+from fxinvert.inversion.choice import reconstruction_for
 from fxinvert.inversion.inverse_graph import InverseGraph, Reconstructed
 from fxinvert.labels import is_classification
 from fxinvert.linalg import SolveSettings
@@ -47,8 +48,7 @@ class Context:
         sources: data in chunks, by name: "train", and "validation" if it is apart.
         output: which output is supervised, if there are several.
         rules: the rules in force.
-        reconstruction: how targets are found, see `fxinvert.invert`; `"auto"`: node by node on chains, linearized
-            where the graph branches.
+        reconstruction: how targets are found, see `fxinvert.invert`; `"auto"`: see `fxinvert.inversion.choice`.
         memory_limit: bytes that a task may take, see `fxinvert.training.budget`; by default what `budget_for` tells.
         solvers: of single ops, by node.
         compiled: whether rules are compiled, see `fxinvert.invert`.
@@ -172,7 +172,7 @@ class Context:
         if output_target not in self._inverses:
             how = self.reconstruction
             if how == "auto":
-                how = "linearized" if self.branches else "nodewise"
+                how = reconstruction_for(self.graph, self.rules)
             settings = SolveSettings(
                 memory_limit=self.budget.limit,
                 memory_share=SOLVERS,
