@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 import fxinvert
 from benchmarks.studies import public_page
@@ -26,7 +27,7 @@ from benchmarks.studies.frame import Run, Study
 from benchmarks.studies.public_models import IMAGES, TRANSFORMERS, built
 from benchmarks.studies.public_page import BYTES, SECONDS
 from fxinvert.errors import DataError, FxInvertError
-from fxinvert.inversion import output_given
+from fxinvert.inversion import InverseGraph, output_given
 from fxinvert.inversion.choice import reconstruction_for
 from fxinvert.passes.flow import Flow
 
@@ -113,16 +114,11 @@ def road(model: nn.Module, inputs: Any, more: Any, passed: Callable[[str], objec
     trained = sum(len(segment.trained) for segment in plan.segments)
     passed("partition")
     inverse = fxinvert.invert(graph, output_target="regression", reconstruction=reconstruction_for(graph))
-    values = inverse.forward(inputs)
-    last = Flow(graph).line[-2]
-    torch.manual_seed(1)
-    moved = values[last] + NUDGE * values[last].std() * torch.randn_like(values[last])
-    target = output_given(graph, values, last, moved).detach()
-    found = inverse(inputs, target)
-    finite = all(bool(torch.isfinite(found.targets[name]).all()) for name in found.names)
-    consistency = float(found.consistency(last.meta["path"]).max())
+    finite, consistency = inverted(inverse, inputs)
     passed("invert")
-    labels = labels_of(inverse.forward(more)[inverse.output_node])
+    # all values of all samples could be much
+    parts = [tree_map(lambda v: v[i : i + SHOWN], more) for i in range(0, TRAINED, SHOWN)]  # noqa: B023
+    labels = labels_of(torch.cat([inverse.forward(part)[inverse.output_node] for part in parts]))
     result = fxinvert.post_train(
         model,
         [(more, labels)],
@@ -135,6 +131,17 @@ def road(model: nn.Module, inputs: Any, more: Any, passed: Callable[[str], objec
         fxinvert.export_onnx(result.model, inputs, Path(folder) / "model.onnx")
     passed("export")
     return {"segments": len(plan.segments), "trained": trained, "finite": finite, "consistency": consistency}
+
+
+def inverted(inverse: InverseGraph, inputs: Any) -> tuple[bool, float]:
+    """Whether all targets are finite for an output that the last feature, nudged, leads to, and how far that one misses it."""
+    values, last = inverse.forward(inputs), Flow(inverse.graph).line[-2]
+    torch.manual_seed(1)
+    moved = values[last] + NUDGE * values[last].std() * torch.randn_like(values[last])
+    target = output_given(inverse.graph, values, last, moved).detach()
+    found = inverse(inputs, target)
+    finite = all(bool(torch.isfinite(found.targets[name]).all()) for name in found.names)
+    return finite, float(found.consistency(last.meta["path"]).max())
 
 
 def labels_of(output: Tensor) -> Tensor:
