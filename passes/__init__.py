@@ -9,7 +9,8 @@ The files, in the order in which a model goes through them:
 * or by torch.export: `exported`, `program`, `writes`, `fixed`, `fakes`
 * if its code asks tensors for values: `as_run`, `questions`, `following`, `guarded`, `spared`, `selected`
 * normalize the graph: `normalize`, with the names of ops, `paths`, and their one spelling, `spelling`, `meanings`, `forms`, `calls`;
-  with what is taken apart, `inline`, `decompose`, `parts`, and what is written into, `written`, `in_place`; `joined`
+  with what is taken apart, `inline`, `decompose`, `parts`, and what is written into, `written`, `in_place`;
+  with the samples in front: `joined`, `front`
 * annotate it with what follows the input: `activity`, `entries`
 * check that it computes what the model does: `checks`, `runs`, `causes`, `sizes`
 * synthesize the inverse: `flow`, `region`, `copies`, `synthesize`, `inverse_op`

@@ -242,7 +242,15 @@ class _Marking(Runner):
         """The node's value, its rows marked."""
         value = super().run_node(n)
         if n.op != "output":
-            n.meta["rows"] = 0 if n in self.computed else self._rows(self.few[n], value)
+            few = self.few[n]
+            n.meta["rows"] = 0 if n in self.computed else self._rows(few, value)
+            n.meta["behind"] = (
+                not n.meta["rows"]
+                and isinstance(few, Tensor)
+                and few.dim() > 2
+                and n not in self.computed
+                and bool(self._rows(few.transpose(0, 1), value.transpose(0, 1)))
+            )
         return value
 
     def _rows(self, value: Any, more: Any) -> int:

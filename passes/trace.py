@@ -16,6 +16,7 @@ from fxinvert.modes import as_usual
 from fxinvert.passes.capture import CaptureError, evaluating, hides_parameters, symbolic_graph, unchanged
 from fxinvert.passes.checks import check_devices, check_readable, check_reproduces, mixture, randomness
 from fxinvert.passes.exported import SubgraphError, export_graphs, exported_graph
+from fxinvert.passes.front import batch_in_front
 from fxinvert.passes.inputs import Flat, Inputs
 from fxinvert.passes.interpreted import Interpreted
 from fxinvert.passes.joined import side_by_side
@@ -176,7 +177,7 @@ def _captured(
     is then the second choice.
     """
 
-    def checked(raw: fx.GraphModule) -> fx.GraphModule:
+    def checked(raw: fx.GraphModule, in_front: bool = False) -> fx.GraphModule:
         try:
             graph, few = normalize(raw, copied(values), rules)
         except RunError as error:
@@ -186,6 +187,10 @@ def _captured(
             with suppress(TraceError):  # whatever is wrong beyond that is found again
                 return checked(woven)
         check_reproduces(Flat(model, form, chosen), graph, few, values, expected)
+        turned = None if in_front else batch_in_front(graph, few)
+        if turned is not None:
+            with suppress(TraceError):  # so it stays as it is
+                return checked(turned, in_front=True)
         return graph
 
     def first_checked(raws: Iterator[fx.GraphModule]) -> fx.GraphModule:
