@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -51,8 +53,6 @@ SHALLOW = ("beit_base_patch16_224", "deepseek_vit_412m", "gemma4_vit_167m", "naf
            "qwen3_vit_88m", "samvit_base_patch16_224")  # fmt: skip
 LAYERS = 3
 SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "fcn_resnet50", "lraspp_mobilenet_v3_large")
-#: those that take one image size only, and are told which when they are built
-RESIZED: dict[str, dict[str, Any]] = {"mvit_v1_b": {"spatial_size": (64, 64)}}
 VIDEO, FRAMES = ("mc3_18", "mvit_v1_b", "r2plus1d_18", "r3d_18", "s3d", "swin3d_t"), 16
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -111,14 +111,24 @@ def built(library: str, name: str, samples: tuple[int, ...]) -> tuple[nn.Module,
         options: dict[str, Any] = {"depth": LAYERS} if name in SHALLOW else {}
         model = importlib.import_module("timm").create_model(name, num_classes=CLASSES, **options)
     else:
-        options = {"weights_backbone": None} if name in SEGMENTATION else RESIZED.get(name, {})
+        options = {"weights_backbone": None} if name in SEGMENTATION else {}
         models = importlib.import_module("torchvision.models")
-        model = models.get_model(name, weights=None, num_classes=CLASSES, **options)
+        with _of_size(SIZES[0]) if name == "mvit_v1_b" else nullcontext():
+            model = models.get_model(name, weights=None, num_classes=CLASSES, **options)
     model.eval()
     shapes: list[tuple[int, ...]] = [(3, *([FRAMES] if name in VIDEO else []), size, size) for size in SIZES]
     own = tuple(getattr(model, "default_cfg", {}).get("input_size", shapes[-1]))
     shape = next((shape for shape in shapes if _takes(model, shape)), own)
     return model, [torch.randn(count, *shape) for count in samples]
+
+
+@contextmanager
+def _of_size(size: int) -> Iterator[None]:
+    """torchvision's MViT takes images of one size only, for which its builders do not ask."""
+    mvit = importlib.import_module("torchvision.models.video.mvit")
+    made = mvit.MViT
+    with patch.object(mvit, "MViT", lambda **settings: made(**{**settings, "spatial_size": (size, size)})):
+        yield
 
 
 def _takes(model: nn.Module, shape: tuple[int, ...]) -> bool:
