@@ -19,7 +19,7 @@ from fxinvert.passes.capture import attribute, describe, raised_at
 from fxinvert.passes.fakes import with_fakes
 from fxinvert.passes.inputs import Flat, Inputs
 from fxinvert.passes.leaves import mapped
-from fxinvert.passes.program import check_behind, program_of
+from fxinvert.passes.program import check_sizes, program_of, without_exclusions
 from fxinvert.passes.questions import Question
 from fxinvert.passes.selected import as_it_runs
 from fxinvert.passes.writes import without_writes
@@ -59,7 +59,8 @@ def export_graphs(
     """
     rows = max(len(v) for v in values if v.dim())
     shared = [v.dim() > 0 and len(v) == rows for v in values]
-    if rows == 1:  # a size of 1 would be taken for a constant
+    # a size of 1 would be taken for a constant, and that of what an earlier run has left on the model for the only one
+    if rows == 1 or any(len(buffer) == rows for buffer in model.buffers() if buffer.dim()):
         values = tuple(torch.cat([v, v]) if own else v for v, own in zip(values, shared, strict=True))
     flat = Flat(model, inputs, choose)
     failed: list[TraceError] = []
@@ -101,14 +102,16 @@ def _graphs(
     """The raw graphs, and whether they compute on rows that values select."""
     model, inputs = flat.model, flat.inputs
     with _raising_ours(model), with_fakes():
-        program, batch = program_of(flat, values, shared)
+        program, sizes = program_of(flat, values, shared)
 
         def rebuilt(captured: fx.GraphModule) -> tuple[fx.GraphModule, bool]:
             raw = _Rebuilt(model, captured, inputs, "model", _first).raw()
-            check_behind(batch, flat, raw, values, shared)
+            without_exclusions(raw)  # which torch may have written into it again
+            check_sizes(sizes, flat, raw, values, shared)
             return raw, any(map(_of_selected_rows, captured.graph.nodes))
 
-        captured = program.module()
+        with quiet():  # a tensor that an earlier run has left on a model may have gradients
+            captured = program.module()
         if not _needs_context(captured):
             yield rebuilt(captured)
         with quiet():

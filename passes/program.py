@@ -2,11 +2,13 @@
 
 A model may go another way beyond some batch size, `if x.shape[0] >= 64: x = x.contiguous()`; torch proves its program for the
 sizes on the example's side of such a bound. The program is taken for all of them if the model computes the same right
-behind the bound, too, which is tried there: evidence, not proof.
+behind the bound, too, which is tried there: evidence, not proof. What an earlier run has left on a model, `if self.state.shape !=
+x.shape`, excludes the one size that it had, for which the same is tried.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from contextlib import suppress
 from typing import Any
@@ -29,10 +31,14 @@ from fxinvert.quiet import quiet
 _VIOLATED = "Constraints violated"
 #: samples that are computed at once to look behind a bound, at most
 _MOST = 256
+#: what a program says of a size that it is not for
+_EXCLUSION = re.compile(r"expression Ne\(\w+, (\d+)\)")
 
 
-def program_of(flat: Flat, values: tuple[Tensor, ...], shared: list[bool]) -> tuple[ExportedProgram, Dim]:
-    """The program, and the batch sizes that torch has proven it for.
+def program_of(
+    flat: Flat, values: tuple[Tensor, ...], shared: list[bool]
+) -> tuple[ExportedProgram, list[int]]:
+    """The program, and the batch sizes that it is not proven for: right behind bounds, and excluded ones.
 
     Args:
         flat: the model.
@@ -44,26 +50,27 @@ def program_of(flat: Flat, values: tuple[Tensor, ...], shared: list[bool]) -> tu
     """
     every = Dim("batch")
 
-    def exported(batch: Dim = every, **settings: Any) -> tuple[ExportedProgram, Dim]:
+    def exported(batch: Dim = every, **settings: Any) -> ExportedProgram:
         shapes = (tuple({0: batch} if own else {} for own in shared),)
-        return export(flat, values, dynamic_shapes=shapes, strict=False, **settings), batch
+        return export(flat, values, dynamic_shapes=shapes, strict=False, **settings)
 
     with quiet(), lengths_followed(flat.model), places_noted() as places:
         try:
-            return exported()
+            return exported(), []
         except Exception as error:
             if not str(error).startswith(_VIOLATED):
                 raise
             # what torch cannot prove of all batch sizes may hold for them: its program asks again as it runs
             with suppress(Exception):
-                program, _ = exported(prefer_deferred_runtime_asserts_over_guards=True)
+                program = exported(prefer_deferred_runtime_asserts_over_guards=True)
+                sizes = without_exclusions(program.graph_module)
                 for rows in ([0], [*range(len(values[shared.index(True)])), 0]):
                     program.module()(*(v[rows] if own else v for v, own in zip(values, shared, strict=True)))
-                return program, every
+                return program, sizes
             with suppress(Exception):
                 batch = _bounded(error, every)
                 if batch is not None:
-                    return exported(batch)
+                    return exported(batch), _behind(batch)
             place = f" at {places[0]}" if places else ""
             raise TraceError(
                 f"torch.export cannot capture {type(flat.model).__name__}: {WITH_BATCH_SIZE}{place}; {KEEP_FIRST}"
@@ -90,13 +97,13 @@ def _behind(batch: Dim) -> list[int]:
     return [rows for rows in (batch.min - 1, batch.max + 1) if 1 < rows <= sys.maxsize]
 
 
-def check_behind(
-    batch: Dim, flat: Flat, raw: fx.GraphModule, values: tuple[Tensor, ...], shared: list[bool]
+def check_sizes(
+    sizes: list[int], flat: Flat, raw: fx.GraphModule, values: tuple[Tensor, ...], shared: list[bool]
 ) -> None:
-    """Checks that a graph computes what its model computes for batches right behind the bounds.
+    """Checks that a graph computes what its model computes for batches of some sizes.
 
     Args:
-        batch: the sizes that torch has proven.
+        sizes: of the batches.
         flat: the model.
         raw: its graph.
         values: example tensors.
@@ -105,7 +112,7 @@ def check_behind(
     Raises:
         CaptureError: it does not.
     """
-    for rows in _behind(batch):
+    for rows in sizes:
         larger = tuple(
             v[torch.arange(rows, device=v.device) % len(v)] if own else v
             for v, own in zip(values, shared, strict=True)
@@ -113,3 +120,15 @@ def check_behind(
         problem = difference(run(flat, larger), run(raw, larger))
         if problem:
             raise CaptureError(f"{WITH_BATCH_SIZE} (for {rows} samples {problem}); {KEEP_FIRST}")
+
+
+def without_exclusions(raw: fx.GraphModule) -> list[int]:
+    """Batch sizes that a graph excludes one by one; it no longer does."""
+    sizes = []
+    for node in list(raw.graph.find_nodes(op="call_function", target=torch.ops.aten._assert_scalar.default)):
+        found = _EXCLUSION.search(str(node.args[1]))
+        if found is not None and int(found[1]) <= _MOST:
+            sizes.append(int(found[1]))
+            raw.graph.erase_node(node)
+    raw.recompile()
+    return sizes

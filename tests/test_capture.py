@@ -838,3 +838,54 @@ def _by_fours(self: Any, x: Tensor) -> Any:
 def test_what_holds_for_some_batch_sizes_only_is_refused(forward: Any) -> None:
     with pytest.raises(TraceError, match="computes with the batch size"):
         fxinvert.trace(Model(forward, fc=nn.Linear(6, 6)), torch.randn(4, 6))
+
+
+class Remembering(nn.Module):
+    """Goes on from what it has in a buffer, and begins anew where that is of another size, as neurons that spike do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 4)
+        self.register_buffer("state", torch.zeros(0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc(x)
+        self.state: Tensor = torch.zeros_like(self.state)
+        for step in range(2):
+            if self.state.shape != y.shape:
+                self.state = torch.zeros_like(y)
+            self.state = self.state / 2 + step * y.tanh()
+        return self.state
+
+
+@pytest.mark.parametrize("before", [0, 2, 3, 4])
+def test_what_an_earlier_run_has_left_says_nothing_of_the_batch_size(before: int) -> None:
+    model, x = Remembering(), torch.randn(2, 6)
+    if before:
+        model(torch.randn(before, 6))
+    graph = fxinvert.trace(model, x)
+    for samples in (1, 2, 3, 4, 9):
+        given = torch.randn(samples, 6)
+        torch.testing.assert_close(graph(given), model(given))
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_one_batch_size_that_code_names(factor: int) -> None:
+    """It is tried whether the model computes the same for it."""
+
+    class Naming(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.fc(x.contiguous() * factor if x.shape[0] == 7 else x)
+            return y
+
+    model = Naming()
+    if factor > 1:
+        with pytest.raises(TraceError, match=r"batch size of the example \(for 7 samples"):
+            fxinvert.trace(model, torch.randn(2, 6))
+        return
+    x = torch.randn(7, 6)
+    torch.testing.assert_close(fxinvert.trace(model, x[:2])(x), model(x))

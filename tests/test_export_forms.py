@@ -474,6 +474,12 @@ def test_ops_that_torch_has_no_form_for(function: Callable[[Tensor], Tensor], tm
     assert not report.note
 
 
+def test_convolutions_of_volumes_without_a_bias(tmp_path: Path) -> None:
+    first, second = nn.Conv3d(2, 4, 3, (1, 2, 2), padding=1, bias=False), nn.Conv3d(4, 6, (1, 3, 2), groups=2)
+    model = nn.Sequential(first, nn.ReLU(), second, nn.Flatten())
+    export_onnx(model, torch.randn(2, 2, 3, 7, 9), tmp_path / "net.onnx")
+
+
 def test_a_value_that_is_clipped_again_in_several_ways(tmp_path: Path) -> None:
     class Clipped(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

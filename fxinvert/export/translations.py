@@ -19,6 +19,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
         "aten::amax": partial(_reduced, "ReduceMax"),
         "aten::amin": partial(_reduced, "ReduceMin"),
         "aten::bucketize.Tensor": order_statistics.buckets,
+        "aten::conv3d": _convolution_of_volumes,
         "aten::copysign.Tensor": order_statistics.with_sign,
         "aten::cummax": order_statistics.running_maximum,
         "aten::cummin": order_statistics.running_minimum,
@@ -68,6 +69,24 @@ def _reduced(name: str, values: Any, dim: Sequence[int] = (), keepdim: bool = Fa
 
     op: Any = opset18
     return getattr(op, name)(values, *([list(dim)] if dim else []), keepdims=int(keepdim))
+
+
+def _convolution_of_volumes(
+    values: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Sequence[int] = (1,),
+    padding: Sequence[int] = (0,),
+    dilation: Sequence[int] = (1,),
+    groups: int = 1,
+) -> Any:
+    """A convolution along three axes; torch's exporter gives one without a bias a matrix of zeros for it."""
+    from onnxscript import opset18
+
+    op: Any = opset18
+    strides, ends, dilations = (list(each) * (3 // len(each)) for each in (stride, padding, dilation))
+    own = [] if bias is None else [bias]
+    return op.Conv(values, weight, *own, strides=strides, pads=ends * 2, dilations=dilations, group=groups)
 
 
 def _rrelu(values: Any, noise: Any, lower: float = 1 / 8, upper: float = 1 / 3, *_: Any, **__: Any) -> Any:
