@@ -186,6 +186,11 @@ def exported_graph(captured: fx.GraphModule, inputs: Inputs, choose: Callable[[A
     return _Rebuilt(captured, captured, inputs, "", chosen).raw()
 
 
+def _place(value: Tensor) -> tuple[Any, ...]:
+    """Where a tensor's numbers are, and how they lie there."""
+    return value.data_ptr(), value.dtype, value.device, value.shape, value.stride()
+
+
 class _Rebuilt:
     """The exported graph on the user's own parameters, by the user's names."""
 
@@ -199,6 +204,9 @@ class _Rebuilt:
     ) -> None:
         self.model, self.graph, self.root = model, fx.Graph(), root
         self.attributes: dict[str, Any] = {}
+        self.parameters = {
+            _place(p): (name, p) for name, p in model.named_parameters() if type(p) is nn.Parameter
+        }
         self.nodes: dict[fx.Node, Any] = {}
         tensors = iter(inputs.names)
         placeholders = captured.graph.find_nodes(op="placeholder")
@@ -268,6 +276,10 @@ class _Rebuilt:
             own = attribute(self.model, name) is value
         except AttributeError:
             own = False
+        if not own and type(value) in (Tensor, nn.Parameter) and _place(value) in self.parameters:
+            # one that the code has in a list or dictionary of its own, which the exporter takes for a constant
+            name, value = self.parameters[_place(value)]
+            own = True
         if not own and "." in name:  # a constant of the graph's
             name = name.replace(".", "_")
         self.attributes[name] = value

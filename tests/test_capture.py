@@ -889,3 +889,32 @@ def test_one_batch_size_that_code_names(factor: int) -> None:
         return
     x = torch.randn(7, 6)
     torch.testing.assert_close(fxinvert.trace(model, x[:2])(x), model(x))
+
+
+class InADictionary(nn.Module):
+    """Reads its parameters from a dictionary of its own, as liquid networks do, so that the exporter takes them for constants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = {"weight": nn.Parameter(torch.randn(4, 6)), "rate": nn.Parameter(torch.rand(4))}
+        for name, parameter in self.own.items():
+            self.register_parameter(name, parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.linear(x, self.own["weight"])
+        steps = 2 if x.shape[0] > 0 else 1  # which symbolic tracing does not follow
+        for _ in range(steps):
+            y = y - y.tanh() * nn.functional.softplus(self.own["rate"])
+        return y
+
+
+def test_parameters_in_a_dictionary_are_trained() -> None:
+    torch.manual_seed(0)
+    model, x = InADictionary(), torch.randn(80, 6)
+    graph = fxinvert.trace(model, x[:2])
+    assert dict(graph.named_parameters()).keys() == {"weight", "rate"}
+    result = fxinvert.post_train(
+        model, [(x, x[:, :4].argmax(1))], method="auto", sweeps=1, progress=False, confidence=0.5
+    )
+    assert "weight" in result.changed
+    assert result.final.loss < result.baseline.loss
