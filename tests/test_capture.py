@@ -918,3 +918,31 @@ def test_parameters_in_a_dictionary_are_trained() -> None:
     )
     assert "weight" in result.changed
     assert result.final.loss < result.baseline.loss
+
+
+class Masks(Tensor):
+    """Says what its numbers mean."""
+
+
+@pytest.mark.parametrize("followed", [False, True])
+def test_tensors_of_a_subclass_are_tensors(followed: bool) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.head = nn.Linear(6, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if followed and x.shape[0] < 1:  # which symbolic tracing does not follow
+                return x
+            y = self.fc(x).as_subclass(Masks).relu()
+            z: Tensor = self.head(y).as_subclass(Masks)
+            return z
+
+    model, x = Model(), torch.randn(40, 6)
+    assert {p for s in fxinvert.partition(fxinvert.trace(model, x[:2])).segments for p in s.trained} == {
+        "fc",
+        "head",
+    }
+    result = fxinvert.post_train(model, [(x, x[:, :3].argmax(1))], sweeps=1, progress=False, confidence=0.5)
+    assert isinstance(result.model(x), Masks)
+    assert isinstance(x.as_subclass(Masks), Masks)
