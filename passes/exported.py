@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from fxinvert.errors import TraceError
 from fxinvert.passes.as_run import AsRun
 from fxinvert.passes.capture import attribute, describe, raised_at
-from fxinvert.passes.fakes import with_fakes
+from fxinvert.passes.fakes import plain_tensors, with_fakes
 from fxinvert.passes.inputs import Flat, Inputs
 from fxinvert.passes.leaves import mapped
 from fxinvert.passes.program import check_sizes, program_of, without_exclusions
@@ -102,7 +102,8 @@ def _graphs(
     """The raw graphs, and whether they compute on rows that values select."""
     model, inputs = flat.model, flat.inputs
     with _raising_ours(model), with_fakes():
-        program, sizes = program_of(flat, values, shared)
+        with plain_tensors():
+            program, sizes = program_of(flat, values, shared)
 
         def rebuilt(captured: fx.GraphModule) -> tuple[fx.GraphModule, bool]:
             raw = _Rebuilt(model, captured, inputs, "model", _first).raw()

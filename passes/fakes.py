@@ -19,14 +19,27 @@ _QUANTIZING = (
 
 @contextmanager
 def with_fakes() -> Iterator[None]:
-    """Runs the body with such kernels, where this torch has none, and with tensors that stay what they are.
-
-    A subclass that a model makes its tensors of, as fastai does, says what they mean; what is computed is the same.
-    """
+    """Runs the body with such kernels, where this torch has none."""
     library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     for name in _QUANTIZING:
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "Meta"):
             library.impl(name, _quantizing, "Meta")  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        library._destroy()  # type: ignore[no-untyped-call]
+
+
+def _quantizing(value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(value), torch.empty_like(value, dtype=torch.bool)
+
+
+@contextmanager
+def plain_tensors() -> Iterator[None]:
+    """Runs the body with tensors that stay what they are.
+
+    A subclass that a model makes its tensors of, as fastai does, says what they mean; what is computed is the same.
+    """
     own = vars(Tensor).get("as_subclass")  # a library may have put another in place of torch's
     Tensor.as_subclass = _as_it_is  # type: ignore[method-assign, assignment]
     try:
@@ -36,11 +49,6 @@ def with_fakes() -> Iterator[None]:
             del Tensor.as_subclass
         else:
             Tensor.as_subclass = own  # type: ignore[method-assign]
-        library._destroy()  # type: ignore[no-untyped-call]
-
-
-def _quantizing(value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(value), torch.empty_like(value, dtype=torch.bool)
 
 
 def _as_it_is(value: Tensor, _: type[Tensor]) -> Tensor:
