@@ -231,7 +231,10 @@ def _check_memory(error: TraceError) -> None:
 
 
 class _Marking(Runner):
-    """Runs a graph on twice the samples of an example, those first, and marks every node's rows; keeps no values."""
+    """Runs a graph on twice the samples of an example, those first, and marks every node's rows; keeps no values.
+
+    Where the rows of samples are along the second axis, not the first, that is marked, too: they are `behind`.
+    """
 
     def __init__(self, graph: fx.GraphModule, few: Values, size: int) -> None:
         super().__init__(graph)
@@ -242,15 +245,11 @@ class _Marking(Runner):
         """The node's value, its rows marked."""
         value = super().run_node(n)
         if n.op != "output":
-            few = self.few[n]
-            n.meta["rows"] = 0 if n in self.computed else self._rows(few, value)
-            n.meta["behind"] = (
-                not n.meta["rows"]
-                and isinstance(few, Tensor)
-                and few.dim() > 2
-                and n not in self.computed
-                and bool(self._rows(few.transpose(0, 1), value.transpose(0, 1)))
-            )
+            few, told = self.few[n], n not in self.computed
+            rows = self._rows(few, value) if told else 0
+            told &= not rows and isinstance(few, Tensor) and few.dim() > 2
+            behind = self._rows(few.transpose(0, 1), value.transpose(0, 1)) if told else 0
+            n.meta["rows"], n.meta["behind"] = rows, behind > 0
         return value
 
     def _rows(self, value: Any, more: Any) -> int:
