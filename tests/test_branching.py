@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import fxinvert
 from fxinvert import models
+from fxinvert.errors import SolveError
 from fxinvert.passes.flow import Flow
 from fxinvert.rules import Status
 
@@ -358,3 +359,14 @@ def test_what_the_output_hardly_follows_has_finite_targets(outputs: int) -> None
     inverse = fxinvert.invert(graph, output_target="regression", reconstruction="linearized")
     rec = inverse(x, model(x).detach() + 0.1 * torch.randn(5, outputs))
     assert all(bool(torch.isfinite(rec.targets[name]).all()) for name in rec.names)
+
+
+def test_memory_that_runs_out_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def greedy(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    model, x = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), torch.randn(4, 6)
+    inverse = fxinvert.invert(model, x, output_target="margin", reconstruction="linearized")
+    monkeypatch.setattr(torch.autograd, "grad", greedy)
+    with pytest.raises(SolveError, match=r"9 bytes.*fewer samples at once"):
+        inverse(x, torch.arange(4) % 3)

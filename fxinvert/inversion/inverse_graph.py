@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from fxinvert.errors import REPORT, DataError, TraceError
+from fxinvert.errors import REPORT, DataError, SolveError, TraceError, out_of_memory
 from fxinvert.heads import Heads
 from fxinvert.inversion.attainable import Bound, within_reach
 from fxinvert.inversion.forward_certificate import certified_forward
@@ -246,7 +246,15 @@ class InverseGraph:
     ) -> dict[fx.Node, Tensor]:
         limit = self._settings.condition_limit or LINEARIZED_LIMIT
         memory = self._settings.memory(target.device)
-        return linearized_targets(self.graph, values, nodes, target, limit, memory)
+        try:
+            return linearized_targets(self.graph, values, nodes, target, limit, memory)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise SolveError(
+                f"memory ran out where the targets of {len(nodes)} values were found from the output's derivative ({error}); give "
+                "fewer samples at once, or a smaller memory_limit"
+            ) from error
 
     @property
     def _damping(self) -> float:
