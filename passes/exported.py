@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from fxinvert.errors import TraceError
 from fxinvert.passes.as_run import AsRun
 from fxinvert.passes.capture import attribute, describe, raised_at
-from fxinvert.passes.fakes import plain_tensors, with_fakes
+from fxinvert.passes.fakes import with_fakes
 from fxinvert.passes.inputs import Flat, Inputs
 from fxinvert.passes.leaves import mapped
 from fxinvert.passes.program import check_sizes, program_of, without_exclusions
@@ -102,8 +102,7 @@ def _graphs(
     """The raw graphs, and whether they compute on rows that values select."""
     model, inputs = flat.model, flat.inputs
     with _raising_ours(model), with_fakes():
-        with plain_tensors():
-            program, sizes = program_of(flat, values, shared)
+        program, sizes = program_of(flat, values, shared)
 
         def rebuilt(captured: fx.GraphModule) -> tuple[fx.GraphModule, bool]:
             raw = _Rebuilt(model, captured, inputs, "model", _first).raw()
@@ -277,10 +276,11 @@ class _Rebuilt:
             own = attribute(self.model, name) is value
         except AttributeError:
             own = False
-        if not own and type(value) in (Tensor, nn.Parameter) and _place(value) in self.parameters:
-            # one that the code has in a list or dictionary of its own, which the exporter takes for a constant
-            name, value = self.parameters[_place(value)]
-            own = True
+        if not own and type(value) in (Tensor, nn.Parameter):
+            # code may have it in a list or dictionary of its own, so that the exporter takes it for a constant
+            parameter = self.parameters.get(_place(value))
+            if parameter is not None:
+                (name, value), own = parameter, True
         if not own and "." in name:  # a constant of the graph's
             name = name.replace(".", "_")
         self.attributes[name] = value

@@ -9,6 +9,7 @@ as a whole. What pads or repeats the map of a convolution is one affine op with 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -95,6 +96,11 @@ class Flow:
         return any(stretch.is_region for stretch in self.stretches)
 
     @property
+    def size(self) -> int:
+        """How many numbers each row of the output has."""
+        return math.prod(self.exit.meta["tensor_meta"].shape[1:])
+
+    @functools.cached_property
     def stretches(self) -> list[Stretch]:
         """How every value but the output gets its target; those nearest the output first."""
         after = _dominators(((user, node) for node, user in self._edges), self.exit)

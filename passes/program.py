@@ -21,6 +21,7 @@ from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fix
 from fxinvert.errors import TraceError
 from fxinvert.passes.capture import CaptureError
 from fxinvert.passes.checks import KEEP_FIRST, WITH_BATCH_SIZE
+from fxinvert.passes.fakes import plain_tensors
 from fxinvert.passes.fixed import places_noted
 from fxinvert.passes.inputs import Flat
 from fxinvert.passes.lengths import lengths_followed
@@ -54,7 +55,7 @@ def program_of(
         shapes = (tuple({0: batch} if own else {} for own in shared),)
         return export(flat, values, dynamic_shapes=shapes, strict=False, **settings)
 
-    with quiet(), lengths_followed(flat.model), places_noted() as places:
+    with quiet(), plain_tensors(), lengths_followed(flat.model), places_noted() as places:
         try:
             return exported(), []
         except Exception as error:
@@ -130,5 +131,6 @@ def without_exclusions(raw: fx.GraphModule) -> list[int]:
         if found is not None and int(found[1]) <= _MOST:
             sizes.append(int(found[1]))
             raw.graph.erase_node(node)
-    raw.recompile()
+    if sizes:
+        raw.recompile()
     return sizes

@@ -64,7 +64,7 @@ def synthesize(graph: fx.GraphModule, rules: RuleSet, settings: SolveSettings) -
     return printable(Interpreted(inverse.root, inverse.graph, "Inverse"))
 
 
-def solved_systems(graph: fx.GraphModule, rules: RuleSet) -> list[int]:
+def solved_systems(flow: Flow, rules: RuleSet) -> list[int]:
     """The numbers on the smaller side of the linear system of every op with a matrix or kernel of its own that is solved."""
 
     def shape(node: fx.Node) -> tuple[int, ...]:
@@ -80,7 +80,7 @@ def solved_systems(graph: fx.GraphModule, rules: RuleSet) -> list[int]:
         taken = next(n for n in node.all_input_nodes if n.meta["active"])
         return min(math.prod(shape(n)[1:]) for n in (taken, node))
 
-    stretches = (stretch for stretch in Flow(graph).stretches if not stretch.is_region)
+    stretches = (stretch for stretch in flow.stretches if not stretch.is_region)
     return [found for found in (side(stretch.exit) for stretch in stretches) if found]
 
 

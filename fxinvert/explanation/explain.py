@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -91,7 +90,7 @@ def explain(
         output_target=_target_for(labels) if output_target == "auto" else output_target,
         rules=rules,
         reconstruction=reconstruction,
-        refine=(REFINE if _size(graph) <= ROWS else REFINE_WIDE) if linearized else 0,
+        refine=(REFINE if Flow(graph).size <= ROWS else REFINE_WIDE) if linearized else 0,
     )
     with torch.no_grad(), evaluating(graph):
         return _Explainer(inverse, plan, inputs, labels).explanation()
@@ -216,11 +215,6 @@ def along(change: Tensor, error: Tensor) -> Tensor:
     length = row_norms(error).double().square()
     product = (change.double() * error.double()).flatten(1).sum(1)
     return torch.where(length > 0, product / torch.where(length > 0, length, 1.0), 0.0).to(change.dtype)
-
-
-def _size(graph: fx.GraphModule) -> int:
-    """How many numbers the output has per sample."""
-    return math.prod(Flow(graph).exit.meta["tensor_meta"].shape[1:])
 
 
 def _apart(node: fx.Node, value: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ def reconstruction_for(graph: fx.GraphModule, rules: RuleSet | None = None) -> R
     Raises:
         NoRuleError: the output does not depend on the input.
     """
-    if Flow(graph).branches or max(solved_systems(graph, in_force(rules)), default=0) > LARGEST:
+    flow = Flow(graph)
+    if flow.branches or max(solved_systems(flow, in_force(rules)), default=0) > LARGEST:
         return "linearized"
     return "nodewise"

@@ -74,7 +74,7 @@ class InverseGraph:
         self.graph, self.refine, self._source = graph, refine, Source(source, graph)
         self.output_target = Heads.of(graph).target(output_target)
         self.reconstruction: Reconstructed = reconstruction
-        settings = replace(settings, sharing=max(1, len(solved_systems(graph, rules))))
+        settings = replace(settings, sharing=max(1, len(solved_systems(Flow(graph), rules))))
         self._inverse = synthesize(graph, rules, settings)
         self._inverses: dict[str, str] = {
             n.meta[TARGET_OF]: str(n.target) for n in self._inverse.graph.find_nodes(op="call_module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import fx
 
 from fxinvert.errors import FxInvertError
@@ -53,11 +52,8 @@ def graph_facts(
         inverse = invert(
             graph, output_target=output_target, reconstruction=how, refine=REFINE if linearized else 0
         )
-        size = max(int(torch.tensor(flow.exit.meta["tensor_meta"].shape[1:]).prod()), 1)
-        if linearized and size > OUTPUTS:
-            problem = (
-                f"targets were not found: they are linearized, and the output has {size} numbers per sample"
-            )
+        if linearized and flow.size > OUTPUTS:
+            problem = f"targets were not found: they are linearized, and the output has {flow.size} numbers per sample"
         else:
             rec = inverse(*batch.map(lambda value: value[: LINEARIZED_SAMPLES if linearized else SAMPLES]))
     except FxInvertError as error:

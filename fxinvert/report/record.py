@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 import fxinvert
@@ -251,7 +250,7 @@ def _explained(
 
     try:
         linearized = reconstruction_for(graph) == "linearized"
-        size = int(torch.tensor(Flow(graph).exit.meta["tensor_meta"].shape[1:]).prod())
+        size = Flow(graph).size
         if linearized and size > EXPLAINED_OUTPUTS:
             return {
                 "problem": f"not explained: targets are linearized, the output has {size} numbers per sample"
