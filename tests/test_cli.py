@@ -304,6 +304,18 @@ def test_post_train_on_images(here: Path) -> None:
     assert [s["exit"] for s in read(run / "plan.json")["segments"]] == ["hidden", "head"]
 
 
+def test_batches_by_name(here: Path) -> None:
+    """Of a loader that gives mappings with the labels among the inputs, as those of the transformers library do."""
+    planned = invoke("plan", "cli_nets:Net", "cli_nets:by_name")
+    assert planned.exit_code == 0, planned.output
+    done = invoke("post-train", "cli_nets:Net", "cli_nets:by_name", "--sweeps", "1", "--run-directory", "run")
+    assert done.exit_code == 0, done.output
+    assert {"model.onnx", "report.html"} <= set(names(here / "run"))
+    for more in (["explain", "--run", "run", "--sample", "3"], ["report", "run"]):
+        found = invoke(*more)
+        assert found.exit_code == 0, found.output
+
+
 def test_a_run_whose_export_fails_can_end_without(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any, **__: Any) -> None:
         raise ExportMismatchError("onnxruntime cannot load it")

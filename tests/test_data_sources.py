@@ -234,11 +234,11 @@ def test_classes_of_another_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("batches", "said"),
-    [([], "no batches"), ([3], "is int; a pair"), ([("a", torch.zeros(1))], "are str; tensors")],
+    [([], "no batches"), ([3], "is int; a pair"), ([("a", torch.zeros(1))], "input 0 is str; a tensor")],
 )
 def test_examples_that_cannot_be_had(batches: list[Any], said: str) -> None:
     with pytest.raises(DataError, match=said):
-        Data(batches).example_inputs()
+        Data(batches).example_inputs(1)
 
 
 def test_unreadable_folder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

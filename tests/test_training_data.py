@@ -207,7 +207,13 @@ def test_labels_that_ask_for_nothing_are_refused() -> None:
             r"input 0 is of layout torch.sparse_coo; .*to_dense\(\)",
         ),
         ((samples(4), samples(4), torch.arange(4)), "is tuple of 3; a pair"),
-        ({"ids": samples(4), "labels": torch.arange(4)}, "is dict with ids, labels; a pair"),
+        ({"ids": samples(4), "answer": torch.arange(4)}, "is dict with ids, answer; a pair"),
+        (
+            {"x": samples(4), "label": torch.arange(4), "labels": torch.arange(4)},
+            "with x, label, labels; a pair",
+        ),
+        (((), torch.arange(4)), "has no inputs, only labels"),
+        ({"labels": torch.arange(4)}, "has no inputs, only labels"),
     ],
 )
 def test_what_is_no_batch_is_told(pair: Any, message: str) -> None:
@@ -241,6 +247,17 @@ def test_inputs_by_name_may_be_any_mapping() -> None:
     ((inputs, _),) = Batches([(UserDict(x=samples(4)), torch.arange(4))], CPU)
     assert isinstance(inputs, dict)
     assert [*inputs] == ["x"]
+
+
+@pytest.mark.parametrize("name", ["labels", "label"])
+def test_labels_may_be_among_the_inputs_by_name(name: str) -> None:
+    """As in the batches of the transformers library."""
+    rows = [{"x": x, name: y} for x, y in zip(samples(6), torch.arange(6), strict=True)]
+    (batch,) = Batches(DataLoader(rows, 6), CPU)  # type: ignore[arg-type]
+    assert isinstance(batch.inputs, dict)
+    assert [*batch.inputs] == ["x"]
+    assert torch.equal(batch.inputs["x"], samples(6))
+    assert torch.equal(batch.labels, torch.arange(6))
 
 
 class Once:

@@ -22,6 +22,7 @@ from fxinvert.passes.plan import Plan
 from fxinvert.scheduling.run_directory import CONFIG, WEIGHTS, is_finished, is_resumable
 from fxinvert.sources import load_weights
 from fxinvert.training import Batches
+from fxinvert.training.batch import Arguments
 
 #: settings of a demonstration, which has no configuration file
 DEMO = "demo.json"
@@ -52,7 +53,7 @@ class FinishedRun:
     data_name: str
     train: Any
     validation: Any
-    example: tuple[Any, ...]
+    example: Arguments
     output: Key | None
     settings: dict[str, Any]
 

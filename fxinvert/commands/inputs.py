@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fxinvert.commands.config import PostTrainConfig
 from fxinvert.errors import DataError
@@ -24,6 +24,7 @@ from fxinvert.sources import (
 )
 from fxinvert.sources.data import Data, Loader
 from fxinvert.training import Auto, ClosedForm, GaussNewton, Gradient, Joint, Method
+from fxinvert.training.batch import Arguments
 from fxinvert.training.chunks import Shards
 from fxinvert.training.data import Begun
 
@@ -39,7 +40,7 @@ class Inputs:
     train: Loader
     validation: Loader | None
     test: Loader | None
-    example: tuple[Tensor, ...]
+    example: Arguments
     output_target: str | OutputTargetFunction
     supervised_output: int | str | None
     expected: Preprocessing | None
@@ -71,7 +72,7 @@ def open_inputs(config: PostTrainConfig) -> Inputs:
         train=data.train,
         validation=_other(config.validation, options, data),
         test=_other(config.test, options, data) or data.test,
-        example=tuple(value[:EXAMPLE_ROWS].to(config.device) for value in data.example_inputs()),
+        example=data.example_inputs(EXAMPLE_ROWS, config.device),
         output_target=target,
         supervised_output=output_key(config.supervised_output),
         expected=expected,

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 import fxinvert
 from fxinvert.commands.config import PostTrainConfig
@@ -17,6 +16,7 @@ from fxinvert.report import node_rows, nodes_table, print_json, rule_rows, rules
 from fxinvert.report.rules_page import rules_page
 from fxinvert.rules import RuleSet
 from fxinvert.sources import import_module, load_data, load_model
+from fxinvert.training.batch import Arguments
 
 
 def show_plan(
@@ -41,7 +41,7 @@ def show_plan(
     torch.manual_seed(config.seed)
     model = load_model(config.model, config.weights, config.device, config.pretrained)
     rules = fxinvert.default_rules()
-    example = tuple(value.to(config.device) for value in example_of(config, shapes))
+    example = example_of(config, shapes)
     graph = fxinvert.trace(model, example, output=output_key(config.supervised_output))
     plan = fxinvert.partition(graph, config.segments, cuts=config.cuts)
     costs, problem = None, ""
@@ -104,16 +104,15 @@ def _rules_with(modules: Sequence[str]) -> RuleSet:
     return fxinvert.default_rules()
 
 
-def example_of(config: PostTrainConfig, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
+def example_of(config: PostTrainConfig, shapes: Sequence[tuple[int, ...]]) -> Arguments:
     if bool(shapes) == bool(config.data):
         given = "both are given" if shapes else "neither is given"
         raise DataError(
             f"either data or, with --shape, the shape of each input without the batch is needed, not both; {given}"
         )
     if not shapes:
-        data = load_data(config.data, options_of(config))
-        return tuple(value[:EXAMPLE_ROWS] for value in data.example_inputs())
+        return load_data(config.data, options_of(config)).example_inputs(EXAMPLE_ROWS, config.device)
     wrong = next((shape for shape in shapes if min(shape) < 1), None)
     if wrong:
         raise DataError(f"--shape {','.join(map(str, wrong))}: every size must be at least 1")
-    return tuple(torch.rand(2, *shape) for shape in shapes)
+    return tuple(torch.rand(2, *shape).to(config.device) for shape in shapes)

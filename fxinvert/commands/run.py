@@ -30,6 +30,7 @@ from fxinvert.scheduling import executor_named, journal
 from fxinvert.scheduling.run_directory import CONFIG, ONNX, WEIGHTS, RunDirectory, is_resumable
 from fxinvert.sources.data import Loader
 from fxinvert.training import Batches, Metrics, evaluate
+from fxinvert.training.batch import Arguments
 from fxinvert.training.data import beginning_of
 
 
@@ -176,7 +177,7 @@ def finish(
     config: PostTrainConfig,
     result: PostTrainingResult,
     measured: dict[str, Change],
-    example: tuple[Tensor, ...],
+    example: Arguments,
     console: Console,
     figures: dict[str, Any] | None = None,
     times: dict[str, Any] | None = None,
@@ -226,7 +227,7 @@ def facts(config: PostTrainConfig, result: PostTrainingResult) -> dict[str, Any]
 
 
 def _exported(
-    run: RunDirectory, result: PostTrainingResult, example: tuple[Tensor, ...], about: dict[str, Any]
+    run: RunDirectory, result: PostTrainingResult, example: Arguments, about: dict[str, Any]
 ) -> ExportReport:
     metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
     segments = {name: segment.name for segment in result.plan.segments for name in segment.parameters}

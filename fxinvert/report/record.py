@@ -23,7 +23,7 @@ from fxinvert.report.nodes import graph_facts
 from fxinvert.report.pictures import figure_of, image_of
 from fxinvert.report.samples import first, pick
 from fxinvert.training import Batches
-from fxinvert.training.batch import Batch, tensors_of
+from fxinvert.training.batch import Arguments, Batch, tensors_of
 
 #: samples that got better, and worse, that are shown
 EXAMPLES = 8
@@ -55,7 +55,7 @@ class Subject:
     after: nn.Module
     data: Batches
     data_name: str
-    example: tuple[Any, ...]
+    example: Arguments
     output: Key | None
     plan: Plan
     settings: Mapping[str, Any]

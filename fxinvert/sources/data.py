@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fxinvert.errors import DataError
@@ -18,6 +19,7 @@ from fxinvert.sources.images import ImageFolder
 from fxinvert.sources.libraries import from_datasets, library_of
 from fxinvert.sources.options import DataOptions
 from fxinvert.sources.tables import load_csv
+from fxinvert.training.batch import Arguments, checked
 from fxinvert.training.chunks import Shards, is_shards
 from fxinvert.training.data import beginning_of
 
@@ -38,24 +40,17 @@ class Data:
     test: Loader | None = None
     classes: tuple[str, ...] | None = None
 
-    def example_inputs(self) -> tuple[Tensor, ...]:
-        """The inputs of the first training batch, as the tuple of the model's arguments.
+    def example_inputs(self, rows: int, device: str = "cpu") -> Arguments:
+        """The inputs of the first samples, at most `rows` of them and of the first training batch.
 
         Raises:
-            DataError: there is no batch, or it is not a pair with tensors as inputs.
+            DataError: there is no batch, or it is none of inputs and labels.
         """
         first = next(iter(beginning_of(self.train)), None)
         if first is None:
             raise DataError("the data has no batches")
-        if not isinstance(first, tuple | list) or len(first) != 2:
-            raise DataError(
-                f"a batch of the data is {type(first).__name__}; a pair (inputs, labels) is needed"
-            )
-        inputs = tuple(first[0]) if isinstance(first[0], tuple | list) else (first[0],)
-        strange = next((type(value).__name__ for value in inputs if not isinstance(value, Tensor)), None)
-        if strange is not None:
-            raise DataError(f"the inputs of a batch are {strange}; tensors are needed")
-        return inputs
+        batch = checked(first, "batch 0 of the data").select(slice(rows))
+        return batch.to(torch.device(device)).inputs
 
 
 def load_data(spec: str, options: DataOptions | None = None, classes: tuple[str, ...] | None = None) -> Data:

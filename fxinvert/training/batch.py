@@ -16,14 +16,20 @@ from fxinvert.errors import DataError
 #: bytes that torch's own allocations are aligned to; kernels may round differently elsewhere
 ALIGNMENT = 64
 
+#: a model's arguments, by position or by name: tensors `(B, …)`, nested in any containers
+Arguments = tuple[Any, ...] | Mapping[str, Any]
+
+#: how a mapping that holds inputs and labels names the labels, as loaders of the transformers library do
+LABELS = ("labels", "label")
+
 #: by name, what inputs and labels are, in words, and the shape of inputs without the batch's axis
 Types = dict[str, tuple[str, tuple[int, ...]]]
 
 
 class Batch(NamedTuple):
-    """The model's arguments, by position or by name, and the labels: tensors `(B, …)`, nested in any containers."""
+    """The model's arguments and the labels: tensors `(B, …)`, nested in any containers."""
 
-    inputs: tuple[Any, ...] | Mapping[str, Any]
+    inputs: Arguments
     labels: Any
 
     def __len__(self) -> int:
@@ -52,7 +58,7 @@ def checked(item: Any, where: str) -> Batch:
 
     Args:
         item: a pair (inputs, labels), of tensors or arrays, or of what numpy makes arrays of, as of data frames; arrays become
-            tensors that share their memory.
+            tensors that share their memory. Or one mapping of both by name, with the labels under one of `LABELS`.
         where: how messages call it, e.g. "batch 3 of train_data".
 
     Labels of k entries for each sample, one after another, as a model gives k rows of outputs, become `(B, k, …)`.
@@ -60,10 +66,12 @@ def checked(item: Any, where: str) -> Batch:
     Raises:
         DataError: it is no pair of (structures of) tensors, it is empty, their lengths differ, or a value is not finite.
     """
+    item = _parted(item)
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise DataError(
             f"{where} is {_listed(item)}; a pair (inputs, labels) is needed, each a tensor or a mapping of tensors by name, "
-            "several inputs as a tuple: a collate_fn or a generator function brings batches into that form"
+            "several inputs as a tuple, or one mapping of both with the labels as 'labels': a collate_fn or a generator "
+            "function brings batches into that form"
         )
     # mappings of other types, such as those of tokenizers, are leaves to pytree
     inputs, labels = pytree.tree_map(
@@ -71,7 +79,9 @@ def checked(item: Any, where: str) -> Batch:
     )
     if not isinstance(inputs, Mapping):  # by name
         inputs = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-    labels = labels_by_sample(labels, next(iter(tensors_of(inputs)), None))
+    if not tensors_of(inputs):
+        raise DataError(f"{where} has no inputs, only labels")
+    labels = labels_by_sample(labels, tensors_of(inputs)[0])
     named = [*_named("input", inputs), *_named("labels", labels)]
     first = next((value for _, value in named if isinstance(value, Tensor)), None)
     for name, value in named:
@@ -170,6 +180,14 @@ def _kind(labels: Tensor) -> str:
 def is_array(value: Any) -> bool:
     """Whether a value is a tensor or an array, or numpy makes an array of it."""
     return hasattr(value, "__array__")
+
+
+def _parted(item: Any) -> Any:
+    """A mapping of inputs and labels as the pair of both; anything else as it is."""
+    named = [name for name in LABELS if name in item] if isinstance(item, Mapping) else []
+    if len(named) != 1:
+        return item
+    return {name: value for name, value in item.items() if name != named[0]}, item[named[0]]
 
 
 def _listed(item: Any) -> str:
