@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 #: ops that give values, and which of these were not clamped
 _QUANTIZING = (
@@ -15,6 +16,8 @@ _QUANTIZING = (
     "fake_quantize_per_channel_affine_cachemask",
     "fake_quantize_per_tensor_affine_cachemask",
 )
+#: what reads `x.data`
+_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -38,17 +41,28 @@ def _quantizing(value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 def plain_tensors() -> Iterator[None]:
     """Runs the body with tensors that stay what they are.
 
-    A subclass that a model makes its tensors of, as fastai does, says what they mean; what is computed is the same.
+    A subclass that a model makes its tensors of, as fastai does, says what they mean; what is computed is the same. The
+    numbers alone (`weight.data`), which the exporter takes for another tensor, are those of a detached one.
     """
     own = vars(Tensor).get("as_subclass")  # a library may have put another in place of torch's
     Tensor.as_subclass = _as_it_is  # type: ignore[method-assign, assignment]
     try:
-        yield
+        with _Detaching():
+            yield
     finally:
         if own is None:
             del Tensor.as_subclass
         else:
             Tensor.as_subclass = own  # type: ignore[method-assign]
+
+
+class _Detaching(TorchFunctionMode):
+    """Reads `x.data` as `x.detach()`, which is an op."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return args[0].detach() if func == _DATA else func(*args, **(kwargs or {}))
 
 
 def _as_it_is(value: Tensor, _: type[Tensor]) -> Tensor:
