@@ -102,6 +102,13 @@ def check_reproduces(
     except TraceError as error:
         _check_memory(error)
         raise TraceError(f"{WITH_BATCH_SIZE} ({error}); {KEEP_FIRST}") from error
+    grown = sum(map(int.__ne__, wanted.shape, expected.shape)) if wanted.dim() == expected.dim() else 0
+    if grown > 1:
+        raise TraceError(
+            f"the output compares samples with one another: its shape is {tuple(expected.shape)}, for twice the samples "
+            f"{tuple(wanted.shape)}, so that no row is a sample's own; let the model give what it compares, such as features of "
+            "each sample, or choose that by output=…, and compare in the loss"
+        )
     if wanted.shape != (2 * rows, *expected.shape[1:]):
         raise _no_rows(graph, values, f"for twice the samples the output's shape is {tuple(wanted.shape)}")
     try:

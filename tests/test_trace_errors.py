@@ -81,7 +81,7 @@ def _looks_nowhere(self: Any, x: Tensor) -> Tensor:
         (Model(_one_by_one), r"batch size of the example at File .*test_trace_errors.py\", line .* in _one_by_one; let"),
         (Model(lambda self, x: x[x[:, 0].gt(9).nonzero()[:, 0]]), r"data-dependent.*'nonzero'.*selects by values"),
         (Model(lambda self, x: x[x > x.amin()]), r"data-dependent.*'getitem'.*selects by values"),
-        (Model(lambda self, x: Compared(x @ x.mT, x.argmax(1))), r"batch size.*of 'scores', 'features' 'scores' was taken"),
+        (Model(lambda self, x: Compared(x @ x.mT, x.argmax(1))), r"compares samples.*\(4, 4\).*of 'scores', 'features' 'scores' was taken"),
         (Model(lambda self, x: x.flatten().unique()), r"data-dependent \(for twice the samples"),
         (Model(lambda self, x: self.fc(x), fc=nn.Linear(4, 2)), r"does not run on .*'fc'.*cannot be multiplied"),
         (
