@@ -54,10 +54,14 @@ class _Steps(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         drew = seeded and not all(map(torch.equal, before, _random_states()))
         spared = sparing(self.model) if drew else ()
+        name = func.overloadpacket.__name__.removesuffix("_")
         for value in tree_leaves(result):
-            if isinstance(value, Tensor) and value.is_floating_point():
+            if not isinstance(value, Tensor):
+                continue
+            if "empty" in name:  # what memory held tells nothing
+                value.zero_()
+            if value.is_floating_point() or drew:
                 rows = value.double().reshape(value.shape[0] if value.dim() else 1, -1).norm(dim=1)
-                name = func.overloadpacket.__name__.removesuffix("_")
                 self.found.append(Step(name, called_at(), drew, spared, tuple(value.shape), rows))
         return result
 

@@ -62,6 +62,11 @@ def _looks_nowhere(self: Any, x: Tensor) -> Tensor:
     return found
 
 
+def _wrapped_and_centred(self: Any, x: Tensor) -> Tensor:
+    x = F.pad(x[:, None], (1, 1), mode="circular")  # which takes memory as it is, to begin with
+    return x - x.mean(0)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -73,9 +78,11 @@ def _looks_nowhere(self: Any, x: Tensor) -> Tensor:
         (fx.symbolic_trace(Model(_through_a_view)), r"in place, and .*reads it afterwards"),
         (Model(lambda self, x: x if x.sum() > 0 else -x), "cannot be traced symbolically.*control flow"),
         (Model(lambda self, x: F.dropout(x + 1)), "random: two runs"),
+        (Model(lambda self, x: x[:, torch.randint(3, (99,))]), r"random: two runs .*; randint, at File .* draws"),
         (Model(lambda self, x: x.view(2, -1) * 1.0), "batch size of the example|across the samples"),
         (Model(lambda self, x: self.fc(x.reshape(2, 3)), fc=nn.Linear(3, 2)), "computes with the batch size"),
         (Model(lambda self, x: x - x.mean(0)), "across the samples of a batch"),
+        (Model(_wrapped_and_centred), r"across the samples of a batch.*first by mean, at File"),
         (Model(lambda self, x: x.sum(0)), "batch size of the example"),
         (Model(lambda self, x: x * 2 if x.shape[0] >= 64 else x * 1.0), r"computes with the batch size .*for 64 samples"),
         (Model(_one_by_one), r"batch size of the example at File .*test_trace_errors.py\", line .* in _one_by_one; let"),
