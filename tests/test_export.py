@@ -593,3 +593,15 @@ def test_a_proof_takes_the_batch_sizes_that_the_model_runs_at(
     assert verify_onnx(path, model, x).note == report.note
     with pytest.raises(DataError, match="does not run at batch size 1"):
         export_onnx(model, x, path, batch_sizes=(1, 2))
+
+
+def test_code_that_reads_data_is_exported(tmp_path: Path) -> None:
+    class OfData(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Any:
+            return nn.functional.linear(self.layer(x.data).data, self.layer.weight.data)
+
+    assert export_onnx(OfData(), torch.randn(2, 4), tmp_path / "model.onnx").max_abs < 1e-5

@@ -23,6 +23,7 @@ from fxinvert.export.inputs import Case, like
 from fxinvert.export.projected import ProjectedSteps
 from fxinvert.export.quantized import FakeQuantized
 from fxinvert.export.translations import translations
+from fxinvert.passes.fakes import plain_tensors
 from fxinvert.passes.inputs import Flat
 from fxinvert.passes.lengths import lengths_followed
 from fxinvert.passes.selected import as_it_runs
@@ -123,6 +124,7 @@ def _program(
         ProjectedSteps(),
         FakeQuantized(),
         lengths_followed(flat.model),
+        plain_tensors(),
         complex_values.registered(),
     ):
         try:
