@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import fxinvert
 from fxinvert.export.translations import translations
@@ -53,7 +54,7 @@ class Experts(nn.Module):
 def test_grouped_products_of_experts_are_exported(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Experts(grouped_mm()).eval()
-    assert len(translations()) == 30
+    assert len(translations()) == 32
     report = fxinvert.export_onnx(model, torch.randn(6, 6), tmp_path / "model.onnx", batch_sizes=(1, 3))
     assert report.max_abs < 1e-4
 
@@ -173,10 +174,19 @@ class Spectral(nn.Module):
         waves = torch.fft.rfft(self.layer(x).mT)
         mixed = torch.zeros(x.shape[0], 4, waves.shape[-1], dtype=torch.cfloat)
         mixed[:, :, :3] = torch.einsum("bik,iok->bok", waves[:, :, :3], self.weight.detach())
+        mixed[:, :, 3] = waves[:, :, 1]
         return torch.fft.irfft(mixed, n=x.shape[1]).mT
 
 
-@pytest.mark.parametrize("kind", [Rotated, Spectral])
+class Heard(nn.Module):
+    """A vocoder's end: frames of waves are padded, and added up where they overlap."""
+
+    def forward(self, x: Tensor) -> Any:
+        waves = torch.stft(x.flatten(1), 16, 4, window=torch.hann_window(16), return_complex=True)
+        return torch.istft(F.pad(waves, (1, 1)), 16, 4, window=torch.hann_window(16), length=48)
+
+
+@pytest.mark.parametrize("kind", [Rotated, Spectral, Heard])
 def test_ops_on_complex_values_are_exported(kind: type[nn.Module], tmp_path: Path) -> None:
     torch.manual_seed(0)
     report = fxinvert.export_onnx(kind().eval(), torch.randn(2, 6, 8), tmp_path / "model.onnx")

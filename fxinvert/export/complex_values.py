@@ -26,7 +26,9 @@ def registered() -> Iterator[None]:
         "aten::exp": _exp,
         "aten::expand": _expand,
         "aten::mul.Scalar": _mul,
+        "aten::pad": _pad,
         "aten::select.int": _select,
+        "aten::select_scatter": _select_scatter,
         "aten::slice_scatter": _slice_scatter,
         "aten::unsqueeze": _unsqueeze,
     }
@@ -104,11 +106,25 @@ def _mul(values: Any, other: complex) -> Any:
     return aten_mul_complex(values, pair)
 
 
+def _pad(values: Any, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Any:
+    from onnxscript.function_libs.torch_lib.ops.nn import aten_pad
+
+    if value:
+        raise NotImplementedError(f"complex values are padded with {value}; pad them with zeros")
+    return aten_pad(values, [0, 0, *pad], mode)
+
+
 def _select(values: Any, dim: int, index: int) -> Any:
     from onnxscript import opset18
 
     op: Any = opset18
     return op.Gather(values, index, axis=_axis(dim))
+
+
+def _select_scatter(values: Any, source: Any, dim: int, index: int) -> Any:
+    from onnxscript.function_libs.torch_lib.ops.core import aten_select_scatter
+
+    return aten_select_scatter(values, source, _axis(dim), index)
 
 
 def _slice_scatter(

@@ -16,6 +16,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
     known: dict[str, Callable[..., Any]] = {
         "aten::_cdist_forward": order_statistics.distances,
         "aten::_is_all_true": _is_all_true,
+        "aten::_unsafe_index_put": _index_put,
         "aten::amax": partial(_reduced, "ReduceMax"),
         "aten::amin": partial(_reduced, "ReduceMin"),
         "aten::bucketize.Tensor": order_statistics.buckets,
@@ -29,6 +30,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
         "aten::fmax": order_statistics.larger,
         "aten::fmin": order_statistics.smaller,
         "aten::hypot": order_statistics.hypotenuse,
+        "aten::index_put": _index_put,
         "aten::kthvalue": order_statistics.kth_value,
         "aten::lgamma": special_functions.lgamma,
         "aten::median": order_statistics.median_of_all,
@@ -87,6 +89,20 @@ def _convolution_of_volumes(
     strides, ends, dilations = (list(each) * (3 // len(each)) for each in (stride, padding, dilation))
     own = [] if bias is None else [bias]
     return op.Conv(values, weight, *own, strides=strides, pads=ends * 2, dilations=dilations, group=groups)
+
+
+def _index_put(values: Any, indices: Sequence[Any], source: Any, accumulate: bool = False) -> Any:
+    """Values put at places; torch's exporter hands on places in int32, as of what windows add up to, which ONNX does not take."""
+    from onnxscript import INT32, opset18
+    from onnxscript.function_libs.torch_lib.ops.core import aten_index_put
+
+    op: Any = opset18
+    places = list(indices)
+    for axis, place in enumerate(places):
+        if place is not None and place.dtype == INT32.dtype:
+            places[axis] = op.Cast(place, to=7)  # 7: int64
+            places[axis].shape = place.shape
+    return aten_index_put(values, places, source, accumulate)
 
 
 def _rrelu(values: Any, noise: Any, lower: float = 1 / 8, upper: float = 1 / 3, *_: Any, **__: Any) -> Any:
