@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from string import ascii_letters
 from typing import Any
 
 import torch
@@ -121,6 +122,26 @@ def distances(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: Any = None) 
     return found.clamp(min=0).sqrt()
 
 
+def contracted(x: Tensor, y: Tensor, dims: Any = 2, dims_other: Any = None) -> Tensor:
+    """`torch.tensordot` as einsum.
+
+    Raises:
+        NotImplementedError: its axes are a tensor.
+    """
+    if isinstance(dims, Tensor):
+        raise NotImplementedError("axes that are a tensor")
+    if dims_other is not None:
+        dims = dims, dims_other
+    elif isinstance(dims, int):
+        dims = range(x.dim() - dims, x.dim()), range(dims)
+    own, others = list(ascii_letters[: x.dim()]), list(ascii_letters[x.dim() :][: y.dim()])
+    for axis, other in zip(*dims, strict=True):
+        others[other] = own[axis]
+    left = [name for name in (*own, *others) if (name in own) != (name in others)]
+    found: Tensor = torch.einsum(f"{''.join(own)},{''.join(others)}->{''.join(left)}", x, y)
+    return found
+
+
 #: torch function → the same, written out
 DECOMPOSED: dict[Callable[..., Any], Callable[..., Any]] = {
     F.multi_head_attention_forward: attend,
@@ -128,4 +149,6 @@ DECOMPOSED: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.broadcast_tensors.default: broadcast,
     torch.cdist: distances,
     torch.ops.aten.cdist.default: distances,
+    torch.tensordot: contracted,
+    torch.ops.aten.tensordot.default: contracted,
 }

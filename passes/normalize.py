@@ -195,7 +195,7 @@ class Builder:
     def called(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], path: str | None) -> Any:
         """Emits a call, as ATen where that exists; gives its node, or those of the several tensors that it gives."""
         if function in DECOMPOSED:
-            inlined = record(self, function, args, kwargs, path or self.paths.of_op(function.__name__))
+            inlined = record(self, function, args, kwargs, path or self.paths.of_op(key_of(function)))
             if inlined is not None:
                 return inlined
         if not self.rules.keeps_whole(function):

@@ -68,7 +68,11 @@ OPS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "einsum-alone": (product(lambda x, w: torch.einsum("bhwc->bchw", x), 1), (3, 2, 4, 5)),
     "einsum-alone_summed": (product(lambda x, w: torch.einsum("bij->bi", x), 1), (3, 4, 5)),
     "inner": (product(torch.inner, 4, 5), (3, 2, 5)),
-    "tensordot": (product(lambda x, w: torch.tensordot(x, w, 1), 5, 4), (3, 2, 5)),
+    "einsum-tensordot": (product(lambda x, w: torch.tensordot(x, w, 1), 5, 4), (3, 2, 5)),
+    "einsum-tensordot_axes": (
+        product(lambda x, w: torch.tensordot(x, w, ([-1, 1], [0, 1])), 5, 2, 3),
+        (3, 2, 5),
+    ),
     "cumsum": (product(lambda x, w: x.cumsum(1), 1), (3, 5, 2)),
     "cumsum-last": (product(lambda x, w: torch.cumsum(x, -1), 1), (3, 5, 2)),
     "addmm": (lambda: WithTwo(lambda x, a, b: torch.addmm(a, x, b), (4,), (5, 4)), (3, 5)),

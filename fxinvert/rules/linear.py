@@ -152,7 +152,6 @@ def rules() -> list[Rule]:
         product("addmm", "mat1", "mat2", "self", trainable=MatrixWeights("mat1", "mat2", "self")),
         product("baddbmm", "batch1", "batch2", "self"),
         product("addmv", "mat", "vec", "self"),
-        Rule("tensordot", invert_by_autograd, Kind.AFFINE),
         *[Rule(f"conv{n}d", convolution, Kind.AFFINE, trainable=ConvolutionWeights()) for n in (1, 2, 3)],
         *[
             Rule(
