@@ -30,6 +30,8 @@ from fxinvert.quiet import quiet
 
 #: how the exporter begins to say that it cannot prove something of all batch sizes
 _VIOLATED = "Constraints violated"
+#: what it ends with in place of that where the bound of a batch size is none of its whole numbers, as for `3 * x.shape[0] < 64`
+_FRACTION = re.compile(r"Expected op to be '==', got <=? for (?:batch <=? (\d+)/(\d+)|(\d+)/(\d+) <=? batch)")
 #: samples that are computed at once to look behind a bound, at most
 _MOST = 256
 #: what a program says of a size that it is not for
@@ -59,7 +61,7 @@ def program_of(
         try:
             return exported(), []
         except Exception as error:
-            if not str(error).startswith(_VIOLATED):
+            if not str(error).startswith(_VIOLATED) and not _FRACTION.fullmatch(str(error)):
                 raise
             # what torch cannot prove of all batch sizes may hold for them: its program asks again as it runs
             with suppress(Exception):
@@ -86,7 +88,12 @@ def _bounded(error: Exception, batch: Dim) -> Dim | None:
         batch: all.
     """
     said = str(error).partition("\n\n")[0]
-    (found,) = refine_dynamic_shapes_from_suggested_fixes(said, (batch,))
+    found: Any
+    if (stated := _FRACTION.fullmatch(said)) is not None:
+        most, by, least, of = (int(number or 0) for number in stated.groups())
+        found = Dim("batch", max=most // by) if by else Dim("batch", min=-(-least // of))
+    else:
+        (found,) = refine_dynamic_shapes_from_suggested_fixes(said, (batch,))
     if not isinstance(found, Dim):
         return None
     behind = _behind(found)

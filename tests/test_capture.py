@@ -835,6 +835,17 @@ def test_what_torch_cannot_prove_of_all_batch_sizes_is_tried() -> None:
     torch.testing.assert_close(graph(x), model(x))
 
 
+@pytest.mark.parametrize("rows", [2, 30])
+def test_batches_whose_parts_are_counted_are_captured_for_any_size(rows: int) -> None:
+    def forward(self: Any, x: Tensor) -> Any:
+        frames = self.fc(x).flatten(0, 1)  # three of each sample
+        frames = frames.contiguous() if frames.shape[0] >= 64 else frames
+        return frames.unflatten(0, (-1, 3)).mean(1)
+
+    model, x = Model(forward, fc=nn.Linear(4, 2)), torch.randn(25, 3, 4)
+    torch.testing.assert_close(fxinvert.trace(model, x[:rows].repeat(2, 1, 1)[:rows])(x), model(x))
+
+
 def _by_fours(self: Any, x: Tensor) -> Any:
     torch._check(x.shape[0] % 4 == 0)  # type: ignore[no-untyped-call]
     return self.fc(x) if x.shape[1] == 6 else x

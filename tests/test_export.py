@@ -605,3 +605,14 @@ def test_code_that_reads_data_is_exported(tmp_path: Path) -> None:
             return nn.functional.linear(self.layer(x.data).data, self.layer.weight.data)
 
     assert export_onnx(OfData(), torch.randn(2, 4), tmp_path / "model.onnx").max_abs < 1e-5
+
+
+def test_a_batch_whose_parts_are_counted_is_exported(tmp_path: Path) -> None:
+    class Frames(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            frames = x.exp().flatten(0, 1)  # three of each sample
+            frames = frames.contiguous() if frames.shape[0] >= 64 else frames
+            return frames.view(-1, 3, 4).mean(1)
+
+    report = export_onnx(Frames(), torch.randn(2, 3, 4), tmp_path / "model.onnx", batch_sizes=(1, 7, 30))
+    assert report.max_abs < 1e-5

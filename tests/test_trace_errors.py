@@ -62,6 +62,10 @@ def _looks_nowhere(self: Any, x: Tensor) -> Tensor:
     return found
 
 
+def _counts_parts(self: Any, x: Tensor) -> Tensor:
+    return x * 2 if x.flatten().shape[0] >= 64 else x * 1.0  # three of each sample
+
+
 def _wrapped_and_centred(self: Any, x: Tensor) -> Tensor:
     x = F.pad(x[:, None], (1, 1), mode="circular")  # which takes memory as it is, to begin with
     return x - x.mean(0)
@@ -85,6 +89,7 @@ def _wrapped_and_centred(self: Any, x: Tensor) -> Tensor:
         (Model(_wrapped_and_centred), r"across the samples of a batch.*first by mean, at File"),
         (Model(lambda self, x: x.sum(0)), "batch size of the example"),
         (Model(lambda self, x: x * 2 if x.shape[0] >= 64 else x * 1.0), r"computes with the batch size .*for 64 samples"),
+        (Model(_counts_parts), r"computes with the batch size .*for 22 samples"),
         (Model(_one_by_one), r"batch size of the example at File .*test_trace_errors.py\", line .* in _one_by_one; let"),
         (Model(lambda self, x: x[x[:, 0].gt(9).nonzero()[:, 0]]), r"data-dependent.*'nonzero'.*selects by values"),
         (Model(lambda self, x: x[x > x.amin()]), r"data-dependent.*'getitem'.*selects by values"),

@@ -135,10 +135,12 @@ def _program(
                     torch.export.export(captured, inputs, dynamic_shapes=(shapes,), strict=False)
                 )
             if values or not ones:  # the proof tells whether what is so for larger sizes is so for 1
+                # without `ones`, whatever torch may find of other batch sizes, as that there are less than 64 / 3
+                sized = shapes if ones else _dynamic_shapes(call, torch.export.Dim.DYNAMIC)
                 captured = torch.export.export(
                     captured,
                     inputs,
-                    dynamic_shapes=shapes if values else (shapes,),
+                    dynamic_shapes=sized if values else (sized,),
                     strict=False,
                     prefer_deferred_runtime_asserts_over_guards=not ones,
                 )
@@ -235,9 +237,9 @@ def _tracing_inputs(call: Call, cases: Sequence[Case]) -> tuple[Tensor, ...]:
     return like(call, sizes, seed=0) if sizes != call.sizes else call.example
 
 
-def _dynamic_shapes(call: Call) -> tuple[dict[int, Any], ...]:
+def _dynamic_shapes(call: Call, batch: Any = None) -> tuple[dict[int, Any], ...]:
     """The named axes as torch wants them; one that is only named may have any size that forward accepts (multiples of 4)."""
-    batch = torch.export.Dim(BATCH)
+    batch = batch or torch.export.Dim(BATCH)
     return tuple({d: batch if axis == BATCH else axis for d, axis in axes.items()} for axes in call.axes)
 
 
