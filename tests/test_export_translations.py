@@ -159,7 +159,7 @@ class Rotated(nn.Module):
         pairs = torch.view_as_complex(self.layer(x).unflatten(-1, (2, 2, 2)))
         turned = pairs * turns[:, :, None, :]
         first = turned[:, 0].unsqueeze(-2).expand(-1, -1, 3, -1) * 1j
-        return torch.view_as_real(turned).flatten(1), torch.view_as_real(torch.exp(first)).flatten(1)
+        return torch.view_as_real(turned).flatten(1), torch.view_as_real(torch.exp(first).tanh()).flatten(1)
 
 
 class Spectral(nn.Module):

@@ -30,6 +30,7 @@ def registered() -> Iterator[None]:
         "aten::select.int": _select,
         "aten::select_scatter": _select_scatter,
         "aten::slice_scatter": _slice_scatter,
+        "aten::tanh": _tanh,
         "aten::unsqueeze": _unsqueeze,
     }
     lacking = [name for name in known if name not in default_registry or not default_registry[name].complex]
@@ -133,6 +134,18 @@ def _slice_scatter(
     from onnxscript.function_libs.torch_lib.ops.core import aten_slice_scatter
 
     return aten_slice_scatter(values, source, _axis(dim), start, end, step)
+
+
+def _tanh(values: Any) -> Any:
+    """(t + i·s·c·(1 − t²)) / (c² + t²·s²) with t the real part's tanh, s and c the imaginary part's sine and cosine."""
+    from onnxscript import opset18
+
+    op: Any = opset18
+    t, angle = op.Tanh(op.Gather(values, 0, axis=-1)), op.Gather(values, 1, axis=-1)
+    s, c = op.Sin(angle), op.Cos(angle)
+    square, turn = op.Mul(t, t), op.Mul(s, c)
+    length = op.Add(op.Mul(c, c), op.Mul(square, op.Mul(s, s)))
+    return _pair(op.Div(t, length), op.Div(op.Sub(turn, op.Mul(square, turn)), length))
 
 
 def _unsqueeze(values: Any, dim: int) -> Any:
