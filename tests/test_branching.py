@@ -14,8 +14,11 @@ from torch.nn import functional as F
 import fxinvert
 from fxinvert import models
 from fxinvert.errors import SolveError
+from fxinvert.output_target import output_target
 from fxinvert.passes.flow import Flow
 from fxinvert.rules import Status
+from fxinvert.training.chunks import source_of
+from fxinvert.training.context import Context
 
 
 class Residual(nn.Module):
@@ -162,6 +165,25 @@ def test_linearized_targets_of_an_affine_model_are_the_nearest() -> None:
             step = (wanted - model(x)) @ torch.linalg.pinv(through).T
         torch.testing.assert_close(rec.targets[name], rec.anchors[name] + step, rtol=1e-6, atol=1e-8)
         assert float(rec.consistency(name).max()) < 1e-6
+
+
+def test_ops_are_fitted_to_two_conjugate_gradient_steps_where_the_output_is_large() -> None:
+    """They give what comes closest to the target within span{Jᵀe, JᵀJJᵀe}, by the dense map J from the value to the output."""
+    model = seeded(lambda: Model(lambda self, x: self.c((h := self.a(x)) + self.b(h)),
+                                 a=nn.Linear(5, 6), b=nn.Linear(6, 6), c=nn.Linear(6, 20)))  # fmt: skip
+    x, wanted = torch.randn(40, 5, dtype=torch.float64), torch.randn(40, 20, dtype=torch.float64)
+    context = Context(model, {"train": source_of([(x, wanted)])})
+    inverse = context.inverse(output_target(given))
+    values = inverse.forward(x)
+    (node,) = (n for n in values if n.meta.get("path") == "a")
+    found = inverse.targets(values, wanted, [node])[node] - values[node]
+    through = model.c.weight @ (torch.eye(6, dtype=torch.float64) + model.b.weight)
+    with torch.no_grad():
+        missing = wanted - model(x)
+        first = missing @ through
+        basis = torch.stack([first, first @ through.T @ through], 2)
+        weights = torch.linalg.lstsq(through @ basis, missing[..., None]).solution
+    torch.testing.assert_close(found, (basis @ weights)[..., 0], rtol=1e-6, atol=1e-9)
 
 
 class Routed(nn.Module):

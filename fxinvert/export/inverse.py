@@ -30,7 +30,7 @@ from fxinvert.export.summary import ExportReport
 from fxinvert.export.translate import translate
 from fxinvert.inversion import InverseGraph, invert
 from fxinvert.inversion.inverse_graph import LINEARIZED_LIMIT, Reconstructed
-from fxinvert.inversion.linearized import ROWS
+from fxinvert.inversion.linearized import CAREFUL
 from fxinvert.modes import as_usual
 from fxinvert.passes import trace
 from fxinvert.passes.capture import attribute, describe
@@ -208,14 +208,14 @@ def _linearized(inverse: InverseGraph, start: fx.Node, values: dict[fx.Node, Any
     exit, path = inverse.output_node, start.meta["path"]
     size = math.prod(values[exit].shape[1:])
     several = next((node for node in (start, exit) if node.meta["rows"] != 1), None)
-    if several is not None or size > ROWS:
+    if several is not None or size > CAREFUL.rows:
         region = next((stretch for stretch in _stretches(inverse.graph, start) if stretch.is_region), None)
         why = f"paths branch between {_ends(region)}" if region else "so it was asked for"
         problem = (
             f"the output has {size}" if several is None else f"{several.meta['path']!r} has several rows"
         )
         raise NoRuleError(
-            f"the inverse at {path!r} can only be exported linearized, as {why}; that takes an output of at most {ROWS} numbers and "
+            f"the inverse at {path!r} can only be exported linearized, as {why}; that takes an output of at most {CAREFUL.rows} numbers and "
             f"one row per sample, but {problem}. Take a node behind it."
         )
     rest = _Forward(inverse.graph, start)

@@ -17,7 +17,7 @@ from fxinvert.inversion.attainable import Bound, within_reach
 from fxinvert.inversion.forward_certificate import certified_forward
 from fxinvert.inversion.goal import Goal, Miss
 from fxinvert.inversion.inputs import check_shape, other_types
-from fxinvert.inversion.linearized import linearized_targets
+from fxinvert.inversion.linearized import CAREFUL, Effort, linearized_targets
 from fxinvert.inversion.reconstruction import Reconstruction
 from fxinvert.inversion.refinement import refine
 from fxinvert.inversion.replay import forward_values
@@ -59,6 +59,7 @@ class InverseGraph:
         output_target: how the output's target is made of outputs and labels.
         refine: the largest number of Gauss–Newton steps on every target.
         reconstruction: `"nodewise"`, by the inverse graph, or `"linearized"`, by the output's derivative.
+        effort: how closely linearized targets are found.
     """
 
     def __init__(
@@ -70,8 +71,10 @@ class InverseGraph:
         refine: int = 0,
         reconstruction: Reconstructed = "nodewise",
         source: nn.Module | None = None,
+        effort: Effort = CAREFUL,
     ) -> None:
-        self.graph, self.refine, self._source = graph, refine, Source(source, graph)
+        self.graph, self.refine, self.effort = graph, refine, effort
+        self._source = Source(source, graph)
         self.output_target = Heads.of(graph).target(output_target)
         self.reconstruction: Reconstructed = reconstruction
         settings = replace(settings, sharing=max(1, len(solved_systems(Flow(graph), rules))))
@@ -247,7 +250,7 @@ class InverseGraph:
         limit = self._settings.condition_limit or LINEARIZED_LIMIT
         memory = self._settings.memory(target.device)
         try:
-            return linearized_targets(self.graph, values, nodes, target, limit, memory)
+            return linearized_targets(self.graph, values, nodes, target, limit, memory, self.effort)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise

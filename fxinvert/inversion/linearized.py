@@ -7,7 +7,8 @@ Between a value v and the output, the model is taken by its derivative J at the 
 the nearest v whose output, to first order, is the target t (the one equation, for the region from v to the output). Where
 an output has few numbers, J has few rows: one backward pass for each gives the rows of *every* value's J, and all
 targets cost as much as a few forward passes, however the graph branches; samples are taken so many at a time that their
-rows fit into memory, and of a single sample values. Other outputs take a few steps of conjugate gradients for every value.
+rows fit into memory, and of a single sample values. Other outputs take a few steps of conjugate gradients for every value:
+what comes closest to t after n of them lies in the span of Jᵀr, (JᵀJ)Jᵀr, … (JᵀJ)ⁿ⁻¹Jᵀr with r = t − o.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -25,8 +26,23 @@ from fxinvert.linalg.jacobian import Jacobian, differentiable
 from fxinvert.linalg.solvers import cgls
 from fxinvert.passes.flow import Flow, by_sample
 
-#: outputs of more numbers than this are not differentiated row by row, but by products, in so many steps
-ROWS, STEPS = 64, 4
+
+class Effort(NamedTuple):
+    """How closely linearized targets are found.
+
+    Attributes:
+        rows: outputs of up to so many numbers are differentiated row by row, exactly.
+        steps: of conjugate gradients for others.
+    """
+
+    rows: int
+    steps: int
+
+
+#: for targets that are looked at
+CAREFUL = Effort(64, 4)
+#: for those that ops are fitted to: one fit to all samples gains little from closer targets of each, which take most of its time
+QUICK = Effort(16, 2)
 
 
 def linearized_targets(
@@ -36,6 +52,7 @@ def linearized_targets(
     target: Tensor,
     condition_limit: float,
     memory_limit: int,
+    effort: Effort,
 ) -> dict[fx.Node, Tensor]:
     """The targets of some values by the output's derivative.
 
@@ -46,16 +63,17 @@ def linearized_targets(
         target: of the output, `(B, …)`.
         condition_limit: κ.
         memory_limit: bytes that rows that are worked on together may take.
+        effort: how closely.
     """
     flow = Flow(graph)
     missing = by_sample(flow.exit, target - values[flow.exit])
     wanted = [node for node in nodes if node is not flow.exit]
     if not wanted:
         return {flow.exit: target}
-    if missing.shape[1] <= ROWS:
+    if missing.shape[1] <= effort.rows:
         corrections = _from_rows(graph, flow, values, wanted, missing, condition_limit, memory_limit)
     else:
-        corrections = _by_products(graph, flow, values, wanted, missing)
+        corrections = _by_products(graph, flow, values, wanted, missing, effort.steps)
     # in their own place: all of them can be much
     found = {
         n: own.reshape(values[n].shape).add_(values[n]) for n, own in zip(wanted, corrections, strict=True)
@@ -119,6 +137,7 @@ def _by_products(
     values: Mapping[fx.Node, Any],
     nodes: Sequence[fx.Node],
     missing: Tensor,
+    steps: int,
 ) -> list[Tensor]:
     """A few conjugate-gradient steps for every node by itself, all of them on one recording of the graph."""
     with torch.enable_grad(), differentiable():
@@ -131,7 +150,7 @@ def _by_products(
     nothing = torch.zeros(len(missing), dtype=missing.dtype, device=missing.device)
     return [
         cgls(
-            jacobian, missing, nothing, largest=nothing, tolerance=0.0, small_enough=nothing, limit=STEPS,
+            jacobian, missing, nothing, largest=nothing, tolerance=0.0, small_enough=nothing, limit=steps,
             pulled=pulled,
         ).correction
         for jacobian, pulled in zip(Jacobian.several(rests, points, output), steepest, strict=True)

@@ -19,6 +19,7 @@ from fxinvert.errors import DataError
 from fxinvert.heads import Heads
 from fxinvert.inversion.choice import reconstruction_for
 from fxinvert.inversion.inverse_graph import InverseGraph, Reconstructed
+from fxinvert.inversion.linearized import QUICK
 from fxinvert.labels import is_classification
 from fxinvert.linalg import SolveSettings
 from fxinvert.linalg.anchored import Method as SolverMethod
@@ -181,7 +182,7 @@ class Context:
                 compiled=self.compiled,
             )
             self._inverses[output_target] = InverseGraph(
-                self.graph, output_target, in_force(self.rules), settings, reconstruction=how
+                self.graph, output_target, in_force(self.rules), settings, reconstruction=how, effort=QUICK
             )
         return self._inverses[output_target]
 
