@@ -84,7 +84,7 @@ class _Recorder(TorchFunctionMode):
             value = func(*args, **kwargs)
             if self.sized_by_batch or not any_tensor(value):
                 return value
-        if func in DECOMPOSED and self.complete:
+        if self.complete and self.builder.takes_apart(func):
             with self:
                 return self.run(func, args, kwargs)
         new_args, new_kwargs = self.nodes((args, kwargs))

@@ -192,9 +192,13 @@ class Builder:
             for i, (op, rest) in enumerate(pieces)
         )
 
+    def takes_apart(self, function: Any) -> bool:
+        """Whether a function is written out as others; not one that has a rule, which is the user's."""
+        return function in DECOMPOSED and self.rules.key(function) not in self.rules
+
     def called(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], path: str | None) -> Any:
         """Emits a call, as ATen where that exists; gives its node, or those of the several tensors that it gives."""
-        if function in DECOMPOSED:
+        if self.takes_apart(function):
             inlined = record(self, function, args, kwargs, path or self.paths.of_op(key_of(function)))
             if inlined is not None:
                 return inlined

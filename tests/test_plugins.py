@@ -186,6 +186,25 @@ def test_a_torch_module_that_is_no_single_op_is_kept_whole() -> None:
     assert not fxinvert.default_rules().keeps_whole(nn.ReLU)
 
 
+class Distances(nn.Module):
+    """From some points; such a call is written out as other ops unless it has a rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.points = nn.Parameter(torch.randn(4, 3, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cdist(x, self.points)
+
+
+def test_a_torch_function_that_would_be_written_out_is_kept_whole() -> None:
+    model, x = Distances(), torch.randn(5, 2, 3, dtype=torch.float64)
+    assert "cdist" not in {node.meta.get("op") for node in fxinvert.trace(model, x).graph.nodes}
+    rules = fxinvert.default_rules().extend({torch.cdist: lambda op, target: op.anchor + 100})
+    found = inverse_of(model, x, rules=rules)(x, torch.rand(5, 2, 4, dtype=torch.float64))
+    torch.testing.assert_close(found.targets["x"], x + 100)
+
+
 # --- sets of rules ------------------------------------------------------------------------------------------
 
 

@@ -32,6 +32,8 @@ from fxinvert.training.work import Job, Update
 
 #: multiply-adds of the forward pass that jobs are measured with, and the samples that these are at least
 MEASURED, LEAST = 2 * 10**9, 8
+#: calls that a job is timed in, at most, and seconds after which there are no more: long ones are not disturbed by much
+CALLS, LONG = 3, 1.0
 #: how much smaller the outputs are that a measured job asks for
 SMALLER = 0.9
 
@@ -170,7 +172,7 @@ class Probe:
         device = self.context.device
         on_cpu = device.type == "cpu"
         clock, times = time.process_time if on_cpu else time.perf_counter, list[float]()
-        for _ in range(3):
+        while len(times) < CALLS and sum(times) < LONG:
             began = clock()
             function()
             if not on_cpu:
