@@ -1,19 +1,23 @@
-"""One closed-form sweep, against one epoch of AdamW on the same data."""
+"""One closed-form sweep, against one epoch of AdamW on the same data; and how closely ops' targets are to be found."""
 
 from __future__ import annotations
 
 import copy
 import functools
 from collections.abc import Callable, Iterator
+from unittest import mock
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import fxinvert
-from benchmarks.measure import Ratio, ratio
+from benchmarks.measure import Ratio, ratio, seconds
+from benchmarks.regions import CifarResNet
 from benchmarks.studies.networks import cifar_cnn
 from fxinvert import models
+from fxinvert.inversion.linearized import QUICK
+from fxinvert.training import context
 
 
 def networks() -> list[tuple[str, nn.Module, tuple[int, ...]]]:
@@ -35,6 +39,41 @@ def run(samples: int = 2048, batch: int = 256) -> Iterator[Ratio]:
     epoch, sweeps = passes(wide(), (3, 32, 32), few, batch // 2)
     what = f"2,048 wide, {few:,} samples: closed-form sweep, parallel"
     yield ratio(what, sweeps["parallel"], "AdamW epoch", epoch)
+    fewest = samples // 16
+    for outputs in (10, 100):
+        epoch, sweeps = passes(branching(outputs), (3, 32, 32), fewest, batch // 8)
+        what = f"residual, 20 layers, {outputs} outputs, {fewest:,} samples: closed-form sweep, parallel"
+        yield ratio(what, sweeps["parallel"], "AdamW epoch", epoch)
+    yield from efforts()
+
+
+def efforts(sweeps: int = 6) -> Iterator[Ratio]:
+    """The whole training of the character transformer, 832 outputs, with more and fewer steps towards each target."""
+    model, data = models.load("char_transformer", "early"), models.data_of("char_transformer")
+    train = data.train.batches()
+
+    def trained(steps: int) -> tuple[float, fxinvert.PostTrainingResult]:
+        found = list[fxinvert.PostTrainingResult]()
+
+        def train_once() -> None:
+            found[:] = [fxinvert.post_train(model, train, sweeps=sweeps)]
+
+        with mock.patch.object(context, "QUICK", QUICK._replace(steps=steps)):
+            return seconds(train_once, warm=False), found[0]
+
+    chosen, usual = trained(QUICK.steps)
+    for steps in (1, 4, 8):
+        taken, other = trained(steps)
+        told = f"loss {other.baseline.loss:.3f} → {other.final.loss:.3f} and {usual.final.loss:.3f}"
+        what = f"transformer, 832 outputs, {sweeps} sweeps: {steps} steps towards targets"
+        yield Ratio(what, f"{QUICK.steps} steps", taken / chosen, note=told)
+
+
+def branching(outputs: int) -> nn.Module:
+    """A residual network of 20 layers."""
+    model = CifarResNet(20)
+    model.head = nn.Linear(model.head.in_features, outputs)
+    return model.eval()
 
 
 def wide() -> nn.Module:

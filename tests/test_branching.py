@@ -177,7 +177,8 @@ def test_ops_are_fitted_to_two_conjugate_gradient_steps_where_the_output_is_larg
     values = inverse.forward(x)
     (node,) = (n for n in values if n.meta.get("path") == "a")
     found = inverse.targets(values, wanted, [node])[node] - values[node]
-    through = model.c.weight @ (torch.eye(6, dtype=torch.float64) + model.b.weight)
+    weight: dict[str, Any] = {name: getattr(model, name).weight.detach() for name in "bc"}
+    through = weight["c"] @ (torch.eye(6, dtype=torch.float64) + weight["b"])
     with torch.no_grad():
         missing = wanted - model(x)
         first = missing @ through
