@@ -65,8 +65,8 @@ def efforts(sweeps: int = 6) -> Iterator[Ratio]:
     for steps in (1, 4, 8):
         taken, other = trained(steps)
         told = f"loss {other.baseline.loss:.3f} → {other.final.loss:.3f} and {usual.final.loss:.3f}"
-        what = f"transformer, 832 outputs, {sweeps} sweeps: {steps} steps towards targets"
-        yield Ratio(what, f"{QUICK.steps} steps", taken / chosen, note=told)
+        what = f"transformer, 832 outputs, {sweeps} sweeps: steps towards targets, {steps}"
+        yield Ratio(what, f"{QUICK.steps}", taken / chosen, note=told)
 
 
 def branching(outputs: int) -> nn.Module:
