@@ -122,8 +122,8 @@ def post_train(
         model: the model; any module that `fxinvert.trace` captures. Of an exported program its module in evaluation mode
             is trained and returned, whose state dict fits the model that was exported.
         train_data: a pair `(inputs, labels)` of all samples, or a `Dataset` of them; `(inputs, labels)` batches, iterable
-            more than once, as a `DataLoader`, where inputs may be mappings that hold the labels, too; a factory of such batches, which every process calls for itself; or a list
-            of factories, one for each shard of the data.
+            more than once, as a `DataLoader`; a factory of such batches, which every process calls for itself; or a list
+            of factories, one for each shard of the data. In place of a pair a mapping by name will do, with the labels as `labels`.
         plan: from `fxinvert.partition`; by default one segment per trainable op.
         method: how segments are trained: `"auto"` (gradients of everything at once, also after a solve where no batch norm is),
             `"closed_form"`, `"gauss_newton"` (all ops from one linear system), `"gradient"`, `"joint"`, or an object of

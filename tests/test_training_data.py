@@ -258,6 +258,8 @@ def test_labels_may_be_among_the_inputs_by_name(name: str) -> None:
     assert [*batch.inputs] == ["x"]
     assert torch.equal(batch.inputs["x"], samples(6))
     assert torch.equal(batch.labels, torch.arange(6))
+    (whole,) = Batches({"x": samples(6), name: torch.arange(6)}, CPU)
+    assert torch.equal(tree_leaves(whole.inputs)[0], samples(6))
 
 
 class Once:
@@ -294,6 +296,7 @@ def test_labels_of_several_rows_for_a_sample_are_cut_into_samples() -> None:
     [
         ([], "no batches"),
         (7, "iterable of"),
+        ({"x": samples(3)}, "train_data is dict with x; a pair .* with the labels as 'labels'"),
         ([samples(3)], "pair"),
         ([(samples(3), [0, 1, 2])], r"labels\[0\] is int; a tensor is needed"),
         ([(samples(3), torch.zeros(2))], "same number of samples"),

@@ -138,8 +138,8 @@ def beginning_of(source: Iterable[Any]) -> Iterable[Any]:
 def batched(data: Any, what: str) -> Any:
     """Data as batches that can be passed over several times.
 
-    A pair (inputs, labels) of all samples, tensors or arrays, and a dataset of samples are cut into batches, those of a pair
-    are views. Anything else is returned as it is.
+    A pair (inputs, labels) of all samples, tensors or arrays, or one mapping of both, and a dataset of samples are cut into
+    batches, those of a pair are views. Anything else is returned as it is.
 
     Raises:
         DataError: inputs and labels of a pair do not fit, or data cannot be iterated, or only once.
@@ -149,11 +149,12 @@ def batched(data: Any, what: str) -> Any:
     if isinstance(data, str | bytes | Path):
         raise DataError(f"{what} is {type(data).__name__}; (inputs, labels), read from that file, are needed")
     # two batches would be pairs
-    if (
+    whole_pair = (
         isinstance(data, tuple | list)
         and len(data) == 2
         and (is_array(data[0]) or is_array(data[1]) or isinstance(data[1], Mapping))
-    ):
+    )
+    if whole_pair or isinstance(data, Mapping):
         whole = checked(data, what)
         parts = [whole.select(slice(start, start + BATCH)) for start in range(0, len(whole), BATCH)]
         return [(part.inputs, part.labels) for part in parts]
