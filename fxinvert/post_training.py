@@ -156,8 +156,8 @@ def post_train(
         retries: how often a task is tried again that failed or whose worker died.
         memory_limit: bytes that every task may take, besides its data and copies of the parameters, see
             `fxinvert.training.budget`: solvers are chosen among those that fit, batches are worked on in parts, and layers
-            whose Gram matrix does not fit are solved from rows. By default 2 GiB, or what a sample of the model takes.
-            Methods that follow gradients take batches as they are.
+            whose Gram matrix does not fit are solved from rows. By default 2 GiB, or what a sample of the model takes, or
+            the sums of its largest table. Methods that follow gradients take batches as they are.
         solvers: of single ops, by node, where they are not to be chosen, see `fxinvert.invert`.
         compiled: whether rules are compiled, see `fxinvert.invert`: it pays where many batches are inverted node by node.
         run_directory: where finished work is written; called again with the same arguments after a crash, the work

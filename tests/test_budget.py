@@ -195,9 +195,22 @@ def test_ops_whose_statistics_do_not_fit_together_are_trained_in_several_passes(
 @given(st.integers(0, 2**40))
 def test_by_default_a_sample_of_any_model_fits(each: int) -> None:
     ((x, y),) = images(1, 3)
-    limit = budget_for(each).limit
-    assert len([*budget_for(each).parts(Batch((x,), y), each)]) <= 3
+    limit = budget_for(each, []).limit
+    assert len([*budget_for(each, []).parts(Batch((x,), y), each)]) <= 3
     assert (limit == MEMORY_LIMIT) == (each <= VALUES * MEMORY_LIMIT)
+
+
+@given(st.integers(1, 2**18), st.integers(1, 2**12))
+def test_by_default_the_sums_of_any_table_fit(rows: int, columns: int) -> None:
+    """Of an embedding, and of the layer that gives a score for each of its rows."""
+    rows = max(rows, columns)
+    budget = budget_for(0, [torch.empty(rows, columns, device="meta")])
+    for size in (Size(1, columns, rows, diagonal=True), Size(1, rows, columns)):
+        assert budget.passes({"table": size, "other": Size(1, 8, 8)}) in (
+            [["table", "other"]],
+            [["table"], ["other"]],
+        )
+        assert budget.rows({"table": size}) == {"table": None}
 
 
 def test_a_limit_too_small_for_a_sample_says_what_is_needed() -> None:

@@ -169,7 +169,7 @@ class PostTrainConfig(BaseModel):
         default=None,
         ge=1,
         description="Bytes that every task may take, besides its data and copies of the parameters; by default 2 GiB, or "
-        "what a sample of the model takes.",
+        "what a sample of the model or its largest table takes.",
     )
     solvers: dict[str, SolverName] | None = Field(
         default=None,

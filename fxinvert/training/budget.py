@@ -9,11 +9,11 @@ the shapes of the model and nothing else, so that it is the same wherever the wo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from torch import fx
+from torch import Tensor, fx
 from torch.fx.passes.shape_prop import TensorMetadata
 from torch.utils import _pytree as pytree
 
@@ -30,6 +30,8 @@ SOLVERS, WORK, VALUES = 1 / 2, 1 / 16, 1 / 8
 COMMON, LARGEST_COMMON = 1 / 32, 2**26
 #: of the limit, a block of rows; so many of its size are held at once; and the most that is worth it, in bytes
 BLOCK, BLOCKS, LARGEST_BLOCK = 1 / 64, 4, 2**24
+#: of the limit, for sums, at least
+SUMS = 1 - SOLVERS - WORK - VALUES - COMMON - BLOCKS * BLOCK
 #: values of the largest node of a sample that a rule works on, besides all anchors and targets
 WORKED_ON = 4
 #: sums that are held at once: over all chunks and over one, of all ops; over a batch and on the way, of one op
@@ -157,7 +159,7 @@ class Budget:
             2 * (cross + len(wide) * HELD_ROWS * FEWEST * max(size.row for size in wide)),
             _held([size.sums(samples) for size in sizes.values()]),
         )
-        needed = math.ceil(times * least / (1 - SOLVERS - WORK - VALUES - COMMON - BLOCKS * BLOCK)) + 1
+        needed = math.ceil(times * least / SUMS) + 1
         raise SolveError(
             f"the statistics of ops that are trained together, the widest {widest} with {sizes[widest].features} features and "
             f"{sizes[widest].outputs} outputs, do not fit into memory_limit={self.limit}: at least {needed} bytes "
@@ -198,9 +200,23 @@ class Budget:
         return {key: min(found[key], MOST) if key in found else None for key in sizes}
 
 
-def budget_for(each: int) -> Budget:
-    """By default: 2 GiB, or what it takes to work on one sample of a model, whose values and targets take so many bytes."""
-    return Budget(max(MEMORY_LIMIT, math.ceil(each / VALUES)))
+def budget_for(each: int, parameters: Iterable[Tensor]) -> Budget:
+    """By default: 2 GiB, or what it takes to work on one sample of a model, or to hold the sums of its largest table.
+
+    Args:
+        each: bytes of a sample's values and targets.
+        parameters: of the model. For the sums of tables, and of layers with more outputs than features as those that give a
+            score for every row of one, nothing smaller can be kept.
+    """
+    shapes = (tuple(value.shape) for value in parameters if value.dim() == 2)
+    tables = [
+        size.gram
+        for rows, columns in shapes
+        if rows >= columns
+        for size in (Size(1, columns, rows, diagonal=True), Size(1, rows, columns))
+    ]
+    sums = _held([max(tables, default=0)])
+    return Budget(max(MEMORY_LIMIT, math.ceil(each / VALUES), math.ceil(sums / SUMS) + 1))
 
 
 def _useful(kept: Mapping[K, int | None]) -> bool:

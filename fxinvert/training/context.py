@@ -86,7 +86,9 @@ class Context:
         self.solvers, self.compiled = solvers or {}, compiled
         self.first = self._first()
         self._open()
-        self.budget = Budget(memory_limit) if memory_limit else budget_for(self._each)
+        self.budget = (
+            Budget(memory_limit) if memory_limit else budget_for(self._each, self.model.parameters())
+        )
         self.masks: State = {}
         if keep_zeros:
             nonzero = {name: (p.detach() != 0).to(p.dtype) for name, p in self.graph.named_parameters()}
