@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 import fxinvert
 from fxinvert.errors import SolveError
-from fxinvert.output_target import output_target
+from fxinvert.output_target import automatic, output_target
 from fxinvert.training import ClosedForm, NormalEquations
 from fxinvert.training.batch import Batch
 from fxinvert.training.budget import BLOCKS, FEWEST, MEMORY_LIMIT, VALUES, Budget, Size, budget_for
 from fxinvert.training.chunks import source_of
 from fxinvert.training.context import Context
-from fxinvert.training.op_sums import sums
+from fxinvert.training.op_sums import sums, told_together
 from fxinvert.training.wide import WideEquations
 
 MIB = 2**20
@@ -190,6 +190,28 @@ def test_ops_whose_statistics_do_not_fit_together_are_trained_in_several_passes(
     assert little.final.loss == pytest.approx(much.final.loss, rel=1e-4)
     told = fxinvert.estimate(model, data[0][0], samples=512, batch=32, memory_limit=2**20, **settings)
     assert "2 passes" in str(told)
+
+
+def test_output_targets_whose_sums_do_not_fit_together_are_told_one_by_one() -> None:
+    """Of a layer with many outputs; what is chosen is the same."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2000))
+    x, y = torch.randn(256, 6), torch.arange(256) % 5
+    found = [
+        fxinvert.post_train(
+            model, (x, y), sweeps=1, memory_limit=limit, method=ClosedForm(last_layer=False), confidence=0.5
+        )
+        for limit in (3 * MIB, 1024 * MIB)
+    ]
+    groups = []
+    for limit in (3 * MIB, 1024 * MIB):
+        context = Context(model, {"train": source_of([(x, y)])}, memory_limit=limit)
+        groups.append(told_together(context, ["2"], automatic(y), len(x)))
+    assert [len(own) for own in groups] == [len(automatic(y)), 1]
+    little, much = found
+    assert little.output_target == much.output_target
+    assert little.final.loss < little.baseline.loss
+    assert little.final.loss == pytest.approx(much.final.loss, rel=1e-4)
 
 
 @given(st.integers(0, 2**40))

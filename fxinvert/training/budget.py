@@ -174,7 +174,7 @@ class Budget:
         Args:
             sizes, times, samples: as for `rows`.
         """
-        if _useful(self._rows(sizes, times, samples)):
+        if self.holds(sizes, times, samples):
             return [list(sizes)]
         found: list[list[K]] = [[]]
         for key in sizes:
@@ -183,6 +183,10 @@ class Budget:
                 found.append([])
             found[-1].append(key)
         return found
+
+    def holds(self, sizes: Mapping[K, Size], times: int = 1, samples: float = math.inf) -> bool:
+        """Whether `rows` has an answer."""
+        return _useful(self._rows(sizes, times, samples))
 
     def _rows(self, sizes: Mapping[K, Size], times: int, samples: float) -> dict[K, int | None]:
         """What `rows` gives, None also where all rows are few; fewer than are of any use where the limit is too small."""

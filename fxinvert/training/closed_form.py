@@ -28,7 +28,7 @@ from fxinvert.training.computed import changes_of
 from fxinvert.training.context import Context
 from fxinvert.training.costs import Cost, Probe, Stage, size_of
 from fxinvert.training.last_layer import MOST, asks_for_classes, descend, last_layer
-from fxinvert.training.op_sums import Sums, add, in_passes, sums, use_of
+from fxinvert.training.op_sums import Sums, add, in_passes, sums, told_together, use_of
 from fxinvert.training.work import Back, Proposal, Update, Work
 
 #: shares of the damping that are tried with every update
@@ -177,11 +177,14 @@ class ClosedForm:
         targets = work.output_targets
 
         def solved(summed: list[str]) -> list[list[Proposal]]:
-            blocks = self._blocks(work, targets, paths, summed, self.samples)
-            (block,) = islice(blocks, None if self.samples is None else 1)
-            return [
-                [list(self._updates(work, summed, known, share)) for share in DAMPINGS] for known in block
-            ]
+            found = list[list[Proposal]]()
+            for together in told_together(work.context, summed, targets, work.samples):
+                blocks = self._blocks(work, together, paths, summed, self.samples)
+                (block,) = islice(blocks, None if self.samples is None else 1)
+                found += [
+                    [list(self._updates(work, summed, known, share)) for share in DAMPINGS] for known in block
+                ]
+            return found
 
         def proposals() -> list[list[Proposal]]:
             passes = [solved(summed) for summed in in_passes(work.context, paths, targets, work.samples)]

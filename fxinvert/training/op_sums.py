@@ -111,18 +111,39 @@ def in_passes(
         output_targets: for each of which all sums are held.
         samples: how many there are to sum over, at most.
     """
-    nodes = [context.nodes[path] for path in paths]
     by_use: dict[str, list[str]] = {}
-    for path, node in zip(paths, nodes, strict=True):
-        by_use.setdefault(use_of(node), []).append(path)
+    for path in paths:
+        by_use.setdefault(use_of(context.nodes[path]), []).append(path)
     if len(by_use) == 1:
         return [list(paths)]
-    inverse, values = context.inverse(output_targets[0]), dict[fx.Node, Any]()
-    if not context.sizes.keys() >= by_use.keys():
+    sizes = _sizes_of(context, paths, output_targets[0])
+    passes = context.budget.passes(sizes, len(output_targets), samples)
+    return [[path for use in uses for path in by_use[use]] for uses in passes]
+
+
+def told_together(
+    context: Context, paths: Sequence[str], output_targets: Sequence[OutputTarget], samples: float
+) -> list[list[OutputTarget]]:
+    """The output targets whose sums are held at the same time: all, or each by itself if that is too much.
+
+    Args:
+        context, paths, output_targets, samples: as for `in_passes`; the ops of one pass.
+    """
+    if len(output_targets) > 1:
+        sizes = _sizes_of(context, paths, output_targets[0])
+        if not context.budget.holds(sizes, len(output_targets), samples):
+            return [[target] for target in output_targets]
+    return [list(output_targets)]
+
+
+def _sizes_of(context: Context, paths: Sequence[str], output_target: OutputTarget) -> dict[str, Size]:
+    """Of the equations of some ops, by their use."""
+    nodes = [context.nodes[path] for path in paths]
+    inverse, values = context.inverse(output_target), dict[fx.Node, Any]()
+    if not context.sizes.keys() >= {use_of(node) for node in nodes}:
         with torch.no_grad(), evaluating(context.graph):
             values = inverse.forward(context.first.inputs)
-    passes = context.budget.passes(_sizes(context, inverse, nodes, values), len(output_targets), samples)
-    return [[path for use in uses for path in by_use[use]] for uses in passes]
+    return _sizes(context, inverse, nodes, values)
 
 
 def _sizes(
