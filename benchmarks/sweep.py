@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fxinvert
-from benchmarks.measure import Ratio, ratio, seconds
+from benchmarks.measure import Ratio, ratio
 from benchmarks.regions import CifarResNet
 from benchmarks.studies.networks import cifar_cnn
 from fxinvert import models
@@ -52,21 +52,16 @@ def efforts(sweeps: int = 6) -> Iterator[Ratio]:
     model, data = models.load("char_transformer", "early"), models.data_of("char_transformer")
     train = data.train.batches()
 
-    def trained(steps: int) -> tuple[float, fxinvert.PostTrainingResult]:
-        found = list[fxinvert.PostTrainingResult]()
-
-        def train_once() -> None:
-            found[:] = [fxinvert.post_train(model, train, sweeps=sweeps)]
-
+    def trained(steps: int) -> fxinvert.PostTrainingResult:
         with mock.patch.object(context, "QUICK", QUICK._replace(steps=steps)):
-            return seconds(train_once, warm=False), found[0]
+            return fxinvert.post_train(model, train, sweeps=sweeps)
 
-    chosen, usual = trained(QUICK.steps)
+    usual = trained(QUICK.steps)
     for steps in (1, 4, 8):
-        taken, other = trained(steps)
+        other = trained(steps)
         told = f"loss {other.baseline.loss:.3f} → {other.final.loss:.3f} and {usual.final.loss:.3f}"
         what = f"transformer, 832 outputs, {sweeps} sweeps: steps towards targets, {steps}"
-        yield Ratio(what, f"{QUICK.steps}", taken / chosen, note=told)
+        yield Ratio(what, f"{QUICK.steps}", other.seconds / usual.seconds, note=told)
 
 
 def branching(outputs: int) -> nn.Module:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fxinvert.export import complex_values, order_statistics, special_functions
+from fxinvert.export.order_statistics import INT64
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
@@ -100,7 +101,7 @@ def _index_put(values: Any, indices: Sequence[Any], source: Any, accumulate: boo
     places = list(indices)
     for axis, place in enumerate(places):
         if place is not None and place.dtype == INT32.dtype:
-            places[axis] = op.Cast(place, to=7)  # 7: int64
+            places[axis] = op.Cast(place, to=INT64)
             places[axis].shape = place.shape
     return aten_index_put(values, places, source, accumulate)
 
@@ -169,6 +170,6 @@ def _grouped_mm(rows: Any, weights: Any, ends: Any) -> Any:
     zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
     last = op.Constant(value_ints=[1])
     places = op.Unsqueeze(op.Range(zero, count, one), last)
-    passed = op.Cast(op.GreaterOrEqual(places, op.Cast(ends, to=7)), to=7)  # 7: int64
+    passed = op.Cast(op.GreaterOrEqual(places, op.Cast(ends, to=INT64)), to=INT64)
     own = op.Gather(weights, op.ReduceSum(passed, last, keepdims=0))
     return op.Squeeze(op.MatMul(op.Unsqueeze(rows, last), own), last)

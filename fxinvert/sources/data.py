@@ -19,9 +19,9 @@ from fxinvert.sources.images import ImageFolder
 from fxinvert.sources.libraries import from_datasets, library_of
 from fxinvert.sources.options import DataOptions
 from fxinvert.sources.tables import load_csv
-from fxinvert.training.batch import Arguments, checked
+from fxinvert.training.batch import Arguments
 from fxinvert.training.chunks import Shards, is_shards
-from fxinvert.training.data import beginning_of
+from fxinvert.training.data import beginning_of, first_batch
 
 Loader = Iterable[tuple[Any, Tensor]]
 
@@ -46,11 +46,7 @@ class Data:
         Raises:
             DataError: there is no batch, or it is none of inputs and labels.
         """
-        first = next(iter(beginning_of(self.train)), None)
-        if first is None:
-            raise DataError("the data has no batches")
-        batch = checked(first, "batch 0 of the data").select(slice(rows))
-        return batch.to(torch.device(device)).inputs
+        return first_batch(beginning_of(self.train), "the data", rows, torch.device(device)).inputs
 
 
 def load_data(spec: str, options: DataOptions | None = None, classes: tuple[str, ...] | None = None) -> Data:

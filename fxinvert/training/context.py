@@ -30,10 +30,10 @@ from fxinvert.passes.trace import by_sample, interpreted, is_normalized
 from fxinvert.rules import RuleSet
 from fxinvert.rules.registry import in_force
 from fxinvert.settings import check_choice
-from fxinvert.training.batch import Batch, Types, check_alike, checked, types_of
+from fxinvert.training.batch import Batch, Types, check_alike, types_of
 from fxinvert.training.budget import SOLVERS, WORK, Budget, Size, budget_for, bytes_of_sample
 from fxinvert.training.chunks import Source
-from fxinvert.training.data import no_batches
+from fxinvert.training.data import first_batch
 
 State = dict[str, Tensor]
 
@@ -97,9 +97,7 @@ class Context:
     def _first(self) -> Batch:
         tensors = [*self.model.parameters(), *self.model.buffers()]
         device = next((value.device for value in tensors), torch.device("cpu"))
-        for item in self.sources["train"].beginning:
-            return checked(item, "batch 0 of train_data").select(slice(_EXAMPLE)).to(device)
-        raise no_batches("train_data")
+        return first_batch(self.sources["train"].beginning, "train_data", _EXAMPLE, device)
 
     def _open(self) -> None:
         example = self.first.inputs

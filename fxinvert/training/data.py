@@ -82,6 +82,23 @@ class Batches:
         self.fingerprint = seen
 
 
+def first_batch(beginning: Iterable[Any], what: str, rows: int, device: torch.device) -> Batch:
+    """The first samples of data, at most `rows` of them and of the first batch.
+
+    Args:
+        beginning: of the data.
+        what: how messages call the data.
+        rows: how many.
+        device: where they go.
+
+    Raises:
+        DataError: there are none.
+    """
+    for item in beginning:
+        return checked(item, f"batch 0 of {what}").select(slice(rows)).to(device)
+    raise no_batches(what)
+
+
 def no_batches(what: str) -> DataError:
     """What to raise where data that are called so give nothing."""
     return DataError(f"{what} has no batches; it is empty, or it can be iterated only once")
