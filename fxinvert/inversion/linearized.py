@@ -8,7 +8,8 @@ the nearest v whose output, to first order, is the target t (the one equation, f
 an output has few numbers, J has few rows: one backward pass for each gives the rows of *every* value's J, and all
 targets cost as much as a few forward passes, however the graph branches; samples are taken so many at a time that their
 rows fit into memory, and of a single sample values. Other outputs take a few steps of conjugate gradients for every value:
-what comes closest to t after n of them lies in the span of Jᵀr, (JᵀJ)Jᵀr, … (JᵀJ)ⁿ⁻¹Jᵀr with r = t − o.
+what comes closest to t after n of them lies in the span of Jᵀr, (JᵀJ)Jᵀr, … (JᵀJ)ⁿ⁻¹Jᵀr with r = t − o. A single step is
+taken for all values at once, in as many backward passes however many values there are.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor, fx
 from fxinvert.inversion.replay import Evaluator, forward_values, output_given, placeholders_of
 from fxinvert.linalg.jacobian import Jacobian, differentiable
 from fxinvert.linalg.solvers import cgls
+from fxinvert.linalg.vectors import dot, norm, per_sample
 from fxinvert.passes.flow import Flow, by_sample
 
 
@@ -32,17 +34,19 @@ class Effort(NamedTuple):
 
     Attributes:
         rows: outputs of up to so many numbers are differentiated row by row, exactly.
-        steps: of conjugate gradients for others.
+        steps: of conjugate gradients for others, for every value by itself; None: one, for all values at once.
     """
 
     rows: int
-    steps: int
+    steps: int | None
 
 
 #: for targets that are looked at
 CAREFUL = Effort(64, 4)
 #: for those that ops are fitted to: one fit to all samples gains little from closer targets of each, which take most of its time
-QUICK = Effort(16, 2)
+QUICK = Effort(16, None)
+#: random directions of the output that tell how long a step is
+PROBES = 8
 
 
 def linearized_targets(
@@ -72,6 +76,8 @@ def linearized_targets(
         return {flow.exit: target}
     if missing.shape[1] <= effort.rows:
         corrections = _from_rows(graph, flow, values, wanted, missing, condition_limit, memory_limit)
+    elif effort.steps is None:
+        corrections = _by_probes(graph, flow, values, wanted, missing)
     else:
         corrections = _by_products(graph, flow, values, wanted, missing, effort.steps)
     # in their own place: all of them can be much
@@ -155,6 +161,49 @@ def _by_products(
         ).correction
         for jacobian, pulled in zip(Jacobian.several(rests, points, output), steepest, strict=True)
     ]  # fmt: skip
+
+
+def _by_probes(
+    graph: fx.GraphModule,
+    flow: Flow,
+    values: Mapping[fx.Node, Any],
+    nodes: Sequence[fx.Node],
+    missing: Tensor,
+) -> list[Tensor]:
+    """The step of steepest descent d = αJᵀr, α = ‖Jᵀr‖² / ‖JJᵀr‖², for all nodes at once; its length is estimated.
+
+    Jᵀr takes one backward pass. Of w = JJᵀr the part along r is ‖Jᵀr‖² / ‖r‖, and the square of what is across it is the
+    expectation of ⟨z, w⟩² = ⟨Jᵀz, Jᵀr⟩² for an r-free z of random signs (Hutchinson 1989): a backward pass for each z.
+    They are the same for every sample, so that samples do not depend on one another.
+    """
+    generator, exact = torch.Generator().manual_seed(0), torch.promote_types(missing.dtype, torch.float32)
+    size = norm(missing.to(exact))
+    unit = missing.to(exact) / per_sample(size.clamp_min(torch.finfo(exact).tiny), missing)
+    with torch.enable_grad(), differentiable():
+        points, output = _tracked(graph, flow, values, nodes, Evaluator.run_node)
+
+        def pulled(dual: Tensor) -> tuple[Tensor, ...]:
+            return torch.autograd.grad(
+                output, points, dual.to(output.dtype), retain_graph=True, materialize_grads=True
+            )
+
+        steepest = pulled(missing)
+        slopes = [dot(g.to(exact), g.to(exact)).double() for g in steepest]
+        across = [torch.zeros_like(slope) for slope in slopes]
+        for _ in range(PROBES):
+            signs = torch.randint(2, missing.shape[1:], generator=generator).to(unit) * 2 - 1
+            for found, g, other in zip(
+                across, steepest, pulled(signs - unit * (unit @ signs)[:, None]), strict=True
+            ):
+                found += dot(g.to(exact), other.to(exact)).double().square() / PROBES
+
+    def step(g: Tensor, slope: Tensor, across: Tensor) -> Tensor:
+        curvature = (slope / size).square() + across
+        # along a direction that J does not see, in the digits there are, there is no step
+        seen = curvature >= torch.finfo(exact).tiny
+        return g * per_sample(torch.where(seen, slope / curvature, 0).to(g.dtype), g)
+
+    return [step(*given) for given in zip(steepest, slopes, across, strict=True)]
 
 
 def _correction(jacobian: Tensor, missing: Tensor, condition_limit: float) -> Tensor:
