@@ -55,7 +55,8 @@ def invert_branches(op: Op, target: Tensor, branches: tuple[Branch, ...]) -> Inv
 
 def _held(value: Tensor, anchor: Tensor) -> Tensor:
     """The anchor where it is infinite. Where a choice is made by weights, it has given no finite number there."""
-    return torch.where(torch.isinf(anchor), anchor, value)
+    # torch's compiler asks value by value for `isinf`, which takes several times as long as all else
+    return torch.where(anchor.abs() == math.inf, anchor, value)
 
 
 def _fill(
@@ -119,11 +120,14 @@ def _fused(
                 wanted, bounded = t.to(working), careful or x.dtype != working
                 out = torch.empty_like(wanted)
                 found = choose(x.to(working), wanted, y.to(working), x.dtype, out, bounded, Spare())
-                answers = _held(found.to(x.dtype), x)
+                answers = found.to(x.dtype)
+                if careful:
+                    answers = _held(answers, x)
                 if not looked_at:
                     return (answers,)
                 looks = () if careful or inner is branches else (wanted.amin(), wanted.amax())
-                return answers, (found * wanted).abs().amax(), *looks
+                # infinite or no number where one of them is
+                return answers, (found * wanted + x).abs().amax(), *looks
 
             return kernel(op, function, rows, exact=careful)
 
