@@ -84,6 +84,7 @@ UNEVEN = [
 
 #: what can be compiled, and its aim
 COMPILED = [(module, aim) for module, aim in CASES if aim == 4 or "Norm" in type(module).__name__]
+COMPILED += [(module, 6) for module in UNEVEN]
 
 #: smooth ops, solved by Jacobian-vector products as if they had no rule
 SMOOTH: dict[str, Callable[[Tensor], Tensor]] = {
@@ -126,8 +127,13 @@ def run(rows: int = 64) -> Iterator[Ratio]:
     for module, aim in COMPILED:
         inverted = inversion(module, x, module(other).detach(), compiled=True)
         with torch.no_grad():
+            scales = ", uneven scales" if module in UNEVEN else ""
             yield ratio_in_turn(
-                f"{name_of(module)}: invert, compiled", inverted, "forward", functools.partial(module, x), aim
+                f"{name_of(module)}{scales}: invert, compiled",
+                inverted,
+                "forward",
+                functools.partial(module, x),
+                aim,
             )
     yield from _products()
 

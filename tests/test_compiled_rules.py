@@ -102,10 +102,37 @@ def test_norms_whose_scales_are_of_one_size_are_compiled() -> None:
     failed = compiled(x, t).certificates["input"]
     assert failed.failed.nonzero()[:, 0].tolist() == [3, 5]
     assert len(kernels._kernels) == count
-    # other scales take iterations, which are not compiled
-    module.weight.data[0] = 1
-    assert float(compiled(x, module(x + 1).detach()).certificates["input"].residual.max()) <= 1e-5
-    assert len(kernels._kernels) == count
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape"), [(nn.LayerNorm(12), (5, 12)), (nn.RMSNorm(12), (5, 12)), (nn.GroupNorm(2, 4), (4, 20))]
+)
+def test_norms_with_other_scales_are_compiled_for_targets_in_the_range(
+    norm: nn.Module, shape: tuple[int, ...]
+) -> None:
+    """Others take iterations, which are not; whichever sample it is, the answers are those of the rule."""
+    nn.init.uniform_(norm.weight, 0.5, 2)  # type: ignore[arg-type]
+    x = 3 * torch.randn(8, *shape) + 1
+    compiled, plain = inverses(norm, x)
+    entry = next(iter(compiled.graph.graph.nodes)).name
+    reached, far = norm(torch.randn_like(x)).detach(), torch.randn_like(x)
+    last = reached.clone()
+    last[7] = far[7]
+    count = len(kernels._kernels)
+    for t, status in ((reached, Status.NEAREST), (far, Status.PROJECTED), (last, Status.PROJECTED)):
+        found, expected = (inverse(x, t) for inverse in (compiled, plain))
+        own, other = (each.certificates[entry].measured() for each in (found, expected))
+        torch.testing.assert_close(own.residual, other.residual, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(own.distance, other.distance, rtol=0.05, atol=1e-3)
+        assert own.status is other.status is status
+    assert len(kernels._kernels) == count + 1
+    for rows in (1, 2, 5, 8):
+        some = x[:rows]
+        assert torch.equal(compiled(some, norm(some).detach()).targets[entry], some)
+    reached[3, 2, 1], reached[5, 0, 0] = torch.nan, torch.inf
+    failed = compiled(x, reached).certificates[entry]
+    assert failed.failed.nonzero()[:, 0].tolist() == [3, 5]
+    assert len(kernels._kernels) == count + 1
 
 
 def test_samples_that_are_not_finite_stay_at_their_anchors() -> None:

@@ -103,6 +103,35 @@ class Ball:
             z, which is g / w for tame scales, else z*; the sums; what else is known: nothing for even scales, sums at nodes for
             tame ones (zeros if all targets lie in the ball), else the direction of z*; the number of iterations.
         """
+        z, moved, of = self._read(x, y, t, out)
+        scales, spare = self.scales, out[1]
+        if scales.even:
+            return z, of, None, 0
+        if not scales.tame:
+            return self._solved(moved, z, of)
+        if scales.nodes is None:
+            return self._searched(moved, z, of, spare)
+        if bool(self._there(of, x.shape[-1]).all()):
+            at_nodes = torch.zeros_like(of.size).expand(4, len(scales.nodes.value), *of.size.shape)
+        else:
+            at_nodes = scales.nodes.sums(z, moved)
+        return z, of._replace(inner=torch.mul(moved, z, out=spare).sum(-1, keepdim=True)), at_nodes, 0
+
+    def within(self, x: Tensor, y: Tensor, t: Tensor) -> tuple[Tensor, Sums, Tensor]:
+        """For tame scales: z = g / w, the sums, and `(R, G, 1)`, where z lies in the ball, so that nothing else need be known."""
+        z, moved, of = self._read(x, y, t, (None, None))
+        if not self.scales.even:
+            of = of._replace(inner=(moved * z).sum(-1, keepdim=True))
+        return z, of, self._there(of, x.shape[-1])
+
+    def kept(self, of: Sums, there: Tensor) -> Direction:
+        """The direction of g / w, of the groups where it lies in the ball."""
+        return Direction(of.size, of.inner, ~there, torch.zeros_like(of.size), ~there)
+
+    def _read(
+        self, x: Tensor, y: Tensor, t: Tensor, out: tuple[Tensor | None, Tensor | None]
+    ) -> tuple[Tensor, Tensor, Sums]:
+        """g / w for tame scales, else t − y; x − μ; the sums but for the product."""
         (own, spare), scales = out, self.scales
         # what is read of t and y comes before what is read of x, so that it is still in the processor's cache
         asked = norm(torch.sub(t, y, out=spare))
@@ -112,18 +141,7 @@ class Ball:
         shift = z.mean(-1, keepdim=True) if scales.tame and self.centered else none
         mean = x.mean(-1, keepdim=True) if self.centered else none
         moved = torch.sub(x, mean, out=spare) if self.centered else x
-        of = Sums(mean, asked, norm(moved), size, shift, none)
-        if scales.even:
-            return z, of, None, 0
-        if not scales.tame:
-            return self._solved(moved, z, of)
-        if scales.nodes is None:
-            return self._searched(moved, z, of, spare)
-        if bool(self._there(of, x.shape[-1]).all()):
-            at_nodes = none.expand(4, len(scales.nodes.value), *none.shape)
-        else:
-            at_nodes = scales.nodes.sums(z, moved)
-        return z, of._replace(inner=torch.mul(moved, z, out=spare).sum(-1, keepdim=True)), at_nodes, 0
+        return z, moved, Sums(mean, asked, norm(moved), size, shift, none)
 
     def found(self, n: int, of: Sums, known: list[Any]) -> tuple[Direction | None, Bend | None]:
         """The directions of z*, and how it comes of g / w, of all that `direction` found; `of` in float64."""
@@ -134,7 +152,7 @@ class Ball:
         there = self._there(of, n)
         nothing = torch.zeros_like(of.size)
         if bool(there.all()):
-            return Direction(of.size, of.inner, ~there, nothing, ~there), None
+            return self.kept(of, there), None
         near = self.scales.nodes.nearest(torch.cat(known, 2), math.sqrt(n), centered=self.centered)
         eta, shift, misfit = (torch.where(there, 0, v) for v in (near.multiplier, near.shift, near.misfit))
         size, inner = (torch.where(there, a, b) for a, b in ((of.size, near.size), (of.inner, near.inner)))

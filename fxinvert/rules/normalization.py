@@ -100,8 +100,10 @@ def invert_normalized(
     working = torch.promote_types(target.dtype, torch.float32) if scales.tame else torch.float64
     ball = Ball(scales.to(working), eps, centered, kappa, 4 * torch.finfo(target.dtype).eps)
     rows = tuple(groups.split(value) for value in (op.anchor, op.output, target))
-    answer = _fused if op.settings.compiled and scales.even and op.anchor.numel() else _by_chunks
-    value, lengths, total, iterations = answer(op, ball, working, *rows)
+    answer = None
+    if op.settings.compiled and scales.tame and op.anchor.numel():
+        answer = _fused(op, ball, working, *rows)
+    value, lengths, total, iterations = answer or _by_chunks(op, ball, working, *rows)
     if not scales.tame:
         value = torch.where(scales.largest > 0, value, rows[0].to(working))
     return settled(
@@ -153,9 +155,16 @@ def _by_chunks(
     return value, lengths, _total(of, lengths), iterations
 
 
-def _fused(op: Op, ball: Ball, working: torch.dtype, *rows: Tensor) -> tuple[Tensor, Lengths, Tensor, int]:
-    """The same by a kernel, for scales of one size: for others the nearest direction takes iterations."""
+def _fused(
+    op: Op, ball: Ball, working: torch.dtype, *rows: Tensor
+) -> tuple[Tensor, Lengths, Tensor, int] | None:
+    """The same by a kernel, for scales of one size; for other tame ones if all targets lie in the ball, else None.
+
+    Beyond it the nearest direction takes iterations.
+    """
     scales = ball.scales
+    if not scales.even and not bool(ball.within(*(value[:1].to(working) for value in rows))[2].all()):
+        return None  # the first sample mostly tells
     given = tuple(value.contiguous() for value in rows)
     # weights of one size are used only where they are not 1
     held = {"largest": scales.largest} | ({} if scales.ones else {"weight": scales.weight})
@@ -164,18 +173,22 @@ def _fused(op: Op, ball: Ball, working: torch.dtype, *rows: Tensor) -> tuple[Ten
     def function(x: Tensor, y: Tensor, t: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         own_scales: dict[str, Any] = dict(zip(held, others, strict=True))
         own = replace(ball, scales=replace(scales, **own_scales))
-        z, of, _, _ = own.direction(x.to(working), y.to(working), t.to(working))
-        lengths = own.lengths(x.shape[-1], Sums(*(value.double() for value in of)))
+        z, of, there = own.within(x.to(working), y.to(working), t.to(working))
+        exact = Sums(*(value.double() for value in of))
+        found = None if scales.even else own.kept(exact, there)
+        lengths = own.lengths(x.shape[-1], exact, found)
         factor, offset = lengths.factor.to(working), lengths.offset.to(working)
         value = (z * factor + offset).to(x.dtype)
         # what is returned is computed once, not wherever it is used
-        return value, _total(of, lengths), factor, offset, *of, *lengths
+        return value, _total(of, lengths), there.all(), *lengths, factor, offset, *of
 
-    key = (kernel, given[0].shape[1:], given[0].dtype, given[0].device, *held)
+    key = (kernel, scales.even, given[0].shape[1:], given[0].dtype, given[0].device, *held)
     others = tuple(held.values())
     made: Kernel = op.cache.get(key, (), lambda: kernel(op, function, given, others, exact=True))
-    value, total, *rest = made(*given, *others)
-    return value, Lengths(*rest[-len(Lengths._fields) :]), total, 0
+    value, total, there, *rest = made(*given, *others)
+    if not scales.even and not bool(there):
+        return None
+    return value, Lengths(*rest[: len(Lengths._fields)]), total, 0
 
 
 def _total(of: Sums, lengths: Lengths) -> Tensor:
