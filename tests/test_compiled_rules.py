@@ -144,6 +144,16 @@ def test_samples_that_are_not_finite_stay_at_their_anchors() -> None:
     assert torch.equal(found.targets["input"][1:3], x[1:3])
 
 
+@pytest.mark.parametrize("make", [nn.ReLU, nn.Sigmoid, nn.Hardshrink], ids=lambda make: make.__name__)
+def test_infinite_anchors_stay(make: Callable[[], nn.Module]) -> None:
+    """As of scores that a mask hides. A kernel does not look for them, and is followed by one that does."""
+    module, x, t = make(), torch.randn(4, 50), torch.rand(4, 50)
+    x[1, 3], x[2, 7] = torch.inf, -torch.inf
+    found, expected = (inverse(x, t) for inverse in inverses(module, x))
+    torch.testing.assert_close(found.targets["input"], expected.targets["input"], rtol=1e-5, atol=1e-5)
+    assert torch.equal(found.targets["input"].isinf(), x.isinf())
+
+
 def test_other_digits_and_other_slopes_are_other_kernels() -> None:
     x = torch.randn(4, 3, 50)
     slopes = prelu(0.5, 1.0, 2.0)
