@@ -243,6 +243,8 @@ class _Rebuilt:
                     f"{describe(node)} runs sub-graphs, which no inverse goes through; compute all of them and choose with "
                     "torch.where, or write the loop in Python"
                 )
+            elif node.target is torch.ops.aten._assert_tensor_metadata.default:
+                continue  # that a value has the type which it had; it would keep what nothing else needs
             elif node.op == "call_function":
                 copy = self.graph.node_copy(node, self.nodes.__getitem__)
                 copy.meta["path"] = self.owners.get(node)

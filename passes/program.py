@@ -23,6 +23,7 @@ from fxinvert.passes.capture import CaptureError
 from fxinvert.passes.checks import KEEP_FIRST, WITH_BATCH_SIZE
 from fxinvert.passes.fakes import plain_tensors
 from fxinvert.passes.fixed import places_noted
+from fxinvert.passes.flexible import flexible_written
 from fxinvert.passes.inputs import Flat
 from fxinvert.passes.lengths import lengths_followed
 from fxinvert.passes.runs import difference, run
@@ -57,7 +58,7 @@ def program_of(
         shapes = (tuple({0: batch} if own else {} for own in shared),)
         return export(flat, values, dynamic_shapes=shapes, strict=False, **settings)
 
-    with quiet(), plain_tensors(), lengths_followed(flat.model), places_noted() as places:
+    with quiet(), plain_tensors(), flexible_written(), lengths_followed(flat.model), places_noted() as places:
         try:
             return exported(), []
         except Exception as error:

@@ -24,6 +24,7 @@ from fxinvert.export.projected import ProjectedSteps
 from fxinvert.export.quantized import FakeQuantized
 from fxinvert.export.translations import translations
 from fxinvert.passes.fakes import plain_tensors
+from fxinvert.passes.flexible import flexible_written
 from fxinvert.passes.inputs import Flat
 from fxinvert.passes.lengths import lengths_followed
 from fxinvert.passes.selected import as_it_runs
@@ -125,6 +126,7 @@ def _program(
         FakeQuantized(),
         lengths_followed(flat.model),
         plain_tensors(),
+        flexible_written(),
         complex_values.registered(),
     ):
         try:
