@@ -304,7 +304,7 @@ def test_nested_regions_are_made_when_they_are_called_and_saved_with_what_is_in_
     outer = saved.get_submodule("x_to_add_2_inverse.function").interior
     assert {torch.ops.aten.tanh.default, torch.ops.aten.sin.default} < {n.target for n in outer.graph.nodes}
     found = inverse(x, target).targets
-    anchors = inverse._walk.anchors(inverse.forward(x))
+    anchors = inverse.synthesis.walk.anchors(inverse.forward(x))
     with torch.no_grad():
         again, _ = saved(target, *anchors)
     assert all(torch.equal(found[name], again[name]) for name in again)

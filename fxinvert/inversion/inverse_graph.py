@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -24,7 +23,7 @@ from fxinvert.inversion.replay import forward_values
 from fxinvert.inversion.rest import Rest
 from fxinvert.inversion.source import Source
 from fxinvert.inversion.stepping import TOLERANCE
-from fxinvert.inversion.walk import Walk
+from fxinvert.inversion.synthesis import Synthesis
 from fxinvert.linalg import SolveSettings
 from fxinvert.linalg.vectors import norm
 from fxinvert.modes import as_usual
@@ -34,12 +33,9 @@ from fxinvert.passes.capture import evaluating
 from fxinvert.passes.flow import Flow, Stretch, by_sample, has_target
 from fxinvert.passes.inverse_op import InverseOp
 from fxinvert.passes.synthesize import (
-    TARGET_OF,
     arguments_of,
     inverse_op,
-    solved_systems,
     source_op,
-    synthesize,
     trainable_of,
 )
 from fxinvert.rules import Certificate, Op, RuleSet, Trainable
@@ -60,6 +56,7 @@ class InverseGraph:
         refine: the largest number of Gauss–Newton steps on every target.
         reconstruction: `"nodewise"`, by the inverse graph, or `"linearized"`, by the output's derivative.
         effort: how closely linearized targets are found.
+        synthesis: of the inverse graph, which is made when it is first needed.
     """
 
     def __init__(
@@ -77,14 +74,8 @@ class InverseGraph:
         self._source = Source(source, graph)
         self.output_target = Heads.of(graph).target(output_target)
         self.reconstruction: Reconstructed = reconstruction
-        settings = replace(settings, sharing=max(1, len(solved_systems(Flow(graph), rules))))
-        self._inverse = synthesize(graph, rules, settings)
-        self._inverses: dict[str, str] = {
-            n.meta[TARGET_OF]: str(n.target) for n in self._inverse.graph.find_nodes(op="call_module")
-        }
-        self._walk = Walk(self._inverse, graph)
+        self.synthesis = Synthesis(graph, rules, settings)
         self._ops: dict[str, InverseOp] = {}
-        self._rules, self._settings = rules, settings
 
     def __call__(self, inputs: Any, labels: Any) -> Reconstruction:
         """Targets, anchors and certificates of every node, for one batch.
@@ -104,7 +95,7 @@ class InverseGraph:
             if self.reconstruction == "linearized":
                 targets = self._linearized(values, nodes, goal.target)
             else:
-                by_path, certificates = self.graph_module(goal.target, *self._walk.anchors(values))
+                by_path, certificates = self.graph_module(goal.target, *self.synthesis.walk.anchors(values))
                 targets = {node: by_path[node.meta["path"]] for node in nodes}
             refined = self._refined(targets, values, goal, bound)
             if self.reconstruction == "linearized" or self.refine:
@@ -114,11 +105,10 @@ class InverseGraph:
         paths = {node.meta["path"]: value for node, value in refined.items()}
         return Reconstruction(self.graph, values, paths, certificates, goal)
 
-    @cached_property
+    @property
     def graph_module(self) -> fx.GraphModule:
         """The inverse graph, with its code; where single targets are wanted it is only walked."""
-        self._inverse.recompile()
-        return self._inverse
+        return self.synthesis.compiled
 
     def towards(self, output_target: OutputTarget) -> InverseGraph:
         """The same inverse for another output target; graphs and factorizations are shared."""
@@ -167,7 +157,7 @@ class InverseGraph:
                 return self._refined(self._linearized(values, nodes, goal.target), values, goal, bound)
         with torch.no_grad():
             goal, bound = self._goal(values, labels)
-            found = self._walk.targets(goal.target, values, nodes)
+            found = self.synthesis.walk.targets(goal.target, values, nodes)
             return self._refined(found, values, goal, bound)
 
     def op(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Op:
@@ -178,7 +168,7 @@ class InverseGraph:
 
     def inverse_of(self, stretch: Stretch) -> InverseOp:
         """What finds the target of a stretch's entry in the inverse graph."""
-        return self._inverse.get_submodule(self._inverses[stretch.entry.name])  # type: ignore[return-value]
+        return self.synthesis.op(stretch)
 
     def op_of(self, stretch: Stretch, values: Mapping[fx.Node, Any]) -> Op:
         """A stretch as its rule sees it, with the values of one forward pass."""
@@ -200,21 +190,21 @@ class InverseGraph:
         if node.name not in self._ops:
             source = next((n for n in node.all_input_nodes if n.meta["active"]), None)
             self._ops[node.name] = (
-                source_op(node, self._settings)
+                source_op(node, self.synthesis.settings)
                 if source is None
-                else inverse_op(node, source, self._rules, self._settings)
+                else inverse_op(node, source, self.synthesis.rules, self.synthesis.settings)
             )
         return self._ops[node.name]
 
     def trainable(self, node: fx.Node) -> Trainable:
         """The parameter side of a forward op that is trained."""
-        found = trainable_of(node, self._rules)
+        found = trainable_of(node, self.synthesis.rules)
         assert found is not None, f"{node.name} cannot be trained. {REPORT}"
         return found
 
     def explain(self) -> str:
         """How the linear systems of every op are solved, and why; as far as any have been solved yet."""
-        ops = [op for op in self._inverse.modules() if isinstance(op, InverseOp)]
+        ops = [op for op in self.synthesis.inverse.modules() if isinstance(op, InverseOp)]
         return "\n".join(f"{op.name}: {told}" for op in ops for told in op.explain())
 
     def __repr__(self) -> str:
@@ -247,8 +237,8 @@ class InverseGraph:
     def _linearized(
         self, values: Mapping[fx.Node, Any], nodes: Sequence[fx.Node], target: Tensor
     ) -> dict[fx.Node, Tensor]:
-        limit = self._settings.condition_limit or LINEARIZED_LIMIT
-        memory = self._settings.memory(target.device)
+        limit = self.synthesis.settings.condition_limit or LINEARIZED_LIMIT
+        memory = self.synthesis.settings.memory(target.device)
         try:
             return linearized_targets(self.graph, values, nodes, target, limit, memory, self.effort)
         except (RuntimeError, MemoryError) as error:
@@ -263,7 +253,7 @@ class InverseGraph:
     def _damping(self) -> float:
         """What linearized targets are damped with, relative to trace JJᵀ."""
         linearized = self.reconstruction == "linearized"
-        return (self._settings.condition_limit or LINEARIZED_LIMIT) ** -2 if linearized else 0.0
+        return (self.synthesis.settings.condition_limit or LINEARIZED_LIMIT) ** -2 if linearized else 0.0
 
     def _goal(self, values: Mapping[fx.Node, Any], labels: Any) -> tuple[Goal, Bound | None]:
         """The output target; where targets are refined all outputs that are right, in reach, and what is proven of them."""

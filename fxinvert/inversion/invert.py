@@ -88,7 +88,9 @@ def invert(
         compiled=compiled,
         expected=EXPECTED,
     )
-    return InverseGraph(model, named(output_target), rules, settings, refine, reconstruction, source)
+    found = InverseGraph(model, named(output_target), rules, settings, refine, reconstruction, source)
+    _ = found.synthesis.inverse  # what has no rule is told now
+    return found
 
 
 def check_solvers(graph: fx.GraphModule, solvers: Mapping[str, Method]) -> None:
