@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from unittest import mock
 
 import torch
@@ -45,6 +46,7 @@ def run(samples: int = 2048, batch: int = 256) -> Iterator[Ratio]:
         what = f"residual, 20 layers, {outputs} outputs, {fewest:,} samples: closed-form sweep, parallel"
         yield ratio(what, sweeps["parallel"], "AdamW epoch", epoch)
     yield from efforts()
+    yield from depths()
 
 
 def efforts(sweeps: int = 6) -> Iterator[Ratio]:
@@ -52,21 +54,37 @@ def efforts(sweeps: int = 6) -> Iterator[Ratio]:
     model, data = models.load("char_transformer", "early"), models.data_of("char_transformer")
     train = data.train.batches()
 
-    def trained(steps: int | None) -> fxinvert.PostTrainingResult:
-        with mock.patch.object(context, "QUICK", QUICK._replace(steps=steps)):
-            return fxinvert.post_train(model, train, sweeps=sweeps)
-
-    usual = trained(QUICK.steps)
+    usual = fxinvert.post_train(model, train, sweeps=sweeps)
     for steps in (1, 2, 4):
-        other = trained(steps)
+        with stepping(steps):
+            other = fxinvert.post_train(model, train, sweeps=sweeps)
         told = f"loss {other.baseline.loss:.3f} → {other.final.loss:.3f} and {usual.final.loss:.3f}"
         what = f"transformer, 832 outputs, {sweeps} sweeps: conjugate-gradient steps towards targets, {steps}"
         yield Ratio(what, "one for all ops at once", other.seconds / usual.seconds, note=told)
 
 
-def branching(outputs: int) -> nn.Module:
-    """A residual network of 20 layers."""
-    model = CifarResNet(20)
+def depths(samples: int = 16) -> Iterator[Ratio]:
+    """A sweep of residual networks, with two steps towards the targets of every op by itself."""
+    for layers in (20, 56):
+        _, sweeps = passes(branching(100, layers), (3, 32, 32), samples, samples)
+        sweep = sweeps["parallel"]
+
+        def closer(sweep: Callable[[], object] = sweep) -> object:
+            with stepping(2):
+                return sweep()
+
+        what = f"residual, {layers} layers, 100 outputs, {samples} samples: closed-form sweep, two steps towards targets"
+        yield ratio(what, closer, "one for all ops at once", sweep)
+
+
+def stepping(steps: int) -> AbstractContextManager[object]:
+    """Runs the body with so many conjugate-gradient steps towards the target of every op."""
+    return mock.patch.object(context, "QUICK", QUICK._replace(steps=steps))
+
+
+def branching(outputs: int, layers: int = 20) -> nn.Module:
+    """A residual network."""
+    model = CifarResNet(layers)
     model.head = nn.Linear(model.head.in_features, outputs)
     return model.eval()
 
