@@ -108,7 +108,7 @@ class InverseGraph:
     @property
     def graph_module(self) -> fx.GraphModule:
         """The inverse graph, with its code; where single targets are wanted it is only walked."""
-        return self.synthesis.compiled
+        return self.synthesis.module
 
     def towards(self, output_target: OutputTarget) -> InverseGraph:
         """The same inverse for another output target; graphs and factorizations are shared."""

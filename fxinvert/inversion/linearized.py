@@ -174,7 +174,7 @@ def _by_probes(
 
     Jᵀr takes one backward pass. Of w = JJᵀr the part along r is ‖Jᵀr‖² / ‖r‖, and the square of what is across it is the
     expectation of ⟨z, w⟩² = ⟨Jᵀz, Jᵀr⟩² for an r-free z of random signs (Hutchinson 1989): a backward pass for each z.
-    They are the same for every sample, so that samples do not depend on one another.
+    The signs are the same for every sample, so that samples do not depend on one another.
     """
     generator, exact = torch.Generator().manual_seed(0), torch.promote_types(missing.dtype, torch.float32)
     size = norm(missing.to(exact))

@@ -46,8 +46,8 @@ class Synthesis:
         return synthesize(self.graph, self.rules, self.settings)
 
     @cached_property
-    def compiled(self) -> fx.GraphModule:
-        """The inverse graph, with its code."""
+    def module(self) -> fx.GraphModule:
+        """The inverse graph with its code, which runs as a whole."""
         self.inverse.recompile()
         return self.inverse
 
