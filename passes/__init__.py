@@ -6,7 +6,7 @@ The files, in the order in which a model goes through them:
 * what it takes and gives: `inputs`, `outputs`
 * capture it by torch.fx: `capture`, with ops in other words, `batched`, `strided`, `packed`, and sizes
   in place of numbers, `lengths`; graphs that others captured: `ready`
-* or by torch.export: `exported`, `program`, `writes`, `fixed`, `fakes`
+* or by torch.export: `exported`, `program`, `writes`, `fixed`, `fakes`, `flexible`
 * if its code asks tensors for values: `as_run`, `questions`, `following`, `guarded`, `spared`, `selected`
 * normalize the graph: `normalize`, with the names of ops, `paths`, and their one spelling, `spelling`, `meanings`, `forms`, `calls`;
   with what is taken apart, `inline`, `decompose`, `parts`, and what is written into, `written`, `in_place`;
