@@ -33,7 +33,7 @@ def _first(batch: Any, count: int) -> Any:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_sweep_over_a_reference_network(name: str) -> None:
     model = zoo.load(name, "early")
-    train, held_out, output = data_of(name, 8 if name in LARGE_OUTPUTS else 256)
+    train, held_out, output = data_of(name, 32 if name in LARGE_OUTPUTS else 256)
     inputs, labels = train[0]
     graph = fxinvert.trace(model, _first(inputs, 2), output=output)
     plan = fxinvert.partition(graph)
