@@ -49,7 +49,8 @@ def _attended(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (each.repeat_interleave(groups, 1) for each in (key, value))
-    scores = query @ key.transpose(-2, -1) * scale
+    working = torch.promote_types(query.dtype, torch.float32)
+    scores = query.to(working) @ key.to(working).transpose(-2, -1) * scale
     places = _places(scores.shape, scores.device)
     seen = torch.where(block_mask[-1](*places), score(scores, *places), -math.inf)
     empty = (seen == -math.inf).all(-1, keepdim=True)

@@ -105,6 +105,17 @@ def test_it_is_captured_as_attention(name: str) -> None:
 
 
 @pytest.mark.slow
+def test_in_half_precision_scores_are_single() -> None:
+    """As of torch's kernel."""
+    model, given = CASES["biased"]().bfloat16(), inputs(6).bfloat16()
+    graph = fxinvert.trace(model, given[:2])
+    with torch.no_grad():
+        torch.testing.assert_close(graph(given), model(given))
+    scores = next(node for node in graph.graph.nodes if node.meta.get("op") == "matmul")
+    assert scores.meta["tensor_meta"].dtype is torch.float32
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["causal", "biased"])
 def test_it_is_inverted_trained_and_exported(name: str, tmp_path: Path) -> None:
     model, given = CASES[name](), inputs(60)
