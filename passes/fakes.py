@@ -7,8 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from fxinvert.passes.flexible import flexible_written
+from fxinvert.passes.lengths import lengths_followed
 
 #: ops that give values, and which of these were not clamped
 _QUANTIZING = (
@@ -35,6 +38,13 @@ def with_fakes() -> Iterator[None]:
 
 def _quantizing(value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(value), torch.empty_like(value, dtype=torch.bool)
+
+
+@contextmanager
+def exportable(model: nn.Module) -> Iterator[None]:
+    """Runs the body with what `torch.export` needs to follow a model: plain tensors, attention written out, lengths that vary."""
+    with plain_tensors(), flexible_written(), lengths_followed(model):
+        yield
 
 
 @contextmanager

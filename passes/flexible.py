@@ -11,29 +11,25 @@ any capture, with torch's own kernel.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
-from unittest import mock
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.nn.attention import flex_attention as flexible
 
 
-@contextmanager
-def flexible_written() -> Iterator[None]:
+def flexible_written() -> AbstractContextManager[Any]:
     """Runs the body with attention, and masks, that consist of tensor operations."""
-    written = {
-        "flex_attention_hop": _attended,
-        "create_mask": _masked,
-        "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG": True,  # or it would be compiled
-    }
-    with ExitStack() as stack:
-        for name, value in written.items():
-            # torch calls it a prototype: what a release has no longer must not stop all captures
-            stack.enter_context(mock.patch.object(flexible, name, value, create=True))
-        yield
+    return patch.multiple(
+        flexible,
+        create=True,  # torch calls it a prototype: what a release has no longer must not stop all captures
+        flex_attention_hop=_attended,
+        create_mask=_masked,
+        _FLEX_ATTENTION_DISABLE_COMPILE_DEBUG=True,  # or it would be compiled
+    )
 
 
 def _attended(

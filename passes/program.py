@@ -21,11 +21,9 @@ from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fix
 from fxinvert.errors import TraceError
 from fxinvert.passes.capture import CaptureError
 from fxinvert.passes.checks import KEEP_FIRST, WITH_BATCH_SIZE
-from fxinvert.passes.fakes import plain_tensors
+from fxinvert.passes.fakes import exportable
 from fxinvert.passes.fixed import places_noted
-from fxinvert.passes.flexible import flexible_written
 from fxinvert.passes.inputs import Flat
-from fxinvert.passes.lengths import lengths_followed
 from fxinvert.passes.runs import difference, run
 from fxinvert.quiet import quiet
 
@@ -58,7 +56,7 @@ def program_of(
         shapes = (tuple({0: batch} if own else {} for own in shared),)
         return export(flat, values, dynamic_shapes=shapes, strict=False, **settings)
 
-    with quiet(), plain_tensors(), flexible_written(), lengths_followed(flat.model), places_noted() as places:
+    with quiet(), exportable(flat.model), places_noted() as places:
         try:
             return exported(), []
         except Exception as error:

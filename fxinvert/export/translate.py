@@ -23,10 +23,8 @@ from fxinvert.export.inputs import Case, like
 from fxinvert.export.projected import ProjectedSteps
 from fxinvert.export.quantized import FakeQuantized
 from fxinvert.export.translations import translations
-from fxinvert.passes.fakes import plain_tensors
-from fxinvert.passes.flexible import flexible_written
+from fxinvert.passes.fakes import exportable
 from fxinvert.passes.inputs import Flat
-from fxinvert.passes.lengths import lengths_followed
 from fxinvert.passes.selected import as_it_runs
 from fxinvert.quiet import quiet
 
@@ -124,9 +122,7 @@ def _program(
         Attention(),
         ProjectedSteps(),
         FakeQuantized(),
-        lengths_followed(flat.model),
-        plain_tensors(),
-        flexible_written(),
+        exportable(flat.model),
         complex_values.registered(),
     ):
         try:

@@ -32,12 +32,7 @@ from fxinvert.output_target import OutputTarget
 from fxinvert.passes.capture import evaluating
 from fxinvert.passes.flow import Flow, Stretch, by_sample, has_target
 from fxinvert.passes.inverse_op import InverseOp
-from fxinvert.passes.synthesize import (
-    arguments_of,
-    inverse_op,
-    source_op,
-    trainable_of,
-)
+from fxinvert.passes.synthesize import arguments_of, inverse_op, source_op, trainable_of
 from fxinvert.rules import Certificate, Op, RuleSet, Trainable
 
 Reconstructed = Literal["nodewise", "linearized"]

@@ -177,8 +177,9 @@ def _by_probes(
     The signs are the same for every sample, so that samples do not depend on one another.
     """
     generator, exact = torch.Generator().manual_seed(0), torch.promote_types(missing.dtype, torch.float32)
-    size = norm(missing.to(exact))
-    unit = missing.to(exact) / per_sample(size.clamp_min(torch.finfo(exact).tiny), missing)
+    wanted = missing.to(exact)
+    size = norm(wanted)
+    unit = wanted / per_sample(size.clamp_min(torch.finfo(exact).tiny), wanted)
     with torch.enable_grad(), differentiable():
         points, output = _tracked(graph, flow, values, nodes, Evaluator.run_node)
 
